@@ -1,0 +1,91 @@
+# Everything is done in .venv, which the first target that needs it makes. Nothing is installed outside of this folder,
+# but for Debian's packages that tests use, and these only for root.
+PYTHON ?= python3
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SETTINGS := setup.cfg setup.py pyproject.toml
+C_SOURCES := $(wildcard ipc/*.c ipc/core/*.c ipc/core/*.h)
+# program:package, for what tests use and Python's packages don't bring
+DEBIAN_TOOLS := spin:spin gdb:gdb
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:  # two pips at once would spoil the venv
+.PHONY: help run test lint bench build model tsan asan stress clean debian-packages force
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+
+run: $(VENV)/.extra-examples ## make thumbnails of real photographs with the pool
+	$(PY) examples/thumbnails.py
+
+test: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages lint ## lint, then all tests
+	$(PY) -m pytest
+
+lint: $(VENV)/.extra-lint ## ruff, mypy and the floors of the imports
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict pool ipc
+	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.extra-bench ## compare with other pools
+	$(PY) -m benchmarks
+
+build: $(VENV)/.built ## the extension and an editable install (POOL_DEBUG=1, POOL_WERROR=1, POOL_SANITIZE=...: see setup.py)
+
+model: debian-packages ## check the models of the protocol with spin
+	$(PYTHON) ipc/model/run.py
+
+tsan: ## C tests under the thread sanitizer
+	$(MAKE) -C tests/c tsan
+
+asan: ## C tests under the address and undefined behaviour sanitizers
+	$(MAKE) -C tests/c asan
+
+stress: $(VENV)/.extra-test ## long random runs with kills
+	$(PY) tests/storm.py --long
+
+clean: ## remove all that make has made
+	rm -rf $(VENV) build dist *.egg-info ipc/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	if [ -f tests/c/Makefile ]; then $(MAKE) -C tests/c clean; fi
+
+# The checks come first, so that what is missing is said in one line, not in a page of somebody else's errors.
+$(VENV)/.made:
+	@"$(PYTHON)" -c '' 2>/dev/null || { echo "$(PYTHON) is not there or does not run; choose with make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" -V); choose with make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "the venv module of $(PYTHON) is missing (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@cc=$${CC:-$$("$(PYTHON)" -c 'import sysconfig; print(sysconfig.get_config_var("CC") or "cc")')}; \
+	  command -v "$${cc%% *}" >/dev/null || \
+	  { echo "no C compiler: $${cc%% *} not found (Debian: apt-get install gcc libc6-dev; or set CC)" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || \
+	  { echo "Python.h of $(PYTHON) is missing (Debian: apt-get install python3-dev)" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(PY) -m pip install -qq --upgrade pip 'setuptools>=80'
+	@touch $@
+
+# --no-build-isolation: the setuptools of the venv builds, not a fresh download for each change of a C file.
+# -qq: setuptools prints a page about editable installs otherwise; errors are still shown.
+$(VENV)/.built: $(VENV)/.made $(VENV)/.flags $(SETTINGS) $(C_SOURCES)
+	$(PY) -m pip install -qq --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.extra-%: $(SETTINGS) | $(VENV)/.built
+	$(PY) -m pip install -qq --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+# Written only when they differ from last time, which makes the extension out of date.
+$(VENV)/.flags: $(VENV)/.made force
+	@flags="$(POOL_DEBUG)/$(POOL_SANITIZE)/$(POOL_WERROR)"; [ "$$flags" = "$$(cat $@ 2>/dev/null)" ] || echo "$$flags" >$@
+
+# Tests that miss a program are skipped, and fail in CI; so this target only says what to do, and never fails itself.
+debian-packages:
+	@missing=; for tool in $(DEBIAN_TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; } || \
+	  echo "could not install:$$missing" >&2; \
+	else echo "missing, so tests are skipped (in CI they fail); install as root: apt-get install$$missing" >&2; fi

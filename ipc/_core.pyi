@@ -1,0 +1,261 @@
+"""The protocol of DESIGN.md section 2 over one mapped segment.
+
+A segment is an opaque capsule, one a process. All parameters are positional. Roles: `open_client` makes a capsule the
+client's, `open_worker` a worker's; a call in the wrong role, or after `detach` or `forget`, is a `ValueError`. A number
+that is negative or too large for its field (a row, a slot, 32 bits) is an `OverflowError`. One thread at a time may use
+the client's role; `wait`, `claim` and large `commit` and `complete` let other threads run meanwhile.
+"""
+
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+
+from typing_extensions import Buffer
+
+_Segment: TypeAlias = object
+_Running: TypeAlias = tuple[int, int, int, int, int, int]
+_T = TypeVar("_T")
+
+class Damaged(Exception):
+    """A number read from the segment is impossible: something else wrote into shared memory. The pool cannot go on."""
+
+# ---- states of a row
+
+FREE: Final = 0
+"""The row carries nothing."""
+READY: Final = 1
+"""Published; no worker has claimed it."""
+RUNNING: Final = 2
+"""A worker owns it: decodes the arguments, or runs."""
+STORING: Final = 3
+"""A worker waits for payload room or fills it; no deadline counts any more."""
+DONE: Final = 4
+"""The result is there; the client has not collected it."""
+CONDEMNED: Final = 5
+"""Its worker is to be killed; what that worker still does to the row is dropped."""
+
+# ---- negative return values
+
+FULL: Final = -2
+"""No row is free: collect, then try again."""
+NO_ROOM: Final = -3
+"""No run of payload units is free now: collect, then try again."""
+TOO_LARGE: Final = -4
+"""It would not fit even if everybody else gave their room back. Arguments may take half of the room."""
+LOST: Final = -5
+"""The row was condemned: the worker drops everything and exits."""
+STOP: Final = -6
+"""The pool stops: the worker exits."""
+
+# ---- why a worker ended (the monitor's word in a death record)
+
+DIED: Final = 0
+"""By itself, or by a signal that was not ours."""
+DEADLINE: Final = 1
+"""Killed by the monitor: its task was over its deadline."""
+KILLED: Final = 2
+"""Killed because the client condemned its task."""
+STOPPED: Final = 3
+"""It ended because the pool stops."""
+RECYCLED: Final = 4
+"""It had done its share of tasks and left between two of them."""
+BOOT: Final = 5
+"""It died before it was ready for a task."""
+
+# ---- phases of a worker, see `set_phase`
+
+STARTING: Final = 0
+"""Forked, not ready yet."""
+IDLE: Final = 1
+"""Ready, without a task."""
+BUSY: Final = 2
+"""Has a task."""
+LEAVING: Final = 3
+"""Claims nothing more."""
+
+# ---- sizes and masks
+
+TIMED: Final = 1
+"""Flag of `publish`: measure the run time. Rows with a deadline are measured anyway."""
+MAX_ROWS: Final = 4096
+"""Most rows of a segment."""
+MAX_SLOTS: Final = 512
+"""Most workers of a segment."""
+MAX_ITEMS: Final = 4094
+"""Most items of a chunk."""
+INLINE: Final = 432
+"""Bytes of arguments, and later of results, that a row holds itself; more takes payload units."""
+UNIT_SIZE: Final = 65536
+"""Bytes of a payload unit."""
+GENERATION_MASK: Final = 65535
+"""A row names the low 16 bits of its worker's generation; the death log and the slots name all 32."""
+DEATHS: Final = 4
+"""Deaths of one slot that may wait for `settled` before `may_fork` says no."""
+
+# ---- segment
+
+def size(rows: int, slots: int, units: int, /) -> int:
+    """Bytes of a control segment for so many rows, workers and payload units; 0 if there is no such segment."""
+
+def create(fd: int, rows: int, slots: int, units: int, cores: int, /) -> None:
+    """Format the file `fd`, all of which is touched. OSError if it cannot be mapped, ValueError if it is too small.
+    `cores` is how many processes may spin or run at the same time."""
+
+def attach(control_fd: int, payload_fd: int, /) -> _Segment:
+    """Map both files; they may be closed afterwards. OSError if that fails, Damaged if this is no segment."""
+
+def detach(segment: _Segment, /) -> None:
+    """Unmap. Nobody may be inside a call with this capsule; a second time does nothing."""
+
+def forget(segment: _Segment, /) -> None:
+    """For a forked child that does not have the mapping (`dont_fork`): never touch it again, not even to unmap."""
+
+def dont_fork(segment: _Segment, /) -> None:
+    """Children forked from now on do not see the control segment (they still see the payload). OSError."""
+
+def counters(segment: _Segment, /) -> dict[str, int]:
+    """rows, slots, ready (ring entries not yet spent), sleepers (workers), units (in use); and in the client, 0
+    elsewhere: healed (by `idle_scan`, ever), in_flight (rows published and not yet given back)."""
+
+def slot_info(segment: _Segment, slot: int, /) -> dict[str, int]:
+    """pid, generation, phase, tasks (items finished), busy_ns, parks (times asleep) of the worker that lives in the
+    slot, or lived there last; reaped: all generations below it are dead. Hints, not read at one moment."""
+
+def ring_client(segment: _Segment, /) -> None:
+    """Wake the client, whether it sleeps or not."""
+
+# ---- client
+
+def open_client(segment: _Segment, /) -> None:
+    """Take the client's role; once, on a fresh segment. MemoryError."""
+
+def publish(
+    segment: _Segment,
+    tasks: list[_T | None],
+    record: _T,
+    fn: int,
+    fn_generation: int,
+    fn_unit: int,
+    fn_len: int,
+    args: Buffer,
+    items: int,
+    timeout_ms: int,
+    flags: int,
+    attempt: int,
+    /,
+) -> int:
+    """Publish a task (`items` 0) or a chunk, and set `tasks[row] = record`, in one step. The row, or FULL, NO_ROOM,
+    TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` 0: none; `flags`: TIMED | calling convention << 8."""
+
+def collect(segment: _Segment, tasks: list[_T | None], inbox: list[tuple[_T, int, Any, int, int]], most: int, /) -> int:
+    """Append (record, kind, data, slot, run_us) to `inbox` for at most `most` finished rows and free them; how many.
+    `data`: bytes, or of a chunk [kind, bytes, kind, bytes, ...]. Damaged; what is in `inbox` by then still counts."""
+
+def flush(segment: _Segment, /) -> int:
+    """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
+
+def wait(segment: _Segment, spin_us: int, timeout_ms: int, /) -> bool:
+    """Sleep until a row is done or a worker died. False: the time is over. True: look again (also after a signal,
+    whose Python handler has run then, and may have raised)."""
+
+def cancel(segment: _Segment, tasks: list[_T | None], row: int, /) -> bool:
+    """Take a row back that no worker has claimed, and set `tasks[row] = None`. False: too late."""
+
+def row_word(segment: _Segment, row: int, /) -> tuple[int, int, int, int, int]:
+    """(state, slot, generation & GENERATION_MASK, item, word) of a row; `word` is for `condemn`."""
+
+def condemn(segment: _Segment, row: int, word: int, /) -> bool:
+    """RUNNING → CONDEMNED, if the row's word is still exactly `word`. False: it has changed, leave it alone."""
+
+def next_dead(segment: _Segment, /) -> tuple[int, int] | None:
+    """(slot, reaped) of a slot with deaths that are not settled, None if there is none."""
+
+def settle(
+    segment: _Segment,
+    tasks: list[_T | None],
+    slot: int,
+    reaped: int,
+    out: list[tuple[_T, int, int, int, list[Any]]],
+    /,
+) -> None:
+    """Free all rows that generations < `reaped` of the slot left unfinished; append (record, state, item, generation,
+    [kind, bytes, ...] of items 1..item-1) to `out` for each. Their DONE rows go to `collect`. Damaged."""
+
+def settled(segment: _Segment, slot: int, reaped: int, /) -> None:
+    """After `settle` and every use of `death`: the monitor may overwrite the records of generations < `reaped`."""
+
+def death(segment: _Segment, slot: int, generation: int, /) -> tuple[int, int, int] | None:
+    """(pid, raw wait status, reason) of that generation (all 32 bits of it); None if it is not in the log."""
+
+def idle_scan(segment: _Segment, /) -> int:
+    """For a bounded wait that ended empty: find what got lost, in two scans in a row or at once; how many healed."""
+
+def trim(segment: _Segment, /) -> None:
+    """With nothing in flight: give the memory of free payload units back to the kernel; otherwise nothing."""
+
+def store_function(segment: _Segment, data: Buffer, /) -> int:
+    """Put bytes into the payload for `publish(fn_unit, fn_len)`. The first unit, or NO_ROOM, TOO_LARGE."""
+
+def free_function(segment: _Segment, unit: int, length: int, /) -> None:
+    """Give the units of `store_function` back. No row that names them may be in flight."""
+
+def monitor_is_idle(segment: _Segment, /) -> bool:
+    """The monitor looks at no deadline: after publishing one, tell it."""
+
+# ---- worker
+
+def open_worker(segment: _Segment, slot: int, generation: int, /) -> None:
+    """Take the role of the worker of that slot and generation (all 32 bits of it). MemoryError."""
+
+def set_phase(segment: _Segment, phase: int, /) -> None:
+    """Tell the monitor and `slot_info`: STARTING, IDLE, BUSY, LEAVING."""
+
+def claim(
+    segment: _Segment, spin_us: int, timeout_ms: int, /
+) -> tuple[int, int, int, int, bytes, int, int] | Literal[False] | None:
+    """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args, attempt, timeout_ms). None: the
+    time is over, or a signal came; False: the pool stops. Damaged, and then the row is claimed nevertheless."""
+
+def claimed_function(segment: _Segment, /) -> bytes:
+    """The bytes that `publish` named with `fn_unit` and `fn_len`. Damaged, also if the row has no function."""
+
+def begin_items(segment: _Segment, /) -> int:
+    """The chunk is decoded, item 1 runs from now on: 0 or LOST."""
+
+def commit(segment: _Segment, kind: int, data: Buffer, /) -> int:
+    """The result of the running item of a chunk; the next one runs, or the row is done: 0, LOST, STOP, or TOO_LARGE,
+    and then the item is still running: commit something smaller. May wait for room. `kind` < 256."""
+
+def complete(segment: _Segment, kind: int, data: Buffer, /) -> int:
+    """The result of a single task: 0, LOST, STOP, or TOO_LARGE, and then it is still running. May wait for room."""
+
+# ---- monitor
+
+def may_fork(segment: _Segment, slot: int, generation: int, /) -> bool:
+    """False: the death log of the slot is full of what the client has not settled; ask again later."""
+
+def slot_begin(segment: _Segment, slot: int, generation: int, /) -> None:
+    """Before the fork: that generation (from 0, all 32 bits of it) lives in the slot from now on."""
+
+def slot_forked(segment: _Segment, slot: int, pid: int, /) -> None:
+    """After the fork: its process id, for `slot_info`."""
+
+def record_death(segment: _Segment, slot: int, generation: int, pid: int, status: int, reason: int, /) -> None:
+    """After the process was waited for: log its raw wait status and the reason, wake the client and all workers."""
+
+def running(segment: _Segment, slot: int, /) -> _Running | None:
+    """(slot, generation, row, timeout_ms, word, started_ns) of the RUNNING or CONDEMNED row of the slot's present
+    generation, else None. `started_ns`: CLOCK_MONOTONIC, 0 while the worker has not said."""
+
+def deadlines(segment: _Segment, idle: bool, /) -> tuple[float | None, list[_Running]]:
+    """(seconds until the next look, or None: no deadline in flight; what is over its deadline, at most 64 at once).
+    `idle`: say first, for `monitor_is_idle`, that the monitor is about to look no more until it is told to."""
+
+def stop_workers(segment: _Segment, /) -> None:
+    """No worker claims anything more; all are woken."""
+
+# ---- the process
+
+def die_with_parent(signal: int, /) -> None:
+    """Get `signal` when the thread that forked us ends. Compare os.getppid() afterwards. OSError."""
+
+def become_subreaper() -> None:
+    """Orphans among our descendants become our children instead of init's. OSError."""

@@ -1,0 +1,357 @@
+/* The client's steps: publish, sweep, settle, cancel, condemn, sleep. One thread at a time (the caller holds the client's lock), and the
+ * client is never killed alone: its death ends the pool. So its private arrays are the truth, and the segment is checked against them. */
+#include "core.h"
+
+#include <string.h>
+
+#define FLUSH_NS 20000u
+
+void ipc_client_init(struct ipc_client *c, struct ipc_segment *s) {
+    memset(c, 0, sizeof(*c));
+    c->s = s;
+    for (uint32_t row = s->rows; row > 0; row--) c->free_row[c->free_count++] = row - 1;
+}
+
+static uint64_t load_word(struct ipc_segment *s, uint32_t row) {
+    /* SYNC POINT: acquire pairs with the worker's release CAS; what it wrote before is visible. */
+    return atomic_load_explicit(&s->row[row].word, memory_order_acquire);
+}
+
+/* ---- rows: a row is used again only when head has passed its last entry, so each row has at most one entry in the ring */
+
+static int head_has_passed(struct ipc_client *c, uint32_t row) {
+    return atomic_load_explicit(&c->s->header->head, memory_order_acquire) > c->position[row];
+}
+
+static void put_row(struct ipc_client *c, uint32_t row) {
+    if (head_has_passed(c, row))
+        c->free_row[c->free_count++] = row;
+    else
+        c->cooling[c->cooling_count++] = row;
+}
+
+static int take_row(struct ipc_client *c, uint32_t *row) {
+    if (c->free_count == 0) {
+        uint32_t kept = 0;
+        for (uint32_t k = 0; k < c->cooling_count; k++) {
+            if (head_has_passed(c, c->cooling[k]))
+                c->free_row[c->free_count++] = c->cooling[k];
+            else
+                c->cooling[kept++] = c->cooling[k];
+        }
+        c->cooling_count = kept;
+    }
+    if (c->free_count == 0) return 0;
+    *row = c->free_row[--c->free_count];
+    return 1;
+}
+
+/* ---- publish */
+
+/* Arguments take at most the lower half of the payload room, so that a result of up to half of it always finds room in the end, and the pool
+ * cannot block itself: arguments strewn over the whole room could keep a worker waiting for tasks that wait for a worker. */
+static int store_args(struct ipc_client *c, uint32_t row, uint32_t seq, const struct ipc_task *task) {
+    uint64_t count = ipc_units_for(task->args_len), most = c->s->units / 2;
+    if (count > most) return IPC_TOO_LARGE;
+    if (c->args_units + count > most) return IPC_NO_ROOM;
+    int64_t unit = ipc_units_take_in(c->s, 0, most, count, ipc_owner(row, seq));
+    if (unit < 0) return (int)unit;
+    memcpy(c->s->payload + (uint64_t)unit * IPC_UNIT_SIZE, task->args, task->args_len);
+    c->args_ref[row][0] = (uint32_t)unit;
+    c->args_ref[row][1] = (uint32_t)count;
+    c->args_units += (uint32_t)count;
+    if (unit + (int64_t)count > c->top_unit) c->top_unit = (uint32_t)(unit + (int64_t)count);
+    return 0;
+}
+
+static void arm(struct ipc_client *c, uint32_t row, uint32_t timeout_ms) {
+    struct ipc_header *h = c->s->header;
+    c->deadline[row] = 1;
+    uint32_t shortest = atomic_load_explicit(&h->shortest_ms, memory_order_relaxed);
+    if (shortest == 0 || timeout_ms < shortest) atomic_store_explicit(&h->shortest_ms, timeout_ms, memory_order_release);
+    /* seq_cst: "armed, then is the monitor idle?" against the monitor's "idle, then is something armed?" */
+    atomic_store_explicit(&h->armed, ++c->armed, memory_order_seq_cst);
+}
+
+static void enter(struct ipc_client *c, uint32_t row) {
+    c->position[row] = c->tail;
+    atomic_store_explicit(&c->s->ring[c->tail & c->s->ring_mask], (uint64_t)c->seq[row] << 32 | row, memory_order_relaxed);
+    c->tail++;
+    /* SYNC POINT: seq_cst publishes the entry and orders it before the look at the sleepers; the sleeper sets its bit, then looks at tail. With
+     * release only, both looks may be satisfied early (store buffering, x86 too), and the task would wait for a timeout. */
+    atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);
+}
+
+static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *task) {
+    struct ipc_row *r = &c->s->row[row];
+    r->task = task->task;
+    r->fn = task->fn;
+    r->fn_generation = task->fn_generation;
+    r->fn_unit = task->fn_unit;
+    r->fn_len = task->fn_len;
+    r->args_len = task->args_len;
+    r->items = task->items;
+    atomic_store_explicit(&r->timeout_ms, task->timeout_ms, memory_order_relaxed);
+    r->flags = task->flags;
+    r->attempt = task->attempt;
+    r->kind = 0;
+    r->run_us = 0;
+    atomic_store_explicit(&r->result_ref, 0, memory_order_relaxed);
+    atomic_store_explicit(&r->result_len, 0, memory_order_relaxed);
+}
+
+int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
+    struct ipc_segment *s = c->s;
+    struct ipc_header *h = s->header;
+    uint32_t row;
+    if (!take_row(c, &row)) return IPC_FULL;
+    struct ipc_row *r = &s->row[row];
+    uint32_t seq = (c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS);
+    c->args_ref[row][1] = 0;
+    if (task->args_len > IPC_INLINE) {
+        int code = store_args(c, row, seq, task);
+        if (code < 0) {
+            c->free_row[c->free_count++] = row;
+            return code;
+        }
+        r->args_unit = c->args_ref[row][0];
+    } else {
+        memcpy(r->body, task->args, task->args_len);
+        r->args_unit = IPC_NO_UNIT;
+    }
+    fill_row(c, row, task);
+    if (task->timeout_ms) arm(c, row, task->timeout_ms);
+    c->seq[row] = seq;
+    c->items[row] = task->items;
+    c->published[row] = ipc_word(IPC_READY, 0, 0, seq, 0);
+    c->in_flight++;
+    /* SYNC POINT: release; whoever claims (acquire) sees the arguments. */
+    atomic_store_explicit(&r->word, c->published[row], memory_order_release);
+    enter(c, row);
+    if (ipc_count_bits(h->sleepers, s->slots) == s->slots) ipc_wake_workers(s, 1);
+    uint64_t now = ipc_now();
+    if (now - c->flushed_at > FLUSH_NS) { /* a slow producer must not leave its earlier tasks beside sleepers */
+        c->flushed_at = now;
+        ipc_flush_wakes(c);
+    }
+    return (int)row;
+}
+
+/* Owed before the client sleeps or returns to user code: one awake worker for each ready row, as far as there are sleepers. A spinning
+ * worker counts as awake: it clears its bit before it sets its sleeper bit and then looks at tail again. */
+unsigned ipc_flush_wakes(struct ipc_client *c) {
+    struct ipc_header *h = c->s->header;
+    uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
+    if (head >= c->tail) return 0;
+    uint64_t ready = c->tail - head, spinning = ipc_count_bits(h->spinners, c->s->slots);
+    return ready > spinning ? ipc_wake_workers(c->s, ready - spinning) : 0;
+}
+
+/* ---- collect */
+
+int ipc_next_done(struct ipc_client *c) {
+    struct ipc_header *h = c->s->header;
+    for (;;) {
+        while (c->swept_summary) {
+            uint32_t k = (uint32_t)__builtin_ctzll(c->swept_summary);
+            while (c->swept[k]) {
+                uint32_t row = k * 64 + (uint32_t)__builtin_ctzll(c->swept[k]);
+                c->swept[k] &= c->swept[k] - 1;
+                /* A bit is a hint, never proof: only the row word says DONE. */
+                if (row >= c->s->rows || !c->published[row]) continue;
+                uint64_t word = load_word(c->s, row);
+                if (ipc_word_state(word) == IPC_DONE && ipc_word_seq(word) == c->seq[row]) return (int)row;
+            }
+            c->swept_summary &= ~(UINT64_C(1) << k);
+        }
+        if (atomic_load_explicit(&h->done_summary, memory_order_relaxed) == 0) return IPC_EMPTY;
+        /* The worker sets its bit first and the summary second; we take them in the other order, so a bit set after our look at its word has
+         * its summary bit set again. */
+        uint64_t summary = atomic_exchange_explicit(&h->done_summary, 0, memory_order_seq_cst);
+        for (; summary; summary &= summary - 1) {
+            uint32_t k = (uint32_t)__builtin_ctzll(summary);
+            c->swept[k] |= atomic_exchange_explicit(&h->done[k], 0, memory_order_seq_cst);
+            if (c->swept[k]) c->swept_summary |= UINT64_C(1) << k;
+        }
+    }
+}
+
+int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result) {
+    struct ipc_segment *s = c->s;
+    struct ipc_row *r = &s->row[row];
+    uint64_t word = load_word(s, row), ref = atomic_load_explicit(&r->result_ref, memory_order_acquire);
+    uint64_t room = IPC_INLINE;
+    result->data = r->body;
+    result->length = atomic_load_explicit(&r->result_len, memory_order_acquire);
+    result->kind = r->kind;
+    result->run_us = r->run_us;
+    result->slot = ipc_word_slot(word);
+    result->generation = ipc_word_generation(word);
+    if (ref) {
+        uint64_t unit = ref >> 32, count = ref & UINT32_MAX;
+        if (unit + count > s->units) return IPC_DAMAGED;
+        for (uint64_t k = unit; k < unit + count; k++)
+            if (atomic_load_explicit(&s->owner[k], memory_order_acquire) != ipc_owner(row, c->seq[row])) return IPC_DAMAGED;
+        room = count * IPC_UNIT_SIZE;
+        result->data = s->payload + unit * IPC_UNIT_SIZE;
+        if (unit + count > c->top_unit) c->top_unit = (uint32_t)(unit + count);
+    }
+    return result->length <= room ? 0 : IPC_DAMAGED;
+}
+
+static void forget(struct ipc_client *c, uint32_t row) {
+    struct ipc_segment *s = c->s;
+    uint64_t owner = ipc_owner(row, c->seq[row]);
+    if (c->args_ref[row][1]) {
+        ipc_units_free(s, c->args_ref[row][0], c->args_ref[row][1], owner);
+        c->args_units -= c->args_ref[row][1];
+        c->args_ref[row][1] = 0;
+    }
+    uint64_t ref = atomic_load_explicit(&s->row[row].result_ref, memory_order_acquire);
+    if (ref) ipc_units_free(s, (uint32_t)(ref >> 32), (uint32_t)ref, owner); /* frees what is owned by this row, whatever the reference says */
+    if (c->deadline[row]) {
+        c->deadline[row] = 0;
+        atomic_store_explicit(&s->header->armed, --c->armed, memory_order_seq_cst);
+    }
+    c->published[row] = 0;
+    c->in_flight--;
+}
+
+void ipc_release_row(struct ipc_client *c, uint32_t row) {
+    struct ipc_segment *s = c->s;
+    uint32_t state = ipc_word_state(load_word(s, row));
+    if (state == IPC_STORING || state == IPC_CONDEMNED) /* its worker is dead and may have taken units that no reference names yet */
+        ipc_units_free_all(s, ipc_owner(row, c->seq[row]));
+    forget(c, row);
+    atomic_store_explicit(&s->row[row].word, ipc_word(IPC_FREE, 0, 0, c->seq[row], 0), memory_order_release);
+    put_row(c, row);
+}
+
+int ipc_cancel(struct ipc_client *c, uint32_t row) {
+    uint64_t ready = c->published[row];
+    if (!ready || !atomic_compare_exchange_strong_explicit(&c->s->row[row].word, &ready, ipc_word(IPC_FREE, 0, 0, c->seq[row], 0),
+                                                           memory_order_acq_rel, memory_order_acquire))
+        return 0;
+    forget(c, row);
+    put_row(c, row); /* its entry is stale now: the seq in it will not match, a worker skips it */
+    return 1;
+}
+
+int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word) {
+    if (row >= s->rows || ipc_word_state(word) != IPC_RUNNING) return 0;
+    return atomic_compare_exchange_strong_explicit(&s->row[row].word, &word, ipc_word_with_state(word, IPC_CONDEMNED), memory_order_acq_rel,
+                                                   memory_order_acquire);
+}
+
+/* ---- settle */
+
+int ipc_next_dead(struct ipc_client *c, uint32_t *slot, uint32_t *reaped) {
+    struct ipc_segment *s = c->s;
+    uint32_t deaths = atomic_load_explicit(&s->header->deaths, memory_order_seq_cst);
+    if (deaths == c->deaths_seen) return IPC_EMPTY;
+    for (uint32_t k = 0; k < s->slots; k++) {
+        /* SYNC POINT: acquire; the monitor waited for the process before it stored this, so all stores of the dead are visible below. */
+        uint32_t n = atomic_load_explicit(&s->slot[k].reaped, memory_order_acquire);
+        if (n == atomic_load_explicit(&s->slot[k].settled, memory_order_relaxed)) continue;
+        *slot = k;
+        *reaped = n;
+        return 1;
+    }
+    c->deaths_seen = deaths; /* only now: everything that died before the load above is settled */
+    return IPC_EMPTY;
+}
+
+uint32_t ipc_settle(struct ipc_client *c, uint32_t slot, uint32_t reaped, struct ipc_settled *out, uint32_t most) {
+    struct ipc_segment *s = c->s;
+    uint32_t n = 0;
+    for (uint32_t row = 0; row < s->rows && n < most; row++) {
+        if (!c->published[row]) continue;
+        uint64_t word = load_word(s, row);
+        uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word);
+        if (state == IPC_READY || state == IPC_FREE || ipc_word_slot(word) != slot) continue;
+        if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue; /* the living successor's: hands off */
+        if (state == IPC_DONE) { /* finished before its worker died: it counts, with or without its hint */
+            c->swept[row / 64] |= UINT64_C(1) << (row & 63);
+            c->swept_summary |= UINT64_C(1) << (row / 64);
+            continue;
+        }
+        out[n++] = (struct ipc_settled){row, state, ipc_word_item(word), generation};
+    }
+    return n;
+}
+
+void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped) {
+    atomic_store_explicit(&c->s->slot[slot].settled, reaped, memory_order_release);
+}
+
+/* ---- sleep */
+
+static int something_to_do(struct ipc_client *c) {
+    struct ipc_header *h = c->s->header;
+    return c->swept_summary || atomic_load_explicit(&h->done_summary, memory_order_seq_cst) ||
+           atomic_load_explicit(&h->deaths, memory_order_seq_cst) != c->deaths_seen;
+}
+
+static int spin(struct ipc_client *c, uint64_t spin_ns) {
+    struct ipc_segment *s = c->s;
+    /* Only where a core is left for us: a spinning client that takes a worker's core makes both slower. */
+    if (spin_ns == 0 || s->slots - ipc_count_bits(s->header->sleepers, s->slots) >= s->cores) return 0;
+    for (uint64_t end = ipc_now() + spin_ns; ipc_now() < end;)
+        for (int k = 0; k < 32; k++) {
+            if (something_to_do(c)) return 1;
+            ipc_pause();
+        }
+    return 0;
+}
+
+int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns) {
+    struct ipc_header *h = c->s->header;
+    if (something_to_do(c) || spin(c, spin_ns)) return 0;
+    uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
+    /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
+    atomic_store_explicit(&h->client_asleep, 1, memory_order_seq_cst);
+    int code = something_to_do(c) ? 0 : ipc_futex_wait(&h->client_bell, seen, timeout_ns);
+    atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
+    return something_to_do(c) ? 0 : code;
+}
+
+unsigned ipc_idle_scan(struct ipc_client *c) {
+    struct ipc_segment *s = c->s;
+    struct ipc_header *h = s->header;
+    unsigned healed = 0;
+    uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire); /* before the words: past an entry, its claim is visible */
+    int entered = 0;
+    for (uint32_t k = 0; k < (s->rows + 63) / 64; k++) {
+        uint64_t hinted = atomic_load_explicit(&h->done[k], memory_order_seq_cst) | c->swept[k], unhinted = 0;
+        for (uint32_t row = k * 64; row < s->rows && row < k * 64 + 64; row++) {
+            if (!c->published[row]) continue;
+            uint64_t word = load_word(s, row);
+            if (ipc_word_state(word) == IPC_DONE) unhinted |= UINT64_C(1) << (row & 63);
+            if (word != c->published[row] || head <= c->position[row]) continue;
+            enter(c, row); /* ready, but its entry is spent: it was damaged, nobody would ever claim the row */
+            entered = 1;
+            healed++;
+        }
+        unhinted &= ~hinted;
+        /* A worker between its CAS and its hint is not a fault; one that has been there for a whole bounded wait is. */
+        uint64_t lost = unhinted & c->suspect[k];
+        c->suspect[k] = unhinted & ~lost;
+        if (!lost) continue;
+        c->swept[k] |= lost;
+        c->swept_summary |= UINT64_C(1) << k;
+        healed += (unsigned)__builtin_popcountll(lost);
+    }
+    if (entered)
+        ipc_wake_workers(s, UINT64_MAX);
+    else if (head < c->tail && head + 1 == c->idle_head)
+        healed += ipc_wake_workers(s, UINT64_MAX);
+    c->idle_head = head < c->tail ? head + 1 : 0;
+    c->healed += healed;
+    return healed;
+}
+
+void ipc_trim(struct ipc_client *c) {
+    if (c->in_flight) return;
+    ipc_units_trim(c->s, c->top_unit);
+    c->top_unit = 0;
+}

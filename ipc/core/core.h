@@ -1,0 +1,145 @@
+/* The protocol as plain C over a mapped segment: no Python, no allocation, no lock. Roles: one client, one monitor, many workers.
+ * Return codes: >= 0 as said at each function, < 0 one of enum ipc_code. Times are CLOCK_MONOTONIC nanoseconds. */
+#ifndef IPC_CORE_H
+#define IPC_CORE_H
+
+#include "layout.h"
+
+enum ipc_code {
+    IPC_EMPTY = -1,     /* nothing to take */
+    IPC_FULL = -2,      /* no row is free */
+    IPC_NO_ROOM = -3,   /* no run of payload units is free now */
+    IPC_TOO_LARGE = -4, /* would not fit into an empty payload segment */
+    IPC_LOST = -5,      /* the row was condemned: drop everything, exit */
+    IPC_STOP = -6,      /* the pool stops */
+    IPC_DAMAGED = -7,   /* a number read from the segment is impossible */
+    IPC_SIGNAL = -8     /* a signal ended the wait */
+};
+
+/* Failpoints: compiled in for the C tests only, so that a death can be placed between any two steps. */
+#ifdef IPC_FAILPOINTS
+extern void (*ipc_failpoint)(const char *step);
+#define IPC_POINT(step) do { if (ipc_failpoint) ipc_failpoint(step); } while (0)
+#else
+#define IPC_POINT(step) ((void)0)
+#endif
+
+/* A process's view. Sizes are private copies taken at attach and checked: later damage to the header cannot move a pointer. */
+struct ipc_segment {
+    struct ipc_header *header;
+    _Atomic uint64_t *ring;
+    struct ipc_slot *slot;
+    struct ipc_row *row;
+    _Atomic uint64_t *owner;
+    unsigned char *payload;
+    uint32_t rows, slots, units, cores;
+    uint64_t ring_mask;
+};
+
+/* ---- segment.c */
+size_t ipc_segment_size(uint32_t rows, uint32_t slots, uint32_t units);
+int ipc_segment_create(void *base, size_t size, uint32_t rows, uint32_t slots, uint32_t units, uint32_t cores);
+int ipc_segment_attach(struct ipc_segment *s, void *base, size_t size, void *payload);
+
+/* ---- doorbell.c */
+static inline void ipc_pause(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb"); /* yield is a no-op on most cores */
+#endif
+}
+uint64_t ipc_now(void);
+int ipc_futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t timeout_ns); /* 0 woken or changed, IPC_EMPTY timeout, IPC_SIGNAL */
+unsigned ipc_count_bits(const _Atomic uint64_t *words, uint32_t bits);
+int ipc_wake_slot(struct ipc_segment *s, uint32_t slot);         /* 1 if its sleeper bit was ours to take */
+unsigned ipc_wake_workers(struct ipc_segment *s, uint64_t most); /* how many were woken */
+void ipc_ring_slot(struct ipc_segment *s, uint32_t slot);        /* unconditional */
+void ipc_ring_client(struct ipc_segment *s);                     /* unconditional */
+
+/* ---- units.c */
+static inline uint64_t ipc_units_for(uint64_t length) { return (length + IPC_UNIT_SIZE - 1) / IPC_UNIT_SIZE; }
+int64_t ipc_units_take(struct ipc_segment *s, uint64_t count, uint64_t owner); /* first unit, or IPC_NO_ROOM, IPC_TOO_LARGE */
+int64_t ipc_units_take_in(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner); /* the same, in [first, end) */
+int ipc_units_could_fit(struct ipc_segment *s, uint64_t count, uint64_t owner); /* 0: not even if all other tasks gave their units back */
+void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner);
+uint32_t ipc_units_free_all(struct ipc_segment *s, uint64_t owner); /* how many were still held */
+uint32_t ipc_units_used(struct ipc_segment *s);
+void ipc_units_trim(struct ipc_segment *s, uint32_t end); /* punch out the free units below `end` */
+
+/* ---- client.c */
+struct ipc_task { /* what the client publishes and the worker reads */
+    uint64_t task;
+    uint32_t fn, fn_generation, fn_unit, fn_len;
+    const unsigned char *args;
+    uint64_t args_len;
+    uint32_t items, timeout_ms;
+    uint16_t flags, attempt;
+};
+struct ipc_result {
+    const unsigned char *data;
+    uint64_t length;
+    uint32_t kind, run_us, slot, generation;
+};
+struct ipc_settled { uint32_t row, state, item, generation; };
+
+struct ipc_client {
+    struct ipc_segment *s;
+    uint64_t tail, flushed_at;
+    uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
+    uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS];
+    uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
+    uint64_t published[IPC_MAX_ROWS];     /* the READY word of the row's use, 0 = not in flight */
+    uint8_t deadline[IPC_MAX_ROWS];       /* 1: counts in armed */
+    uint32_t args_ref[IPC_MAX_ROWS][2];   /* trusted copy: unit, count */
+    uint64_t swept_summary;
+    uint64_t swept[IPC_MAX_ROWS / 64];    /* done bits taken and not yet handed out */
+    uint64_t suspect[IPC_MAX_ROWS / 64];  /* DONE without a hint, seen by the last idle scan */
+    uint64_t idle_head, healed;
+};
+void ipc_client_init(struct ipc_client *c, struct ipc_segment *s);
+int ipc_publish(struct ipc_client *c, const struct ipc_task *task); /* row number, IPC_FULL, IPC_NO_ROOM, IPC_TOO_LARGE */
+unsigned ipc_flush_wakes(struct ipc_client *c);
+int ipc_next_done(struct ipc_client *c);                            /* row number or IPC_EMPTY */
+int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
+void ipc_release_row(struct ipc_client *c, uint32_t row);
+int ipc_cancel(struct ipc_client *c, uint32_t row);                 /* 1 cancelled, 0 too late */
+int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word);/* 1 condemned, 0 the word has changed */
+int ipc_next_dead(struct ipc_client *c, uint32_t *slot, uint32_t *reaped); /* 1 found, IPC_EMPTY */
+uint32_t ipc_settle(struct ipc_client *c, uint32_t slot, uint32_t reaped, struct ipc_settled *out, uint32_t most);
+void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped);
+int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns); /* 0 look again, IPC_EMPTY timeout, IPC_SIGNAL */
+unsigned ipc_idle_scan(struct ipc_client *c); /* after a timeout: heal, and say how many were healed */
+void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give the memory of free payload units back */
+
+/* ---- worker.c */
+struct ipc_worker {
+    struct ipc_segment *s;
+    uint64_t word, started, used; /* current row word; start of the current item; bytes of results so far */
+    uint32_t slot, generation, row;
+    uint32_t items, timeout_ms, flags;
+    unsigned char *area;  /* where results of this row go: the row's body or a payload run */
+    uint64_t room;
+    uint64_t busy_ns, tasks;
+};
+void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation);
+int ipc_claim(struct ipc_worker *w);  /* 0 claimed, IPC_EMPTY, IPC_STOP */
+int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns); /* 0 look again, IPC_EMPTY, IPC_SIGNAL */
+int ipc_claimed(struct ipc_worker *w, struct ipc_task *task); /* 0, IPC_DAMAGED */
+int ipc_begin_items(struct ipc_worker *w);                    /* 0, IPC_LOST: chunk decoded, item 1 starts */
+int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length);   /* 0, IPC_LOST, IPC_STOP, IPC_TOO_LARGE */
+int ipc_complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length); /* the same, for a single task */
+
+/* ---- monitor.c */
+struct ipc_running { uint32_t slot, generation, row, timeout_ms; uint64_t word, started; };
+struct ipc_watch { uint64_t word[IPC_MAX_SLOTS], seen[IPC_MAX_SLOTS]; }; /* first sight of a claim whose slot line is not written yet */
+int ipc_may_fork(struct ipc_segment *s, uint32_t slot, uint32_t generation); /* 0: its death log is full, wait for the client */
+void ipc_slot_begin(struct ipc_segment *s, uint32_t slot, uint32_t generation);
+void ipc_slot_forked(struct ipc_segment *s, uint32_t slot, int32_t pid);
+void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_death *death);
+int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); /* 1 if a row names this slot as its runner */
+uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most,
+                       uint32_t *count); /* the next moment worth looking, UINT64_MAX = none */
+void ipc_stop_workers(struct ipc_segment *s);
+
+#endif

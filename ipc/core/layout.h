@@ -1,0 +1,144 @@
+/* The bytes of the control segment, described here and nowhere else. DESIGN.md section 2 says who writes which word in which order.
+ *
+ *  offset      0  header lines: identity · tail · head · done_summary · client bell · control · sleepers · spinners · done map
+ *         ring    one u64 a possible entry, a power of two >= rows:      seq:32 (high) · row:32 (low)
+ *         slots   IPC_SLOT_SIZE each: worker line · bell line · monitor line
+ *         rows    IPC_ROW_SIZE each: row word, task, policy, result, then IPC_INLINE bytes for arguments and later for results
+ *         owners  one u64 a payload unit (the units themselves are in the payload segment)
+ */
+#ifndef IPC_LAYOUT_H
+#define IPC_LAYOUT_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define IPC_MAGIC UINT64_C(0x676573206c6f6f70) /* "pool seg" in memory */
+#define IPC_LAYOUT_VERSION 1u
+#define IPC_LINE 128u /* two cache lines: the adjacent-line prefetcher pairs them, and it is Apple's line size */
+
+#define IPC_MAX_ROWS 4096u /* 64 words of 64 done bits, so that one summary word covers them */
+#define IPC_MAX_SLOTS 512u
+#define IPC_MAX_ITEMS 4094u
+#define IPC_ROW_SIZE 512u
+#define IPC_SLOT_SIZE 384u
+#define IPC_UNIT_SIZE 65536u
+#define IPC_NO_UNIT UINT32_MAX
+#define IPC_DEATHS 4u /* deaths of one slot that may wait to be settled; the monitor forks no further generation before */
+
+/* Row word: { state, slot, generation, seq, item }, one word, so that every change is one compare-and-swap. */
+#define IPC_STATE_BITS 3
+#define IPC_SLOT_BITS 9
+#define IPC_GENERATION_BITS 16
+#define IPC_SEQ_BITS 24
+#define IPC_ITEM_BITS 12
+#define IPC_SLOT_SHIFT IPC_STATE_BITS
+#define IPC_GENERATION_SHIFT (IPC_SLOT_SHIFT + IPC_SLOT_BITS)
+#define IPC_SEQ_SHIFT (IPC_GENERATION_SHIFT + IPC_GENERATION_BITS)
+#define IPC_ITEM_SHIFT (IPC_SEQ_SHIFT + IPC_SEQ_BITS)
+#define IPC_MASK(bits) ((UINT64_C(1) << (bits)) - 1)
+
+enum ipc_state { IPC_FREE = 0, IPC_READY = 1, IPC_RUNNING = 2, IPC_STORING = 3, IPC_DONE = 4, IPC_CONDEMNED = 5 };
+
+static inline uint64_t ipc_word(enum ipc_state state, uint32_t slot, uint32_t generation, uint32_t seq, uint32_t item) {
+    return (uint64_t)state | ((uint64_t)slot & IPC_MASK(IPC_SLOT_BITS)) << IPC_SLOT_SHIFT |
+           ((uint64_t)generation & IPC_MASK(IPC_GENERATION_BITS)) << IPC_GENERATION_SHIFT |
+           ((uint64_t)seq & IPC_MASK(IPC_SEQ_BITS)) << IPC_SEQ_SHIFT | ((uint64_t)item & IPC_MASK(IPC_ITEM_BITS)) << IPC_ITEM_SHIFT;
+}
+static inline uint32_t ipc_word_state(uint64_t w) { return (uint32_t)(w & IPC_MASK(IPC_STATE_BITS)); }
+static inline uint32_t ipc_word_slot(uint64_t w) { return (uint32_t)(w >> IPC_SLOT_SHIFT & IPC_MASK(IPC_SLOT_BITS)); }
+static inline uint32_t ipc_word_generation(uint64_t w) { return (uint32_t)(w >> IPC_GENERATION_SHIFT & IPC_MASK(IPC_GENERATION_BITS)); }
+static inline uint32_t ipc_word_seq(uint64_t w) { return (uint32_t)(w >> IPC_SEQ_SHIFT & IPC_MASK(IPC_SEQ_BITS)); }
+static inline uint32_t ipc_word_item(uint64_t w) { return (uint32_t)(w >> IPC_ITEM_SHIFT & IPC_MASK(IPC_ITEM_BITS)); }
+static inline uint64_t ipc_word_with_state(uint64_t w, enum ipc_state state) { return (w & ~IPC_MASK(IPC_STATE_BITS)) | (uint64_t)state; }
+
+struct ipc_header {
+    /* Identity: written once at creation, `layout` last (release), so that a reader can never attach to half a segment. */
+    uint64_t magic;
+    uint64_t size;
+    uint32_t rows, slots, units, cores;
+    _Atomic uint32_t layout;
+    /* tail: client only */
+    _Alignas(IPC_LINE) _Atomic uint64_t tail;
+    /* head: anybody, h -> h+1 */
+    _Alignas(IPC_LINE) _Atomic uint64_t head;
+    _Alignas(IPC_LINE) _Atomic uint64_t done_summary; /* bit k: some bit of done[k] may be set */
+    _Alignas(IPC_LINE) _Atomic uint32_t client_asleep;
+    _Atomic uint32_t client_bell;
+    /* control: rarely written, read by all */
+    _Alignas(IPC_LINE) _Atomic uint32_t deaths; /* monitor: +1 after each slot.reaped */
+    _Atomic uint32_t stop;                      /* 1: workers claim nothing more and exit */
+    _Atomic uint32_t armed;                     /* client: tasks with a deadline in flight */
+    _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no deadline until it is told to */
+    _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published */
+    _Alignas(IPC_LINE) _Atomic uint64_t sleepers[IPC_MAX_SLOTS / 64];
+    _Alignas(IPC_LINE) _Atomic uint64_t spinners[IPC_MAX_SLOTS / 64];
+    _Alignas(IPC_LINE) _Atomic uint64_t done[IPC_MAX_ROWS / 64];
+};
+
+/* Why a worker ended, as the monitor knows it. */
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_STOPPED = 3, IPC_RECYCLED = 4, IPC_BOOT = 5 };
+
+struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason} */
+    uint32_t generation;
+    int32_t pid;
+    int32_t status;
+    uint32_t reason;
+};
+
+enum ipc_phase { IPC_STARTING = 0, IPC_IDLE = 1, IPC_BUSY = 2, IPC_LEAVING = 3 };
+
+struct ipc_slot {
+    /* worker line: hints for the monitor and for insights, never used to settle */
+    _Atomic uint64_t started;    /* CLOCK_MONOTONIC ns at which started_word began */
+    _Atomic uint64_t started_word;
+    _Atomic uint32_t intent;     /* the row it is about to claim, or runs */
+    _Atomic uint32_t phase;
+    _Atomic uint64_t tasks;      /* items finished */
+    _Atomic uint64_t busy_ns;    /* run time of timed rows */
+    _Atomic uint64_t parks;      /* times it went to sleep */
+    /* bell line: the futex its wakers ring */
+    _Alignas(IPC_LINE) _Atomic uint32_t bell;
+    /* monitor line; settled is the client's */
+    _Alignas(IPC_LINE) _Atomic uint32_t generation;
+    _Atomic int32_t pid;
+    _Atomic uint32_t reaped;
+    _Atomic uint32_t settled;
+    struct ipc_death deaths[IPC_DEATHS];
+};
+
+/* How a row's arguments are called, and what a result is; the meaning of other values belongs to pool/codec.py. */
+#define IPC_TIMED 1u /* flag: stamp start and busy time of this row */
+
+struct ipc_row {
+    _Atomic uint64_t word;
+    uint64_t task;         /* the client's number for the task */
+    uint32_t fn;           /* function id; 0 = the arguments carry the function */
+    uint32_t fn_generation;
+    uint32_t fn_unit, fn_len;
+    uint64_t args_len;
+    uint32_t args_unit;    /* IPC_NO_UNIT: inline */
+    uint32_t items;        /* 0: a single task, n: a chunk of n items */
+    _Atomic uint32_t timeout_ms; /* 0: none; of one attempt, of one item in a chunk. Atomic: the monitor reads it beside the client's next use */
+    uint16_t flags;        /* IPC_TIMED; bits 8..15: calling convention */
+    uint16_t attempt;      /* from 1 */
+    uint32_t kind;         /* worker: what the result is */
+    uint32_t run_us;       /* worker: run time of a timed row, saturated */
+    _Atomic uint64_t result_ref; /* worker: unit:32 (high) · count:32, or 0 = inline; one word, so never half written */
+    _Atomic uint64_t result_len;
+    unsigned char body[IPC_ROW_SIZE - 80];
+};
+#define IPC_INLINE (IPC_ROW_SIZE - 80u)
+#define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · length:56, then the bytes */
+
+_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 80, "row");
+_Static_assert(sizeof(struct ipc_slot) == IPC_SLOT_SIZE, "slot");
+_Static_assert(IPC_ITEM_SHIFT + IPC_ITEM_BITS == 64, "row word");
+_Static_assert(IPC_MAX_SLOTS <= 1u << IPC_SLOT_BITS && IPC_MAX_ITEMS < 1u << IPC_ITEM_BITS, "widths");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics must work between processes");
+
+/* Owner of a payload unit: 0 free, (row, seq) of the task it carries, or the client's function store. */
+#define IPC_OWNER_FUNCTION (UINT64_C(1) << 62)
+static inline uint64_t ipc_owner(uint32_t row, uint32_t seq) { return UINT64_C(1) << 63 | (uint64_t)row << 32 | seq; }
+
+#endif

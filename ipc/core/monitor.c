@@ -1,0 +1,79 @@
+/* The monitor's steps: who lives in a slot, who died, which task is over its deadline. It never settles a row. */
+#include "core.h"
+
+#include <string.h>
+
+int ipc_may_fork(struct ipc_segment *s, uint32_t slot, uint32_t generation) {
+    return generation - atomic_load_explicit(&s->slot[slot].settled, memory_order_acquire) < IPC_DEATHS;
+}
+
+void ipc_slot_begin(struct ipc_segment *s, uint32_t slot, uint32_t generation) {
+    struct ipc_slot *line = &s->slot[slot];
+    atomic_store_explicit(&line->phase, IPC_STARTING, memory_order_relaxed);
+    atomic_store_explicit(&line->started_word, 0, memory_order_relaxed);
+    atomic_store_explicit(&line->generation, generation, memory_order_release);
+}
+
+void ipc_slot_forked(struct ipc_segment *s, uint32_t slot, int32_t pid) { atomic_store_explicit(&s->slot[slot].pid, pid, memory_order_release); }
+
+void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_death *death) {
+    struct ipc_header *h = s->header;
+    uint64_t bit = UINT64_C(1) << (slot & 63);
+    /* The dead's bits first: a wake spent on the dead is passed on by the rings below, and its successor's bit must not be wiped. */
+    atomic_fetch_and_explicit(&h->sleepers[slot >> 6], ~bit, memory_order_seq_cst);
+    atomic_fetch_and_explicit(&h->spinners[slot >> 6], ~bit, memory_order_seq_cst);
+    s->slot[slot].deaths[death->generation % IPC_DEATHS] = *death;
+    /* SYNC POINT: release after waitid and after the record: who sees `reaped` sees the record and all stores of the dead. */
+    atomic_store_explicit(&s->slot[slot].reaped, death->generation + 1, memory_order_release);
+    atomic_fetch_add_explicit(&h->deaths, 1, memory_order_seq_cst);
+    /* Unconditional: the dead may have taken a bit and died before it rang. */
+    ipc_ring_client(s);
+    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);
+}
+
+int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
+    struct ipc_slot *line = &s->slot[slot];
+    uint32_t row = atomic_load_explicit(&line->intent, memory_order_relaxed), generation = atomic_load_explicit(&line->generation, memory_order_relaxed);
+    if (row >= s->rows) return 0;
+    /* intent is stored before the claim, so a claim that is visible here has its intent; an intent alone proves nothing. */
+    uint64_t word = atomic_load_explicit(&s->row[row].word, memory_order_acquire);
+    uint32_t state = ipc_word_state(word);
+    if (state != IPC_RUNNING && state != IPC_CONDEMNED) return 0;
+    if (ipc_word_slot(word) != slot || ipc_word_generation(word) != (generation & IPC_MASK(IPC_GENERATION_BITS))) return 0;
+    uint64_t stamped = atomic_load_explicit(&line->started_word, memory_order_acquire);
+    *out = (struct ipc_running){slot, generation, row, atomic_load_explicit(&s->row[row].timeout_ms, memory_order_relaxed), word,
+                                stamped == word ? atomic_load_explicit(&line->started, memory_order_relaxed) : 0};
+    return 1;
+}
+
+uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most, uint32_t *count) {
+    struct ipc_header *h = s->header;
+    *count = 0;
+    if (atomic_load_explicit(&h->armed, memory_order_seq_cst) == 0) return UINT64_MAX;
+    /* A task claimed after this look cannot be over its deadline before the shortest deadline has passed. */
+    uint64_t next = now + (uint64_t)atomic_load_explicit(&h->shortest_ms, memory_order_acquire) * 1000000u;
+    for (uint32_t slot = 0; slot < s->slots; slot++) {
+        struct ipc_running r;
+        if (!ipc_running(s, slot, &r) || ipc_word_state(r.word) != IPC_RUNNING || r.timeout_ms == 0) continue;
+        if (watch->word[slot] != r.word) {
+            watch->word[slot] = r.word;
+            watch->seen[slot] = now;
+        }
+        if (r.started == 0) r.started = watch->seen[slot];
+        uint64_t deadline = r.started + (uint64_t)r.timeout_ms * 1000000u;
+        if (deadline <= now) {
+            if (*count < most)
+                expired[(*count)++] = r;
+            else
+                next = now; /* more than fit: look again at once */
+        } else if (deadline < next) {
+            next = deadline;
+        }
+    }
+    return next;
+}
+
+void ipc_stop_workers(struct ipc_segment *s) {
+    atomic_store_explicit(&s->header->stop, 1, memory_order_seq_cst);
+    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);
+}

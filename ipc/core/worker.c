@@ -1,0 +1,234 @@
+/* A worker's steps. It may be killed between any two instructions: the row word says at every moment who owns the row, and everything else it
+ * writes is either overwritten by its successor or settled by the client after the monitor has waited for the process. */
+#include "core.h"
+
+#include <string.h>
+
+void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation) {
+    memset(w, 0, sizeof(*w));
+    w->s = s;
+    w->slot = slot;
+    w->generation = generation;
+}
+
+/* ---- claim */
+
+static void stamp(struct ipc_worker *w) {
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    if (!w->timeout_ms && !(w->flags & IPC_TIMED)) return;
+    w->started = ipc_now();
+    atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
+    /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
+    atomic_store_explicit(&line->started_word, w->word, memory_order_release);
+}
+
+int ipc_claim(struct ipc_worker *w) {
+    struct ipc_segment *s = w->s;
+    struct ipc_header *h = s->header;
+    struct ipc_slot *line = &s->slot[w->slot];
+    for (;;) {
+        if (atomic_load_explicit(&h->stop, memory_order_acquire)) return IPC_STOP;
+        uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
+        /* SYNC POINT: acquire after head; the entry and READY of every position below tail are visible, so a failed claim means "taken". */
+        if (head >= atomic_load_explicit(&h->tail, memory_order_acquire)) return IPC_EMPTY;
+        uint64_t entry = atomic_load_explicit(&s->ring[head & s->ring_mask], memory_order_relaxed);
+        uint32_t row = (uint32_t)entry, seq = (uint32_t)(entry >> 32);
+        IPC_POINT("claim:read");
+        int claimed = 0;
+        if (row < s->rows) {
+            atomic_store_explicit(&line->intent, row, memory_order_relaxed); /* published by the CAS below */
+            uint64_t ready = ipc_word(IPC_READY, 0, 0, seq, 0);
+            w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);
+            /* Strong: a spurious failure would be taken for "not ready", and head would move past a live entry. acq_rel: see the arguments. */
+            claimed = atomic_compare_exchange_strong_explicit(&s->row[row].word, &ready, w->word, memory_order_acq_rel, memory_order_acquire);
+            IPC_POINT("claim:owned");
+        }
+        /* Whether or not it was ours: a claimer that died before this step is helped. */
+        atomic_compare_exchange_strong_explicit(&h->head, &head, head + 1, memory_order_acq_rel, memory_order_relaxed);
+        if (!claimed) continue;
+        struct ipc_row *r = &s->row[row];
+        w->row = row;
+        w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
+        w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
+        w->flags = r->flags;
+        w->used = 0;
+        w->area = r->body;
+        w->room = IPC_INLINE;
+        stamp(w);
+        IPC_POINT("claim:stamped");
+        return 0;
+    }
+}
+
+int ipc_claimed(struct ipc_worker *w, struct ipc_task *task) {
+    struct ipc_segment *s = w->s;
+    struct ipc_row *r = &s->row[w->row];
+    *task = (struct ipc_task){r->task, r->fn, r->fn_generation, r->fn_unit, r->fn_len, r->body, r->args_len, w->items, w->timeout_ms, r->flags, r->attempt};
+    uint32_t unit = r->args_unit;
+    if (unit == IPC_NO_UNIT) {
+        if (task->args_len > IPC_INLINE) return IPC_DAMAGED;
+    } else {
+        if (task->args_len > (uint64_t)s->units * IPC_UNIT_SIZE || unit + ipc_units_for(task->args_len) > s->units) return IPC_DAMAGED;
+        task->args = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
+    }
+    if (task->fn && (task->fn_unit >= s->units || task->fn_unit + ipc_units_for(task->fn_len) > s->units)) return IPC_DAMAGED;
+    return 0;
+}
+
+/* ---- complete */
+
+static int change(struct ipc_worker *w, uint64_t to) {
+    uint64_t from = w->word;
+    IPC_POINT("complete:change");
+    /* SYNC POINT: release publishes the result; a CAS, because the monitor may have condemned us between its look and its kill. */
+    if (!atomic_compare_exchange_strong_explicit(&w->s->row[w->row].word, &from, to, memory_order_acq_rel, memory_order_acquire)) return IPC_LOST;
+    w->word = to;
+    return 0;
+}
+
+static void tell_client(struct ipc_worker *w, uint32_t row) {
+    struct ipc_header *h = w->s->header;
+    IPC_POINT("complete:done");
+    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);
+    IPC_POINT("complete:hinted");
+    /* SYNC POINT: seq_cst; we set the hint, then look whether the client sleeps; it says that it sleeps, then looks at the hints. */
+    atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_seq_cst);
+    IPC_POINT("complete:summed");
+    if (atomic_load_explicit(&h->client_asleep, memory_order_seq_cst) && atomic_exchange_explicit(&h->client_asleep, 0, memory_order_seq_cst)) {
+        IPC_POINT("complete:taken");
+        ipc_ring_client(w->s);
+    }
+}
+
+static void account(struct ipc_worker *w, int last) {
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    atomic_store_explicit(&line->tasks, ++w->tasks, memory_order_relaxed);
+    if (!w->started) return;
+    uint64_t ns = ipc_now() - w->started;
+    w->busy_ns += ns;
+    atomic_store_explicit(&line->busy_ns, w->busy_ns, memory_order_relaxed);
+    struct ipc_row *r = &w->s->row[w->row];
+    uint64_t us = r->run_us + ns / 1000;
+    r->run_us = us < UINT32_MAX ? (uint32_t)us : UINT32_MAX;
+    if (last) w->started = 0;
+}
+
+/* Room for `need` bytes of results. Enters STORING: from here on no deadline, because waiting for room is the pool's fault, not the task's. */
+static int grow(struct ipc_worker *w, uint64_t need) {
+    struct ipc_segment *s = w->s;
+    struct ipc_row *r = &s->row[w->row];
+    uint64_t least = ipc_units_for(need), count = least, owner = ipc_owner(w->row, ipc_word_seq(w->word));
+    /* Our own arguments and earlier results stay until the row ends: what does not fit beside them never will. */
+    if (!ipc_units_could_fit(s, least, owner)) return IPC_TOO_LARGE;
+    if (w->items && count * 2 <= s->units / 4) count *= 2; /* a chunk that has outgrown its room will grow again */
+    if (ipc_word_state(w->word) == IPC_RUNNING && change(w, ipc_word_with_state(w->word, IPC_STORING)) < 0) return IPC_LOST;
+    int64_t unit;
+    while ((unit = ipc_units_take(s, count, owner)) < 0) {
+        count = least;
+        if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
+        if (!ipc_units_could_fit(s, least, owner)) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
+        _Atomic uint32_t *bell = &s->slot[w->slot].bell;
+        ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 2000000); /* no one rings for room: look again every 2 ms */
+    }
+    unsigned char *area = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
+    memcpy(area, w->area, w->used);
+    uint64_t old = atomic_load_explicit(&r->result_ref, memory_order_relaxed);
+    IPC_POINT("store:copied");
+    /* One word, and release after the copy: at a death here either the old run or the new one holds all committed results. */
+    atomic_store_explicit(&r->result_ref, (uint64_t)unit << 32 | count, memory_order_release);
+    if (old) ipc_units_free(s, (uint32_t)(old >> 32), (uint32_t)old, owner);
+    w->area = area;
+    w->room = count * IPC_UNIT_SIZE;
+    return 0;
+}
+
+int ipc_begin_items(struct ipc_worker *w) {
+    int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), 1));
+    if (code == 0) stamp(w);
+    return code;
+}
+
+int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+    struct ipc_row *r = &w->s->row[w->row];
+    uint32_t item = ipc_word_item(w->word);
+    uint64_t need = w->used + IPC_FRAME + length, frame = (uint64_t)kind << 56 | length;
+    if (need > w->room) {
+        int code = grow(w, need);
+        if (code < 0) return code;
+    }
+    memcpy(w->area + w->used, &frame, IPC_FRAME);
+    memcpy(w->area + w->used + IPC_FRAME, data, length);
+    IPC_POINT("commit:written");
+    w->used = need;
+    atomic_store_explicit(&r->result_len, need, memory_order_relaxed);
+    int last = item == w->items;
+    account(w, last);
+    if (!last) {
+        int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), item + 1));
+        if (code == 0) stamp(w);
+        return code;
+    }
+    uint32_t row = w->row;
+    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
+    if (code == 0) tell_client(w, row);
+    return code;
+}
+
+int ipc_complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+    struct ipc_row *r = &w->s->row[w->row];
+    if (length > w->room) {
+        int code = grow(w, length);
+        if (code < 0) return code;
+    }
+    memcpy(w->area, data, length);
+    IPC_POINT("complete:written");
+    r->kind = kind;
+    atomic_store_explicit(&r->result_len, length, memory_order_relaxed);
+    account(w, 1);
+    uint32_t row = w->row;
+    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
+    if (code == 0) tell_client(w, row);
+    return code;
+}
+
+/* ---- sleep */
+
+static int ready(struct ipc_header *h) {
+    return atomic_load_explicit(&h->head, memory_order_seq_cst) < atomic_load_explicit(&h->tail, memory_order_seq_cst) ||
+           atomic_load_explicit(&h->stop, memory_order_seq_cst);
+}
+
+static int spin(struct ipc_worker *w, uint64_t spin_ns) {
+    struct ipc_segment *s = w->s;
+    struct ipc_header *h = s->header;
+    uint32_t awake = s->slots - ipc_count_bits(h->sleepers, s->slots);
+    if (!atomic_load_explicit(&h->client_asleep, memory_order_relaxed)) awake++;
+    if (spin_ns == 0 || awake > s->cores) return 0; /* only where a core is left over */
+    uint64_t bit = UINT64_C(1) << (w->slot & 63);
+    int found = 0;
+    atomic_fetch_or_explicit(&h->spinners[w->slot >> 6], bit, memory_order_seq_cst);
+    for (uint64_t end = ipc_now() + spin_ns; !found && ipc_now() < end;)
+        for (int k = 0; k < 32 && !(found = ready(h)); k++) ipc_pause();
+    /* Cleared before the sleeper bit is set and tail looked at again: a client that counted on us has its task seen. */
+    atomic_fetch_and_explicit(&h->spinners[w->slot >> 6], ~bit, memory_order_seq_cst);
+    return found;
+}
+
+int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns) {
+    struct ipc_header *h = w->s->header;
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    uint64_t bit = UINT64_C(1) << (w->slot & 63);
+    if (ready(h) || spin(w, spin_ns)) return 0;
+    uint32_t seen = atomic_load_explicit(&line->bell, memory_order_seq_cst);
+    IPC_POINT("sleep:seen");
+    /* SYNC POINT: seq_cst; we set the bit, then look at tail; the client moves tail, then looks at the bits. */
+    atomic_fetch_or_explicit(&h->sleepers[w->slot >> 6], bit, memory_order_seq_cst);
+    IPC_POINT("sleep:marked");
+    int code = 0;
+    if (!ready(h)) {
+        atomic_store_explicit(&line->parks, atomic_load_explicit(&line->parks, memory_order_relaxed) + 1, memory_order_relaxed);
+        code = ipc_futex_wait(&line->bell, seen, timeout_ns);
+    }
+    atomic_fetch_and_explicit(&h->sleepers[w->slot >> 6], ~bit, memory_order_seq_cst);
+    return ready(h) ? 0 : code;
+}

@@ -1,0 +1,222 @@
+"""Check the protocol models beside this file: python3 ipc/model/run.py [--full] [--only WORD] [--trail]
+
+Every configuration is compiled in a directory of its own, searched, and compared with what is expected: the protocol
+passes, each planted fault is caught. "complete" means that the whole state space was searched without a fault; a search
+that met its limit of time, memory or depth is "partial", which is never a pass. Exit code 0: everything as expected.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+# (model, switches, expected). complete: no fault in the whole state space; stuck, assert: the fault that must be found;
+# partial: too large to finish here, no fault may be found in the part that is searched.
+DEFAULT = [
+    # the protocol
+    ("claim", "T=3 K=1", "complete"),
+    ("claim", "T=1 K=2", "complete"),
+    ("claim", "T=2 K=1 C=1", "complete"),
+    ("claim", "T=3 K=0 C=2", "complete"),
+    ("claim", "T=3 K=0 C=1 DEP", "complete"),
+    ("claim", "T=2 K=1 CHUNK=1 BIG=1", "complete"),
+    ("claim", "T=2 K=0 CHUNK=3 BIG=3 BIGITEMS U=2", "complete"),
+    ("claim", "T=2 K=1 BIG=3 U=2 NEED=2", "complete"),
+    ("claim", "T=2 K=1 BIG=3 U=1 VIEW", "complete"),
+    ("claim", "T=2 K=0 D=1", "complete"),
+    ("claim", "T=1 K=0 D=1 CHUNK=1 BIG=1", "complete"),
+    ("claim", "T=2 K=0 F=1", "complete"),
+    ("claim", "T=2 K=1 R=1", "complete"),
+    ("sleep", "T=2 K=0", "complete"),
+    ("sleep", "T=2 K=0 DEP", "complete"),
+    ("sleep", "T=2 K=0 DEP NO_CHAIN", "complete"),
+    ("sleep", "T=2 K=0 DEP NO_AT_ONCE", "complete"),
+    ("sleep", "T=2 K=0 R=1 C=1", "complete"),
+    ("sleep", "T=2 K=0 R=1 C=1 NO_AT_ONCE", "complete"),
+    ("sleep", "T=1 K=1", "complete"),
+    ("sleep", "T=2 K=1 DEP", "complete"),
+    ("sleep", "T=2 K=1 NO_RESTART A=1", "complete"),
+    ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE", "complete"),
+    # orders: each half of the two Dekker pairs must be seq_cst
+    ("sleep", "T=1 K=0 RELAXED_TAIL", "stuck"),
+    ("sleep", "T=1 K=0 RELAXED_BIT", "stuck"),
+    ("sleep", "T=1 K=0 RELAXED_DONE", "stuck"),
+    ("sleep", "T=1 K=0 RELAXED_ASLEEP", "stuck"),
+    ("sleep", "T=2 K=0 R=1 C=1 RELAXED_HEAD", "stuck"),
+    # planted faults: who owns the row
+    ("claim", "T=2 K=1 OWNER_LATE", "assert"),  # slot and generation written after the state
+    ("claim", "T=2 K=1 HEAD_FIRST", "stuck"),  # head moved before the claim
+    ("claim", "T=1 K=0 WEAK_CAS", "stuck"),  # the claim may fail for no reason
+    ("claim", "T=2 K=1 NO_GEN", "assert"),  # settle by slot alone
+    ("claim", "T=1 K=2 ROWS_FIRST", "assert"),  # rows read before `reaped`
+    ("claim", "T=1 K=2 SEEN_LAST", "stuck"),  # `deaths` read after `reaped`
+    ("claim", "T=1 K=1 NO_DONE_SCAN", "stuck"),  # settle does not collect DONE rows without a bit
+    ("claim", "T=2 K=0 BIT_FIRST", "stuck"),  # done bit before DONE
+    ("claim", "T=3 K=1 BIT_TRUSTED", "assert"),  # done bit taken for a proof
+    ("claim", "T=2 K=0 WORD_FIRST", "stuck"),  # done word emptied before its summary
+    ("claim", "T=3 K=0 C=1 REUSE_EARLY", "assert"),  # row used again before head passed its entry
+    ("claim", "T=2 K=0 D=1 R=1 LOOSE_CONDEMN", "assert"),  # condemned by state alone
+    ("claim", "T=2 K=0 D=1 DONE_STORE", "assert"),  # DONE by a plain store
+    ("claim", "T=1 K=1 CHUNK=1 ITEM_FIRST", "assert"),  # item counted before its result is written
+    ("claim", "T=3 K=1 BIG=3 U=2 R=1 VIEW NO_SEQ_UNITS", "assert"),  # units freed by row alone
+    ("claim", "T=2 K=0 BIG=3 U=2 NEED=2 KEEP_UNITS", "stuck"),  # waits for room with units in hand
+    ("claim", "T=2 K=0 CHUNK=3 BIG=3 BIGITEMS U=2 NO_SHORT_CHUNK", "stuck"),  # the same over the items of a chunk
+    ("claim", "T=3 K=0 C=2 NO_HEAD_RING", "stuck"),  # nobody tells the client that head has passed
+    ("claim", "T=2 K=1 R=1 NO_HEAD_RING", "stuck"),
+    ("claim", "T=3 K=0 C=1 DEP NO_HEAD_RING CLIENT_HELPS", "stuck"),  # that the client moves head itself is not enough
+    # planted faults: who wakes whom
+    ("sleep", "T=1 K=0 WAKE_FIRST", "stuck"),  # wake before publish
+    ("sleep", "T=1 K=0 NO_LOOK", "stuck"),  # no second look after the bit
+    ("sleep", "T=1 K=0 NO_CLIENT_LOOK", "stuck"),  # the same in the client
+    ("sleep", "T=1 K=0 NO_BELL", "stuck"),  # wake without bell+1
+    ("sleep", "T=2 K=0 DEP NO_DEFERRED", "stuck"),  # only the wake at once
+    ("sleep", "T=2 K=0 DEP NO_CHAIN EMPTY_RING_WAKE", "stuck"),  # wake only if the ring was empty
+    ("sleep", "T=1 K=1 NO_CLIENT_RING", "stuck"),  # a death does not ring the client
+    ("sleep", "T=1 K=1 IF_ASLEEP_RING", "stuck"),  # it does if client_asleep says so
+    ("sleep", "T=2 K=1 NO_RESTART A=1 NO_CLEAR NO_RING_ALL", "stuck"),  # a death neither clears the bit nor rings the slots
+    ("sleep", "T=2 K=1 NO_RESTART A=1 NO_RING_ALL", "stuck"),  # no ring of the slots
+    ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE NO_CLEAR", "stuck"),  # bit of the dead left
+    ("sleep", "T=2 K=1 DEP CLEAR_LATE", "stuck"),  # bit cleared after the fork
+    ("sleep", "T=2 K=1 NO_RESTART A=1 FLAG_RING", "stuck"),  # only slots whose bit is set are rung
+    ("sleep", "T=2 K=0 R=1 C=1 NO_HEAD_RING", "stuck"),  # as in claim
+    ("sleep", "T=2 K=0 R=1 C=1 NO_AT_ONCE READY_COUNT", "stuck"),  # ready = rows in READY, not tail - head
+]
+
+FULL = [
+    ("claim", "T=2 K=1 F=1", "complete"),
+    ("claim", "T=2 K=1 D=1", "complete"),
+    ("claim", "T=3 K=1 BIG=3 U=1 VIEW", "complete"),
+    ("claim", "T=2 K=1 CHUNK=3 BIG=3 BIGITEMS U=2", "complete"),
+    ("claim", "T=2 K=1 D=1 CHUNK=1 BIG=1", "complete"),
+    ("claim", "T=3 K=1 C=1", "complete"),
+    ("claim", "T=2 K=2", "complete"),
+    ("claim", "T=3 K=0 C=1 DEP R=2 U=2 BIG=7 NEED=2", "complete"),
+    ("sleep", "T=2 K=1", "complete"),
+    ("sleep", "T=2 K=1 NO_CHAIN", "complete"),
+    ("sleep", "T=3 K=0 C=1", "complete"),
+    ("sleep", "T=3 K=0 DEP", "complete"),
+    ("sleep", "T=2 K=1 R=1 C=1", "complete"),
+    ("sleep", "T=1 K=2", "complete"),
+    ("sleep", "T=2 K=2 DEP", "complete"),
+    ("sleep", "T=3 K=1 DEP", "complete"),
+    ("claim", "T=3 K=2 C=1 D=1 F=1 CHUNK=1 BIG=3 U=2", "partial"),
+]
+
+
+class Limits:
+    """Seconds and megabytes that one search may use."""
+
+    def __init__(self, full):
+        self.seconds = 200 if full else 60
+        self.megabytes = 7000 if full else 2500
+
+
+def search(pan, limits, cwd):
+    """Run a compiled search; at the limit of time it is interrupted and still reports what it did."""
+    args = [pan, "-m200000"]
+    with subprocess.Popen(args, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proc:
+        try:
+            return proc.communicate(timeout=limits.seconds)[0]
+        except subprocess.TimeoutExpired:
+            proc.send_signal(signal.SIGINT)
+            try:
+                return proc.communicate(timeout=10)[0]
+            except subprocess.TimeoutExpired:
+                proc.kill()
+                return proc.communicate()[0]
+
+
+def verdict(out):
+    """What a search says: stuck, assert, error, partial or complete."""
+    errors = re.search(r"errors: (\d+)", out)
+    if re.search(r"^pan:\d+: invalid end state", out, re.M):
+        return "stuck"
+    if re.search(r"^pan:\d+: assertion violated", out, re.M):
+        return "assert"
+    cut = re.search(r"Search not completed|max search depth too small|[Ii]nterrupted|out of memory|reached -DMEMLIM", out)
+    if cut or not errors:
+        return "partial"
+    return "complete" if errors[1] == "0" else "error"
+
+
+def check(config, limits, trail):
+    """Compile and search one configuration; the row of the table and, for a surprise, how it came about."""
+    model, switches, expected = config
+    began = time.monotonic()
+    flags = ["-D" + word for word in switches.split()]
+    with tempfile.TemporaryDirectory(prefix="model-") as tmp:
+        shutil.copy(HERE / f"{model}.pml", tmp)
+
+        def run(*args):
+            return subprocess.run(args, cwd=tmp, capture_output=True, text=True)
+
+        made = run("spin", "-a", *flags, f"{model}.pml")
+        if made.returncode == 0:
+            memory = f"-DMEMLIM={limits.megabytes}"
+            made = run("gcc", "-O2", "-w", "-DSAFETY", "-DNOFAIR", "-DCOLLAPSE", memory, "-o", "pan", "pan.c")
+        if made.returncode:
+            return (model, switches, "", "", expected, "broken", time.monotonic() - began), made.stdout + made.stderr
+        out = search(os.path.join(tmp, "pan"), limits, tmp)
+        got = verdict(out)
+        states = re.search(r"(\d+) states, stored", out)
+        depth = re.search(r"depth reached (\d+)", out)
+        found = (states[1] if states else "", depth[1] if depth else "")
+        row = (model, switches, *found, expected, got, time.monotonic() - began)
+        how = ""
+        if got in ("stuck", "assert", "error") and (trail or got != expected):
+            how = "\n".join(run("spin", "-t", "-p", "-g", *flags, f"{model}.pml").stdout.splitlines()[-120:])
+        elif got != expected:
+            how = out[-1500:]
+        return row, how
+
+
+def as_expected(expected, got):
+    """A search that was to be partial may also finish."""
+    return got == expected or (expected == "partial" and got == "complete")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="the large searches too (up to 15 minutes, 14 GB of memory)")
+    parser.add_argument("--only", default="", metavar="WORD", help="only configurations whose line contains WORD")
+    parser.add_argument("--trail", action="store_true", help="print the end of the steps that lead to each fault")
+    args = parser.parse_args()
+    for tool in ("spin", "gcc"):
+        if not shutil.which(tool):
+            print(f"{tool} is missing: install the Debian package {tool} (apt install {tool})", file=sys.stderr)
+            return 2
+    limits = Limits(args.full)
+    configs = [c for c in DEFAULT + (FULL if args.full else []) if args.only in " ".join(c)]
+    if not configs:
+        print(f"no configuration contains {args.only!r}", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    wrong = 0
+    counts = {}
+    print(f"{'model':6}{'switches':58}{'states':>11}{'depth':>7}  {'expected':9} {'got':9}{'s':>6}")
+    with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for row, how in pool.map(lambda config: check(config, limits, args.trail), configs):
+            model, switches, states, depth, expected, got, seconds = row
+            ok = as_expected(expected, got)
+            wrong += not ok
+            counts[got] = counts.get(got, 0) + 1
+            mark = "" if ok else "  WRONG"
+            print(f"{model:6}{switches:58}{states:>11}{depth:>7}  {expected:9} {got:9}{seconds:6.1f}{mark}", flush=True)
+            if how:
+                print(how, flush=True)
+    summary = ", ".join(f"{n} {got}" for got, n in sorted(counts.items()))
+    print(f"{len(configs)} configurations in {time.monotonic() - began:.0f} s: {summary}; {wrong} not as expected")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

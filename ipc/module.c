@@ -1,0 +1,631 @@
+/* ipc._core: the core for Python, in the limited API. One capsule a process and segment; functions check bounds and roles, nothing else is
+ * decided here. The GIL is released only while waiting and while copying what does not fit into a row, so every other call is atomic for
+ * Python threads. Stubs and the meaning of each function: _core.pyi. */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "core/core.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+#define CAPSULE "ipc.segment"
+
+static PyObject *Damaged;
+
+struct view {
+    struct ipc_segment s;
+    void *control, *payload;
+    size_t control_size, payload_size;
+    struct ipc_client *client;
+    struct ipc_worker *worker;
+    struct ipc_watch *watch;
+};
+
+static void unmap(struct view *v) {
+    if (v->control) munmap(v->control, v->control_size);
+    if (v->payload) munmap(v->payload, v->payload_size);
+    v->control = v->payload = NULL;
+}
+
+static void destroy(PyObject *capsule) {
+    struct view *v = PyCapsule_GetPointer(capsule, CAPSULE);
+    if (!v) return;
+    unmap(v);
+    free(v->client);
+    free(v->worker);
+    free(v->watch);
+    free(v);
+}
+
+enum role { ANY, CLIENT, WORKER };
+
+/* The view behind argument 0, with the number of arguments and the role checked. */
+static struct view *view_of(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, enum role role) {
+    if (given != wanted) {
+        PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, given);
+        return NULL;
+    }
+    struct view *v = PyCapsule_GetPointer(args[0], CAPSULE);
+    if (v && (!v->control || (role == CLIENT && !v->client) || (role == WORKER && !v->worker))) {
+        PyErr_SetString(PyExc_ValueError, "the segment is not open in this process in this role");
+        return NULL;
+    }
+    return v;
+}
+
+static uint64_t number(PyObject *o, uint64_t most) {
+    unsigned long long n = PyLong_AsUnsignedLongLong(o);
+    if (n > most && !PyErr_Occurred()) PyErr_Format(PyExc_OverflowError, "%llu is more than %llu", n, (unsigned long long)most);
+    return n;
+}
+static uint32_t number32(PyObject *o) { return (uint32_t)number(o, UINT32_MAX); }
+static uint32_t row_of(struct view *v, PyObject *o) { return (uint32_t)number(o, v->s.rows - 1); }
+static uint32_t slot_of(struct view *v, PyObject *o) { return (uint32_t)number(o, v->s.slots - 1); }
+
+static PyObject *damaged(const char *what) {
+    PyErr_SetString(Damaged, what);
+    return NULL;
+}
+
+#define FUNCTION(name) static PyObject *name(PyObject *module, PyObject *const *args, Py_ssize_t n)
+#define VIEW(count, role)                                  \
+    (void)module;                                          \
+    struct view *v = view_of(args, n, count, role);        \
+    if (!v) return NULL
+#define CHECK if (PyErr_Occurred()) return NULL
+
+/* ---- segment */
+
+FUNCTION(segment_size) {
+    (void)module;
+    if (n != 3) return PyErr_Format(PyExc_TypeError, "size(rows, slots, units)");
+    uint32_t rows = number32(args[0]), slots = number32(args[1]), units = number32(args[2]);
+    CHECK;
+    return PyLong_FromSize_t(ipc_segment_size(rows, slots, units));
+}
+
+static void *map(int fd, size_t *size) {
+    struct stat st;
+    if (fstat(fd, &st) < 0) return MAP_FAILED;
+    *size = (size_t)st.st_size;
+    return mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+}
+
+FUNCTION(create) {
+    (void)module;
+    if (n != 5) return PyErr_Format(PyExc_TypeError, "create(fd, rows, slots, units, cores)");
+    uint32_t fd = number32(args[0]), rows = number32(args[1]), slots = number32(args[2]), units = number32(args[3]), cores = number32(args[4]);
+    CHECK;
+    size_t size;
+    void *base = map((int)fd, &size);
+    if (base == MAP_FAILED) return PyErr_SetFromErrno(PyExc_OSError);
+    int code = ipc_segment_create(base, size, rows, slots, units, cores);
+    munmap(base, size);
+    if (code < 0) return PyErr_Format(PyExc_ValueError, "impossible sizes: %u rows, %u slots, %zu bytes", rows, slots, size);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(attach) {
+    (void)module;
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "attach(control_fd, payload_fd)");
+    uint32_t control = number32(args[0]), payload = number32(args[1]);
+    CHECK;
+    struct view *v = calloc(1, sizeof(*v));
+    if (!v) return PyErr_NoMemory();
+    void *base = map((int)control, &v->control_size);
+    if (base != MAP_FAILED) v->control = base;
+    void *room = map((int)payload, &v->payload_size);
+    if (room != MAP_FAILED) v->payload = room;
+    PyObject *capsule = PyCapsule_New(v, CAPSULE, destroy);
+    if (!capsule || base == MAP_FAILED || room == MAP_FAILED) {
+        Py_XDECREF(capsule);
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    if (ipc_segment_attach(&v->s, v->control, v->control_size, v->payload) < 0 || (uint64_t)v->s.units * IPC_UNIT_SIZE > v->payload_size) {
+        Py_DECREF(capsule);
+        return damaged("this is not a segment of this version");
+    }
+    return capsule;
+}
+
+FUNCTION(detach) {
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "detach(segment)");
+    struct view *v = PyCapsule_GetPointer(args[0], CAPSULE);
+    if (!v) return NULL;
+    unmap(v);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(forget) { /* in a forked child, where the control segment is not mapped: never touch it, not even to unmap */
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "forget(segment)");
+    struct view *v = PyCapsule_GetPointer(args[0], CAPSULE);
+    if (!v) return NULL;
+    v->control = v->payload = NULL;
+    Py_RETURN_NONE;
+}
+
+FUNCTION(dont_fork) {
+    VIEW(1, ANY);
+    if (madvise(v->control, v->control_size, MADV_DONTFORK) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(counters) {
+    VIEW(1, ANY);
+    struct ipc_header *h = v->s.header;
+    uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:I}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0, "sleepers",
+                         ipc_count_bits(h->sleepers, v->s.slots), "units", ipc_units_used(&v->s), "healed",
+                         v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight", v->client ? v->client->in_flight : 0);
+}
+
+FUNCTION(slot_info) {
+    VIEW(2, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    CHECK;
+    struct ipc_slot *l = &v->s.slot[slot];
+    return Py_BuildValue("{s:i,s:I,s:I,s:K,s:K,s:K,s:I}", "pid", (int)atomic_load(&l->pid), "generation", atomic_load(&l->generation), "phase",
+                         atomic_load(&l->phase), "tasks", (unsigned long long)atomic_load(&l->tasks), "busy_ns",
+                         (unsigned long long)atomic_load(&l->busy_ns), "parks", (unsigned long long)atomic_load(&l->parks), "reaped",
+                         atomic_load(&l->reaped));
+}
+
+FUNCTION(ring_client) {
+    VIEW(1, ANY);
+    ipc_ring_client(&v->s);
+    Py_RETURN_NONE;
+}
+
+/* ---- client */
+
+FUNCTION(open_client) {
+    VIEW(1, ANY);
+    if (!v->client && !(v->client = malloc(sizeof(*v->client)))) return PyErr_NoMemory();
+    ipc_client_init(v->client, &v->s);
+    Py_RETURN_NONE;
+}
+
+/* Bytes of `o`, pinned by `view` when it is not a bytes object (then view->obj is set and must be released). */
+static const unsigned char *bytes_of(PyObject *o, Py_buffer *view, uint64_t *length) {
+    char *data;
+    Py_ssize_t size;
+    view->obj = NULL;
+    if (PyBytes_CheckExact(o)) {
+        if (PyBytes_AsStringAndSize(o, &data, &size) < 0) return NULL;
+        *length = (uint64_t)size;
+        return (unsigned char *)data;
+    }
+    if (PyObject_GetBuffer(o, view, PyBUF_SIMPLE) < 0) return NULL;
+    *length = (uint64_t)view->len;
+    return view->buf;
+}
+
+static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
+    Py_INCREF(record);
+    return PyList_SetItem(tasks, (Py_ssize_t)row, record);
+}
+
+FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt) */
+    VIEW(12, CLIENT);
+    struct ipc_task t = {.task = 0, .fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
+                         .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
+                         .attempt = (uint16_t)number(args[11], UINT16_MAX)};
+    CHECK;
+    Py_buffer view;
+    if (!(t.args = bytes_of(args[7], &view, &t.args_len))) return NULL;
+    int row = ipc_publish(v->client, &t);
+    if (view.obj) PyBuffer_Release(&view);
+    /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
+    if (row >= 0 && set_record(args[1], (uint32_t)row, args[2]) < 0) return NULL;
+    return PyLong_FromLong(row);
+}
+
+/* The frames of a chunk's first `items` results as a flat list [kind, bytes, kind, bytes, ...]; NULL with Damaged set if they do not add up. */
+static PyObject *frames(const struct ipc_result *r, uint32_t items) {
+    PyObject *list = PyList_New((Py_ssize_t)items * 2);
+    uint64_t at = 0;
+    for (uint32_t k = 0; list && k < items; k++) {
+        uint64_t frame = 0;
+        if (r->length - at >= IPC_FRAME) memcpy(&frame, r->data + at, IPC_FRAME);
+        uint64_t length = frame & IPC_MASK(56);
+        if (r->length - at < IPC_FRAME || r->length - at - IPC_FRAME < length) {
+            Py_DECREF(list);
+            return damaged("the results of a chunk do not add up");
+        }
+        PyObject *kind = PyLong_FromUnsignedLong((unsigned long)(frame >> 56));
+        PyObject *data = PyBytes_FromStringAndSize((const char *)r->data + at + IPC_FRAME, (Py_ssize_t)length);
+        if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
+        if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
+        if (!kind || !data) {
+            Py_DECREF(list);
+            return NULL;
+        }
+        at += IPC_FRAME + length;
+    }
+    return list;
+}
+
+static PyObject *take_record(PyObject *tasks, uint32_t row) {
+    PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
+    if (!record) return NULL;
+    Py_INCREF(record);
+    Py_INCREF(Py_None);
+    if (PyList_SetItem(tasks, (Py_ssize_t)row, Py_None) < 0) {
+        Py_DECREF(record);
+        return NULL;
+    }
+    return record;
+}
+
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most): append (record, kind, data, slot, run_us) for each finished row */
+    VIEW(4, CLIENT);
+    long most = PyLong_AsLong(args[3]), count = 0;
+    CHECK;
+    struct ipc_client *c = v->client;
+    for (int row; count < most && (row = ipc_next_done(c)) >= 0; count++) {
+        struct ipc_result r;
+        if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
+        uint32_t items = c->items[row];
+        PyObject *data = items ? frames(&r, items) : PyBytes_FromStringAndSize((const char *)r.data, (Py_ssize_t)r.length);
+        PyObject *record = data ? take_record(args[1], (uint32_t)row) : NULL;
+        PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *slot = PyLong_FromUnsignedLong(r.slot),
+                 *run = PyLong_FromUnsignedLong(r.run_us);
+        if (!data || !record || !entry || !kind || !slot || !run) {
+            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(slot), Py_XDECREF(run);
+            return NULL;
+        }
+        PyTuple_SetItem(entry, 0, record);
+        PyTuple_SetItem(entry, 1, kind);
+        PyTuple_SetItem(entry, 2, data);
+        PyTuple_SetItem(entry, 3, slot);
+        PyTuple_SetItem(entry, 4, run);
+        int failed = PyList_Append(args[2], entry);
+        Py_DECREF(entry);
+        if (failed) return NULL;
+        ipc_release_row(c, (uint32_t)row);
+    }
+    return PyLong_FromLong(count);
+}
+
+FUNCTION(flush) {
+    VIEW(1, CLIENT);
+    return PyLong_FromUnsignedLong(ipc_flush_wakes(v->client));
+}
+
+FUNCTION(client_wait) { /* wait(segment, spin_us, timeout_ms) -> bool */
+    VIEW(3, CLIENT);
+    uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
+    CHECK;
+    int code;
+    Py_BEGIN_ALLOW_THREADS
+    code = ipc_client_wait(v->client, spin, timeout);
+    Py_END_ALLOW_THREADS
+    if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
+    return PyBool_FromLong(code != IPC_EMPTY);
+}
+
+FUNCTION(cancel) { /* cancel(segment, tasks, row) -> bool */
+    VIEW(3, CLIENT);
+    uint32_t row = row_of(v, args[2]);
+    CHECK;
+    if (!ipc_cancel(v->client, row)) Py_RETURN_FALSE;
+    Py_INCREF(Py_None);
+    if (PyList_SetItem(args[1], (Py_ssize_t)row, Py_None) < 0) return NULL;
+    Py_RETURN_TRUE;
+}
+
+FUNCTION(row_word) {
+    VIEW(2, ANY);
+    uint32_t row = row_of(v, args[1]);
+    CHECK;
+    uint64_t w = atomic_load_explicit(&v->s.row[row].word, memory_order_acquire);
+    return Py_BuildValue("(IIIIK)", ipc_word_state(w), ipc_word_slot(w), ipc_word_generation(w), ipc_word_item(w), (unsigned long long)w);
+}
+
+FUNCTION(condemn) { /* condemn(segment, row, word) -> bool */
+    VIEW(3, ANY);
+    uint32_t row = row_of(v, args[1]);
+    uint64_t word = number(args[2], UINT64_MAX);
+    CHECK;
+    return PyBool_FromLong(ipc_condemn(&v->s, row, word));
+}
+
+FUNCTION(next_dead) {
+    VIEW(1, CLIENT);
+    uint32_t slot, reaped;
+    if (ipc_next_dead(v->client, &slot, &reaped) < 0) Py_RETURN_NONE;
+    return Py_BuildValue("(II)", slot, reaped);
+}
+
+FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, frames) for each row of the dead */
+    VIEW(5, CLIENT);
+    uint32_t slot = slot_of(v, args[2]), reaped = number32(args[3]);
+    CHECK;
+    struct ipc_client *c = v->client;
+    struct ipc_settled dead;
+    while (ipc_settle(c, slot, reaped, &dead, 1)) { /* one at a time: a released row is not found again */
+        struct ipc_result r;
+        PyObject *done = NULL;
+        if (c->items[dead.row] && dead.item > 1) {
+            if (dead.item > c->items[dead.row] || ipc_read_result(c, dead.row, &r) < 0) return damaged("a chunk claims more results than it has");
+            done = frames(&r, dead.item - 1);
+        } else {
+            done = PyList_New(0);
+        }
+        PyObject *record = done ? take_record(args[1], dead.row) : NULL;
+        PyObject *entry = record ? Py_BuildValue("(NIIIN)", record, dead.state, dead.item, dead.generation, done) : NULL;
+        if (!entry) return NULL;
+        int failed = PyList_Append(args[4], entry);
+        Py_DECREF(entry);
+        if (failed) return NULL;
+        ipc_release_row(c, dead.row);
+    }
+    Py_RETURN_NONE;
+}
+
+FUNCTION(settled) {
+    VIEW(3, CLIENT);
+    uint32_t slot = slot_of(v, args[1]), reaped = number32(args[2]);
+    CHECK;
+    ipc_settled(v->client, slot, reaped);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason) | None */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    struct ipc_slot *line = &v->s.slot[slot];
+    /* acquire, before the record; an entry never written would pass for generation 0 */
+    int32_t dead = (int32_t)(atomic_load_explicit(&line->reaped, memory_order_acquire) - generation);
+    struct ipc_death d = line->deaths[generation % IPC_DEATHS];
+    if (dead <= 0 || d.generation != generation) Py_RETURN_NONE;
+    return Py_BuildValue("(iiI)", d.pid, d.status, d.reason);
+}
+
+FUNCTION(idle_scan) {
+    VIEW(1, CLIENT);
+    return PyLong_FromUnsignedLong(ipc_idle_scan(v->client));
+}
+
+FUNCTION(trim) {
+    VIEW(1, CLIENT);
+    ipc_trim(v->client);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(store_function) { /* store_function(segment, bytes) -> unit, or a negative code */
+    VIEW(2, CLIENT);
+    Py_buffer view;
+    uint64_t length;
+    const unsigned char *data = bytes_of(args[1], &view, &length);
+    if (!data) return NULL;
+    int64_t unit = ipc_units_take_in(&v->s, v->s.units / 2, v->s.units, ipc_units_for(length), IPC_OWNER_FUNCTION); /* not where arguments go */
+    if (unit >= 0) memcpy(v->s.payload + (uint64_t)unit * IPC_UNIT_SIZE, data, length);
+    if (view.obj) PyBuffer_Release(&view);
+    return PyLong_FromLongLong(unit);
+}
+
+FUNCTION(free_function) { /* free_function(segment, unit, length) */
+    VIEW(3, CLIENT);
+    uint32_t unit = number32(args[1]), length = number32(args[2]);
+    CHECK;
+    ipc_units_free(&v->s, unit, (uint32_t)ipc_units_for(length), IPC_OWNER_FUNCTION);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(monitor_is_idle) {
+    VIEW(1, ANY);
+    return PyBool_FromLong(atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst));
+}
+
+/* ---- worker */
+
+FUNCTION(open_worker) { /* open_worker(segment, slot, generation) */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    if (!v->worker && !(v->worker = malloc(sizeof(*v->worker)))) return PyErr_NoMemory();
+    ipc_worker_init(v->worker, &v->s, slot, generation);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(set_phase) {
+    VIEW(2, WORKER);
+    uint32_t phase = number32(args[1]);
+    CHECK;
+    atomic_store_explicit(&v->s.slot[v->worker->slot].phase, phase, memory_order_release);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args, attempt, timeout_ms) | None | False when stopped */
+    VIEW(3, WORKER);
+    uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
+    CHECK;
+    struct ipc_worker *w = v->worker;
+    int code = ipc_claim(w);
+    if (code == IPC_EMPTY) {
+        Py_BEGIN_ALLOW_THREADS
+        code = ipc_worker_wait(w, spin, timeout);
+        Py_END_ALLOW_THREADS
+        if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
+        code = ipc_claim(w);
+    }
+    if (code == IPC_STOP) Py_RETURN_FALSE;
+    if (code == IPC_EMPTY) Py_RETURN_NONE;
+    struct ipc_task t;
+    if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
+    PyObject *tuple = PyTuple_New(7), *item[7] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
+        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len),
+        PyLong_FromUnsignedLong(t.attempt), PyLong_FromUnsignedLong(t.timeout_ms)};
+    for (Py_ssize_t k = 0; k < 7; k++) {
+        if (tuple && item[k]) {
+            PyTuple_SetItem(tuple, k, item[k]);
+        } else {
+            Py_CLEAR(tuple);
+            Py_XDECREF(item[k]);
+        }
+    }
+    return tuple;
+}
+
+FUNCTION(claimed_function) { /* the pickled function of the claimed row */
+    VIEW(1, WORKER);
+    struct ipc_task t;
+    if (ipc_claimed(v->worker, &t) < 0 || t.fn == 0) return damaged("a claimed row points outside its room"); /* only with fn is fn_unit checked */
+    return PyBytes_FromStringAndSize((const char *)v->s.payload + (uint64_t)t.fn_unit * IPC_UNIT_SIZE, (Py_ssize_t)t.fn_len);
+}
+
+FUNCTION(begin_items) {
+    VIEW(1, WORKER);
+    return PyLong_FromLong(ipc_begin_items(v->worker));
+}
+
+static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const void *, uint64_t)) {
+    struct view *v = view_of(args, n, 3, WORKER);
+    if (!v) return NULL;
+    uint32_t kind = number32(args[1]);
+    CHECK;
+    Py_buffer view;
+    uint64_t length;
+    const unsigned char *data = bytes_of(args[2], &view, &length);
+    if (!data) return NULL;
+    int code;
+    if (length < IPC_INLINE / 2 && v->worker->used + IPC_FRAME + length <= v->worker->room) {
+        code = how(v->worker, kind, data, length);
+    } else { /* may wait for room */
+        Py_BEGIN_ALLOW_THREADS
+        code = how(v->worker, kind, data, length);
+        Py_END_ALLOW_THREADS
+    }
+    if (view.obj) PyBuffer_Release(&view);
+    return PyLong_FromLong(code);
+}
+
+FUNCTION(commit) { return (void)module, give(args, n, ipc_commit); }
+FUNCTION(complete) { return (void)module, give(args, n, ipc_complete); }
+
+/* ---- monitor */
+
+FUNCTION(may_fork) {
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    return PyBool_FromLong(ipc_may_fork(&v->s, slot, generation));
+}
+
+FUNCTION(slot_begin) {
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    ipc_slot_begin(&v->s, slot, generation);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(slot_forked) {
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), pid = number32(args[2]);
+    CHECK;
+    ipc_slot_forked(&v->s, slot, (int32_t)pid);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(record_death) { /* record_death(segment, slot, generation, pid, status, reason) */
+    VIEW(6, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    struct ipc_death d = {number32(args[2]), (int32_t)number32(args[3]), (int32_t)number32(args[4]), number32(args[5])};
+    CHECK;
+    ipc_record_death(&v->s, slot, &d);
+    Py_RETURN_NONE;
+}
+
+static PyObject *running_tuple(const struct ipc_running *r) {
+    return Py_BuildValue("(IIIIKK)", r->slot, r->generation, r->row, r->timeout_ms, (unsigned long long)r->word, (unsigned long long)r->started);
+}
+
+FUNCTION(running) { /* running(segment, slot) -> (slot, generation, row, timeout_ms, word, started_ns) | None */
+    VIEW(2, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    CHECK;
+    struct ipc_running r;
+    if (!ipc_running(&v->s, slot, &r)) Py_RETURN_NONE;
+    return running_tuple(&r);
+}
+
+FUNCTION(deadlines) { /* deadlines(segment, idle) -> (seconds until the next look | None, [running, ...]) */
+    VIEW(2, ANY);
+    if (!v->watch && !(v->watch = calloc(1, sizeof(*v->watch)))) return PyErr_NoMemory();
+    atomic_store_explicit(&v->s.header->monitor_idle, (uint32_t)PyObject_IsTrue(args[1]), memory_order_seq_cst); /* before the look at armed */
+    struct ipc_running expired[64];
+    uint32_t count;
+    uint64_t now = ipc_now(), next = ipc_deadlines(&v->s, v->watch, now, expired, 64, &count);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (uint32_t k = 0; list && k < count; k++) PyList_SetItem(list, (Py_ssize_t)k, running_tuple(&expired[k]));
+    if (!list) return NULL;
+    if (next == UINT64_MAX) return Py_BuildValue("(ON)", Py_None, list);
+    return Py_BuildValue("(dN)", (double)(next - now) / 1e9, list);
+}
+
+FUNCTION(stop_workers) {
+    VIEW(1, ANY);
+    ipc_stop_workers(&v->s);
+    Py_RETURN_NONE;
+}
+
+/* ---- the process */
+
+FUNCTION(die_with_parent) { /* die_with_parent(signal): PR_SET_PDEATHSIG; compare getppid() afterwards */
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "die_with_parent(signal)");
+    unsigned long signal = number32(args[0]);
+    CHECK;
+    if (prctl(PR_SET_PDEATHSIG, signal) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(become_subreaper) {
+    (void)module, (void)args, (void)n;
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+#define ENTRY(python, c) {python, (PyCFunction)(void (*)(void))(c), METH_FASTCALL, NULL}
+static PyMethodDef methods[] = {
+    ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("detach", detach), ENTRY("forget", forget),
+    ENTRY("dont_fork", dont_fork), ENTRY("counters", counters), ENTRY("slot_info", slot_info), ENTRY("ring_client", ring_client),
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
+    ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
+    ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
+    ENTRY("free_function", free_function), ENTRY("monitor_is_idle", monitor_is_idle), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
+    ENTRY("claim", claim), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
+    ENTRY("complete", complete), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
+    ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
+    ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
+};
+
+static const struct { const char *name; long value; } constants[] = {
+    {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
+    {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
+    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"STOPPED", IPC_STOPPED}, {"RECYCLED", IPC_RECYCLED}, {"BOOT", IPC_BOOT},
+    {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"BUSY", IPC_BUSY}, {"LEAVING", IPC_LEAVING}, {"TIMED", IPC_TIMED},
+    {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
+    {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS},
+};
+
+static int execute(PyObject *module) {
+    for (size_t k = 0; k < sizeof(constants) / sizeof(constants[0]); k++)
+        if (PyModule_AddIntConstant(module, constants[k].name, constants[k].value) < 0) return -1;
+    if (!Damaged && !(Damaged = PyErr_NewException("ipc.Damaged", NULL, NULL))) return -1;
+    return PyModule_AddObjectRef(module, "Damaged", Damaged);
+}
+
+static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, (void *)execute}, {0, NULL}};
+static PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT, .m_name = "ipc._core", .m_size = 0, .m_methods = methods, .m_slots = module_slots};
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,118 @@
+"""Facts about processes, and two ways to act on them: what the monitor and the client ask the kernel.
+
+Nothing here remembers anything. A process id is safe to use only for a child that nobody has waited for: until then
+the kernel does not give its number to another process.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+__all__ = ["UNKNOWN_STATUS", "children_of", "has_exited", "kill_group", "open_pidfd", "reap", "session_members"]
+
+UNKNOWN_STATUS: Final = 1 << 16
+"""What `reap` returns for a child that somebody else has waited for: status 0 with a bit that no wait status has.
+
+All `os.W...` functions read it as "exit code 0"; compare first. It fits into the death log.
+"""
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A file descriptor (close-on-exec) that becomes readable when the process ends.
+
+    `None` where there is no such thing: Linux before 5.3, a sandbox that forbids the call, a Python built without it.
+    The caller then falls back to SIGCHLD or polling. `ProcessLookupError` if there is no such process; a child that is
+    dead but not waited for is still there. Other `OSError`s (too many open files) are raised.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except AttributeError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):  # EPERM: seccomp filters older than the call answer so
+            return None
+        raise
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL to a child that is not yet reaped, and to the process group it leads. Gone already: nothing happens.
+
+    Between fork and setsid the child leads no group yet, so it is also killed by its own number.
+    `PermissionError` if it became another user's process.
+    """
+    if pid <= 1:  # for the kernel 0 is our own group and -1 everybody
+        raise ValueError(f"not a process id of a child: {pid}")
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+
+
+def has_exited(pid: int) -> bool:
+    """Whether a child is dead, without waiting for it: it stays a zombie, and its number its own. No child: True."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def reap(pid: int) -> int | None:
+    """Wait for a dead child without blocking: its raw wait status, `None` while it runs.
+
+    `UNKNOWN_STATUS` if it is no longer our child: the host program waits for any child, or ignores SIGCHLD, and so its
+    end happened but nobody can say how.
+    """
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return UNKNOWN_STATUS
+    return status if found else None
+
+
+def session_members(sids: set[int]) -> list[int]:
+    """Process ids of all that still run in one of these sessions, in ascending order.
+
+    A zombie does not run. A process forked during the scan may be missed: kill what is found, and scan until nothing
+    is.
+    """
+    return [stat.pid for stat in _processes() if stat.session in sids and stat.runs]
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of all children of `pid`, zombies too, in ascending order. A child forked meanwhile may miss."""
+    return [stat.pid for stat in _processes() if stat.parent == pid]
+
+
+class _Stat(NamedTuple):
+    pid: int
+    parent: int
+    session: int
+    runs: bool
+
+
+def _processes() -> Iterator[_Stat]:
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                stat = _parse(file.read())
+        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is hidden from us
+            continue
+        if stat is not None:
+            yield stat
+
+
+def _parse(line: bytes) -> _Stat | None:
+    """One line of `/proc/<pid>/stat`; `None` for what is none, e.g. empty.
+
+    `pid (comm) state ppid pgrp session ...`: comm may be anything, such as `) R 1 (`; but no parenthesis follows it.
+    """
+    left, _, right = line.rpartition(b")")
+    fields = right.split()
+    try:
+        pid, state, parent, session, threads = int(left.split()[0]), fields[0], fields[1], fields[3], fields[17]
+        # A process whose first thread has ended looks like a zombie, but its other threads run.
+        return _Stat(pid, int(parent), int(session), state not in (b"Z", b"X") or int(threads) > 1)
+    except (IndexError, ValueError):
+        return None

@@ -1,0 +1,405 @@
+"""The client side: the truth about every accepted task.
+
+::
+
+    submit/imap ──▶ publish ──▶ row ──▶ worker ──▶ collect ──▶ sink.arrive
+         │            ▲ no row          │ dies        ▲
+         └──▶ queue ──┘                 └──▶ settle ──┴──▶ sink.crashed ──▶ again | sink.fail
+
+A *sink* is who wants the outcome: a Future or a running map. Whoever waits collects for everybody (pool/waiting.py). Everything here runs under
+``lock`` unless it says otherwise, and never calls user code under it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import reprlib
+import threading
+import weakref
+from collections import deque
+from typing import Any, NamedTuple, Protocol
+
+from ipc import _core, process
+from pool import codec, launch, monitor
+from pool.errors import PayloadTooLarge, PoolBroken, PoolClosed, PoolStartError, SegmentCorrupt, TaskKilled, TaskTimeout, WorkerCrashed
+from pool.functions import Function, FunctionStore
+from pool.waiting import Waiting
+from pool.worker import WorkerOptions
+
+OPEN, DRAINING, CLOSED = range(3)
+
+
+class Policy(NamedTuple):
+    """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a failed one."""
+
+    timeout: float | None = None
+    retries: int = 0
+
+    @property
+    def timeout_ms(self) -> int:
+        return 0 if self.timeout is None else max(1, math.ceil(self.timeout * 1000))
+
+
+class Sink(Protocol):
+    """Who wants the outcome of tasks. Called under the client's lock."""
+
+    policy: Policy
+    row: int  # of its last publication; -1: in the queue
+    dropped: bool  # nobody wants it: the queue skips its tasks
+
+    def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
+    def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None: ...
+    def fail(self, task: Task, error: BaseException) -> None: ...
+
+
+class Task(NamedTuple):
+    """One publication: a single call, or a chunk of ``count`` calls."""
+
+    sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
+    index: int
+    function: Function
+    data: bytes
+    flags: int  # calling convention << 8 | TIMED
+    timeout_ms: int
+    item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
+    count: int = 0
+    attempt: int = 1
+
+
+_clients: weakref.WeakSet[Client] = weakref.WeakSet()
+
+
+def all_clients() -> list[Client]:
+    return list(_clients)
+
+
+def _after_fork_in_child() -> None:
+    for client in list(_clients):
+        client.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class Client(Waiting):
+    """One segment, one monitor, and all tasks that go through them."""
+
+    def __init__(self, workers: int, options: WorkerOptions) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.functions_lock = threading.RLock()
+        self.workers = workers
+        self.options = options
+        self.state = OPEN
+        self.error: BaseException | None = None  # why the pool ended, if not by shutdown
+        self.queue: deque[Task] = deque()
+        self.unfinished = 0  # futures that have no outcome yet
+        self.tasks: list[Task | None] = []
+        self.inbox: list[tuple[Task, int, Any, int, int]] = []
+        self.notices: dict[tuple[int, int], str] = {}
+        self.crashes = 0
+        self.segment: Any = None
+        self.room = 0
+        self._running: launch.Running | None = None
+        self._owner = os.getpid()
+        _clients.add(self)
+
+    # ---- start and end
+
+    def start(self) -> None:
+        """Fork the monitor, which forks the workers. Raises OSError or MemoryError if the segment does not fit into memory."""
+        if self._running is not None:
+            return
+        self._running = running = launch.start(self.workers, self.options)
+        self.segment = running.segment
+        self.room = running.room
+        self.tasks = [None] * running.rows
+        if not hasattr(self, "functions"):
+            self.functions = FunctionStore(self.segment)
+        else:
+            self.functions.move(self.segment)
+
+    def check_open(self) -> None:
+        if not self.owned():
+            raise PoolClosed(f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}")
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+        if self.state != OPEN:
+            raise PoolClosed
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the pool is not ours, and its segment is not mapped here."""
+        if self.segment is not None:
+            _core.forget(self.segment)
+        self.lock = threading.Lock()
+        self.state = CLOSED
+        self.reset_waiting()
+
+    def owned(self) -> bool:
+        """Whether this process made the pool (a forked child has a copy of the object)."""
+        return self._owner == os.getpid()
+
+    def idle_or_closed(self) -> bool:
+        """Whether nothing that was accepted is unfinished."""
+        return self.state == CLOSED or self.segment is None or not (self.queue or any(task is not None for task in self.tasks))
+
+    def pending_futures(self) -> list[Any]:
+        """The sinks of everything that is queued or published, once each. Under the lock."""
+        return list({id(t.sink): t.sink for t in [*self.tasks, *self.queue] if t is not None and hasattr(t.sink, "cancel")}.values())
+
+    def abandoned(self) -> None:
+        """Nobody holds the pool any more. Called by a finaliser, so without the lock: the collector does the rest."""
+        if self.state != CLOSED and self.owned() and self._running is not None:
+            self.wake_collector()
+
+    def finish_draining(self) -> bool:
+        if self.state == DRAINING and self.idle_or_closed():
+            self.stop()
+        return self.state == CLOSED
+
+    def function(self, fn: Any, *, once: bool) -> Function:
+        """The key of a callable. Raises what pickling raised. Takes a lock of its own, because pickling runs code of the caller."""
+        with self.functions_lock:
+            return self.functions.key(fn, once=once)
+
+    def stop(self, kill: bool = False) -> None:
+        """End the processes: workers leave by themselves, or are killed with their groups. Not under the lock. Idempotent."""
+        with self.lock:
+            self.state = CLOSED
+            running, self._running = self._running, None
+        if running is None:
+            return
+        self.end_waiting()
+        launch.stop(running, kill)
+        with self.lock:
+            self._fail_all(self.error or PoolBroken("the workers were terminated"))
+            self.segment = None
+            self.tasks = []
+        self.announce()
+
+    def _break(self, error: BaseException) -> None:
+        """The monitor is gone: nothing runs any more, and nothing is run again."""
+        if self.error is None:
+            self.error = error
+        running, self._running = self._running, None
+        self.state = CLOSED
+        self._fail_all(self.error)
+        if running is not None:
+            launch.sweep_up(running)
+        self.segment = None
+        self.tasks = []
+
+    def _fail_all(self, error: BaseException) -> None:
+        waiting = [task for task in self.tasks if task is not None] + list(self.queue)
+        self.tasks = [None] * len(self.tasks)
+        self.queue.clear()
+        for task in waiting:
+            task.sink.fail(task, error)
+
+    # ---- publish
+
+    def offer(self, task: Task) -> None:
+        """Publish the task, or queue it behind those that have no row yet (and see whether rows have become free)."""
+        queue = self.queue
+        if not queue and self._publish(task):
+            return
+        queue.append(task)
+        if len(queue) & 63 == 0:
+            self.pump()
+
+    def again(self, task: Task) -> None:
+        """A further attempt: before everything that waits."""
+        task.sink.row = -1
+        self.queue.appendleft(task)
+
+    def _publish(self, task: Task) -> bool:
+        function = task.function
+        row = _core.publish(
+            self.segment, self.tasks, task, function.id, function.generation, function.unit, function.length, task.data, task.count, task.timeout_ms,
+            task.flags, task.attempt,
+        )  # fmt: skip
+        if row >= 0:
+            task.sink.row = row
+            if task.timeout_ms and _core.monitor_is_idle(self.segment):
+                self._command(monitor.LOOK)
+            return True
+        if row == _core.TOO_LARGE:
+            what = f"the arguments of {function.name}"
+            task.sink.fail(task, PayloadTooLarge(what=what, size=len(task.data), limit=self.room // 2))
+            return True
+        return False
+
+    def _publish_queue(self) -> None:
+        queue = self.queue
+        while queue:
+            task = queue.popleft()
+            if not task.sink.dropped and not self._publish(task):
+                queue.appendleft(task)
+                return
+
+    def _command(self, message: bytes) -> None:
+        if self._running is not None:
+            try:
+                self._running.commands.send(message)
+            except OSError:  # full or gone: the monitor is looking anyway, or its death is noticed by the wait
+                pass
+
+    # ---- collect and settle
+
+    def pump(self) -> bool:
+        """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything was done."""
+        if self.segment is None:
+            return False
+        try:
+            done = _core.collect(self.segment, self.tasks, self.inbox, 512)
+            if self.inbox:
+                self._deliver()
+            dead = _core.next_dead(self.segment)
+            while dead is not None:
+                self._settle(*dead)
+                dead = _core.next_dead(self.segment)
+            if self.queue:
+                self._publish_queue()
+            _core.flush(self.segment)
+        except _core.Damaged as damage:
+            self._replace_segment(damage)
+            return True
+        return bool(done)
+
+    def _deliver(self) -> None:
+        """Arrive, then pop: an interrupt between the two repeats an arrival, which sinks ignore; the other way round would lose one."""
+        inbox = self.inbox
+        inbox.reverse()
+        while inbox:
+            task, kind, data, slot, run_us = inbox[-1]
+            task.sink.arrive(task, kind, data, slot, run_us)
+            inbox.pop()
+
+    def _settle(self, slot: int, reaped: int) -> None:
+        self._read_messages()
+        dead: list[tuple[Task, int, int, int, list[Any]]] = []
+        _core.settle(self.segment, self.tasks, slot, reaped, dead)
+        for task, state, item, generation, committed in dead:
+            # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
+            full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
+            error, again = self._why(task, state, slot, full, item)
+            self.crashes += isinstance(error, WorkerCrashed)
+            task.sink.crashed(task, item, committed, error, again)
+        _core.settled(self.segment, slot, reaped)
+
+    def _why(self, task: Task, state: int, slot: int, generation: int, item: int) -> tuple[BaseException, bool]:
+        """What a death means for the task that its worker ran: the error, and whether a retry is possible."""
+        pid, status, reason = _core.death(self.segment, slot, generation) or (0, process.UNKNOWN_STATUS, _core.DIED)
+        name, attempt = task.function.name, task.attempt
+        stack = self.notices.pop((slot, generation), "")
+        if state == _core.CONDEMNED and reason == _core.DEADLINE:
+            assert task.sink.policy.timeout is not None
+            return TaskTimeout(timeout=task.sink.policy.timeout, task=name, stack=stack, slot=slot, pid=pid, attempt=attempt), True
+        if state == _core.CONDEMNED:
+            return TaskKilled(task=name, slot=slot, pid=pid, attempt=attempt), False
+        unknown = status == process.UNKNOWN_STATUS
+        number = os.WTERMSIG(status) if not unknown and os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if not unknown and os.WIFEXITED(status) else None
+        args = describe_args(task, item)
+        return WorkerCrashed(task=name, args_repr=args, slot=slot, pid=pid, signal=number, exitcode=code, stack=stack, attempt=attempt), True
+
+    def _read_messages(self) -> None:
+        """Logs of dead workers, which the monitor sent before it recorded their deaths; and why it gave up."""
+        while self._running is not None:
+            try:
+                message = self._running.commands.recv(1 << 18)
+            except OSError:
+                return
+            if message[:1] == monitor.NOTICE:
+                slot, generation = monitor.WHO.unpack_from(message, 1)
+                self.notices = {k: v for k, v in self.notices.items() if k[0] != slot or k[1] >= generation - _core.DEATHS}
+                self.notices[slot, generation] = message[1 + monitor.WHO.size :].decode(errors="replace")
+            elif message[:1] == monitor.FAILED:
+                reason, _, text = message[1:].decode(errors="replace").partition("\0")
+                self.error = PoolStartError(reason, traceback=text)
+            else:
+                return
+
+    def check_monitor(self) -> None:
+        """After a wait that ended empty: is the monitor alive? And look once at all rows, in case a hint was lost."""
+        if self._running is None:
+            return
+        if launch.monitor_is_dead(self._running):
+            self._read_messages()
+            self._break(self.error or PoolBroken("the monitor process died: all workers are gone, and nothing that was unfinished is run again"))
+            return
+        _core.idle_scan(self.segment)
+
+    def _replace_segment(self, damage: BaseException) -> None:
+        """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a fresh segment."""
+        running, self._running = self._running, None
+        published = [task for task in self.tasks if task is not None]
+        self.tasks, self.segment, self.inbox = [], None, []
+        if running is not None:
+            launch.stop(running, kill=True)
+        error = SegmentCorrupt(f"shared memory was damaged, probably by native code in a task: {damage}")
+        for task in published:
+            task.sink.fail(task, error)
+        self.start()
+        self._publish_queue()
+
+    # ---- one task
+
+    def is_running(self, sink: Any) -> bool:
+        """Whether the task of this future has been claimed. Takes the lock."""
+        with self.lock:
+            return self._published(sink) and _core.row_word(self.segment, sink.row)[0] not in (_core.READY, _core.FREE)
+
+    def _published(self, sink: Any) -> bool:
+        if sink.row < 0 or sink.row >= len(self.tasks):
+            return False
+        task = self.tasks[sink.row]
+        return task is not None and task.sink is sink
+
+    def cancel(self, sink: Any) -> bool:
+        """Take back the task of this future if it has not been claimed. Takes the lock."""
+        with self.lock:
+            if self._published(sink):
+                return bool(_core.cancel(self.segment, self.tasks, sink.row))
+            sink.dropped = sink.row < 0  # it stands in the queue, which skips it
+            return bool(sink.dropped)
+
+    def kill(self, sink: Any) -> bool:
+        """Condemn the running task of this future and have its worker killed. Takes the lock."""
+        with self.lock:
+            if not self._published(sink):
+                return False
+            state, _, _, _, word = _core.row_word(self.segment, sink.row)
+            if state != _core.RUNNING or not _core.condemn(self.segment, sink.row, word):
+                return False
+            self._command(monitor.KILL_ONE + monitor.KILL.pack(sink.row, word & ~7 | _core.CONDEMNED))
+            return True
+
+    def drop(self, sink: Any) -> None:
+        """Take back everything of this sink that was not claimed. Takes the lock."""
+        with self.lock:
+            sink.dropped = True
+            for row, task in enumerate(self.tasks):
+                if task is not None and task.sink is sink:
+                    _core.cancel(self.segment, self.tasks, row)
+            self._publish_queue()
+
+
+def describe_args(task: Task, item: int) -> str:
+    """The arguments of a call for people, shortened; empty if they cannot be shown."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    call = task.flags >> 8
+    try:
+        if task.count:
+            return short.repr(task.item[max(0, item - 1)])
+        if call in (codec.CALL_ONE, codec.CALL_STAR):
+            return short.repr(task.item)
+        args, kwargs = codec.loads(task.data)[-2:]
+        return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
+    except Exception:  # user code in a repr or in unpickling must not cost the report
+        return ""
+
+
+__all__ = ["CLOSED", "DRAINING", "OPEN", "Client", "Policy", "Sink", "Task", "all_clients", "describe_args"]

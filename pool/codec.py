@@ -1,0 +1,164 @@
+"""How tasks, values and errors become bytes and back.
+
+Arguments, values and exceptions travel as pickle protocol 5. What plain pickle cannot take (lambdas, closures, local classes), and functions of
+``__main__``, go by value through cloudpickle, which also keeps class identity: an instance of a class sent by value comes back as an instance
+of the very class it left from. (dill, the alternative, makes a new class at each load.)
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures.process import _RemoteTraceback
+from typing import Any
+
+from pool.errors import Abort, PayloadTooLarge, RemoteError, ResultNotPicklable
+
+# What a result is (the `kind` of a row or of a frame in a chunk).
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE = range(5)
+
+# How a row's arguments are called.
+CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
+"""``fn(*args, **kwargs)`` · ``fn(item)`` · ``fn(*item)`` · the arguments carry the function: ``item[0](*item[1], **item[2])``."""
+
+_TEXT_LIMIT = 64 * 1024
+_MAIN = b"__main__"
+_dumps = pickle.dumps
+loads = pickle.loads
+
+
+class _MainNames:
+    """The classes that ``__main__`` had when the workers were forked: they exist there too, so they may travel by reference."""
+
+    classes: frozenset[type] = frozenset()
+
+
+def snapshot_main() -> None:
+    """Remember the classes of ``__main__``; called just before the monitor is forked."""
+    main = sys.modules.get("__main__")
+    _MainNames.classes = frozenset(v for v in vars(main).values() if isinstance(v, type)) if main else frozenset()
+
+
+def by_value(obj: Any) -> bytes:
+    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, type) and obj in _MainNames.classes:
+                return NotImplemented
+            return super().reducer_override(obj)
+
+    out = io.BytesIO()
+    Pickler(out, protocol=5).dump(obj)
+    return out.getvalue()
+
+
+def encode_args(obj: Any) -> bytes:
+    """Arguments for a worker. Raises what plain pickle raised if nothing can take them."""
+    try:
+        data = _dumps(obj, 5)
+    except Exception:
+        try:
+            return by_value(obj)
+        except Exception:
+            pass  # the first error is the one people know
+        raise
+    return by_value(obj) if _MAIN in data else data
+
+
+def encode_value(value: Any) -> tuple[int, bytes]:
+    """A task's result: (kind, bytes). By reference where possible, so that the client finds its own classes again."""
+    try:
+        return VALUE, _dumps(value, 5)
+    except Exception as error:
+        try:
+            return VALUE, by_value(value)
+        except Exception:
+            return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)[:_TEXT_LIMIT]
+    except Exception as failed:  # a __str__ that raises must not cost us the report
+        return f"<str() raised {type(failed).__name__}>"
+
+
+def _trace(error: BaseException, skip: int) -> str:
+    tb = error.__traceback__
+    for _ in range(skip):
+        tb = tb.tb_next if tb else None
+    try:
+        text = "".join(traceback.format_exception(type(error), error, tb))
+    except Exception as failed:
+        text = f"{type(error).__qualname__}: <traceback cannot be formatted: {type(failed).__name__}>\n"
+    if len(text) > _TEXT_LIMIT:
+        half = _TEXT_LIMIT // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    return text
+
+
+def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
+    """A task's exception: (kind, bytes). ``skip`` frames of our own are left out of the traceback.
+
+    The exception is pickled inside an envelope of plain strings, so that one that cannot be rebuilt still reports its type, text and traceback.
+    """
+    inner: bytes | None = None
+    for dump in (lambda e: _dumps(e, 5), by_value):
+        try:
+            inner = dump(error)
+            break
+        except Exception:
+            continue
+    kind = ABORT if isinstance(error, Abort) else ERROR
+    return kind, _dumps((inner, type(error).__qualname__, _text(error), _trace(error, skip)), 5)
+
+
+EMERGENCY = _dumps((_dumps(MemoryError("while the error was reported"), 5), "MemoryError", "while the error was reported", ""), 5)
+"""Made beforehand: an error record for the moment in which no memory is left to make one."""
+
+
+def encode_too_large(size: int) -> tuple[int, bytes]:
+    """The result of a task whose value of ``size`` bytes does not fit into the payload room."""
+    return TOO_LARGE, _dumps(size, 5)
+
+
+def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
+    """The exception that a failed task raises in the caller; its ``__cause__`` carries the remote traceback.
+
+    ``room`` is the size of the payload segment in bytes."""
+    if kind == UNPICKLABLE:
+        type_name, reason = loads(data)
+        return ResultNotPicklable(task=task, type_name=type_name, reason=reason)
+    if kind == TOO_LARGE:
+        return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room)
+    inner, name, message, trace = loads(data)
+    error: BaseException | None = None
+    if inner is not None:
+        try:
+            error = loads(inner)
+        except Exception as failed:
+            message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {_text(failed)})"
+    if not isinstance(error, BaseException):
+        error = RemoteError(type_name=name, message=message, traceback=trace)
+    error.__cause__ = _RemoteTraceback(trace)
+    return error
+
+
+def decode_value(data: bytes, task: str) -> Any:
+    """A task's value. Raises ResultNotPicklable, naming the task, if it cannot be rebuilt here."""
+    try:
+        return loads(data)
+    except Exception as failed:
+        reason = f"it cannot be rebuilt here: {type(failed).__name__}: {_text(failed)}"
+        raise ResultNotPicklable(task=task, type_name="value", reason=reason) from failed
+
+
+def task_name(fn: Callable[..., Any]) -> str:
+    """A function's name for people: ``module.qualname``."""
+    name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
+    return f"{getattr(fn, '__module__', None) or '?'}.{name}"

@@ -1,0 +1,260 @@
+"""All exceptions of the pool, in one tree.
+
+::
+
+    PoolError
+    ├── WorkerCrashed        the process that ran the task died    (also BrokenProcessPool)
+    ├── TaskTimeout          an attempt ran past its deadline      (also TimeoutError)
+    ├── TaskKilled           somebody called Future.kill()
+    ├── RemoteError          the task raised what can't be pickled
+    ├── ResultNotPicklable   the task returned what can't be       (also pickle.PicklingError)
+    ├── PayloadTooLarge      arguments or a result exceed the room
+    ├── PoolClosed           the pool was shut down                (also RuntimeError)
+    ├── PoolStartError       no worker could be started            (also BrokenProcessPool)
+    ├── PoolBroken           the pool has ended unexpectedly       (also BrokenProcessPool)
+    ├── SegmentCorrupt       something wrote into shared memory
+    └── Abort                raised by a task: fail now, no retry
+
+Code written for `concurrent.futures` catches `BrokenProcessPool`, and goes on doing so; but after `WorkerCrashed` the
+pool is not broken: only this task failed. Every error pickles with its attributes, and so do subclasses of it,
+whatever their constructor takes. `str()` is one line; a stack, where there is one, is a note (PEP 678), so that
+tracebacks print it.
+"""
+
+import pickle
+import signal as signals
+
+# Most of what importing this file costs (some 15 ms) is this line. `except BrokenProcessPool` looks at real base
+# classes and nothing else, so there is no lazy way round it.
+from concurrent.futures.process import BrokenProcessPool
+
+__all__ = [
+    "Abort",
+    "PayloadTooLarge",
+    "PoolBroken",
+    "PoolClosed",
+    "PoolError",
+    "PoolStartError",
+    "RemoteError",
+    "ResultNotPicklable",
+    "SegmentCorrupt",
+    "TaskKilled",
+    "TaskTimeout",
+    "WorkerCrashed",
+]
+
+
+class PoolError(Exception):
+    """Base of everything in this module: `except PoolError` catches what the pool itself has to say about a task."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own way calls the class with `args`, which fails for every constructor that takes something else.
+        return _blank, (type(self), self.args), self.__dict__
+
+
+def _blank(cls: type[PoolError], args: tuple[object, ...]) -> PoolError:
+    """An instance made without its constructor; pickle restores the attributes from the state afterwards."""
+    error = cls.__new__(cls, *args)
+    error.args = args  # TimeoutError is an OSError, whose __new__ leaves args empty when a subclass has an __init__
+    return error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signals.Signals(number).name
+    except ValueError:  # real-time signals between SIGRTMIN and SIGRTMAX have no name
+        return f"signal {number}"
+
+
+def _place(slot: int, pid: int, attempt: int) -> str:
+    return f"slot {slot}, pid {pid}, attempt {attempt}"
+
+
+class WorkerCrashed(PoolError, BrokenProcessPool):
+    """The process that ran the task died: a signal, `os._exit`, or the kernel when memory ran out.
+
+    Only this task failed. Its worker is replaced, no other task notices, and the pool goes on.
+
+    Attributes:
+        task: name of the task's function, e.g. `app.resize`.
+        args_repr: what stood between the parentheses of the call, perhaps shortened; empty if unknown.
+        slot: number of the worker in the pool, from 0.
+        pid: process id of the worker that died.
+        signal: number of the signal that ended it, `None` if it exited.
+        exitcode: its exit status, `None` if a signal ended it. Both are `None` if nobody could find out.
+        oom: `True` if the kernel killed it because memory ran out.
+        stack: C or Python stack of the worker at the crash, `""` if there is none.
+        attempt: which execution of the task this was, from 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        args_repr: str = "",
+        slot: int,
+        pid: int,
+        signal: int | None = None,
+        exitcode: int | None = None,
+        oom: bool = False,
+        stack: str = "",
+        attempt: int = 1,
+    ) -> None:
+        if signal is not None:
+            reason = _signal_name(signal)
+        elif exitcode is not None:
+            reason = f"exit code {exitcode}"
+        else:
+            reason = "reason unknown"
+        if oom:
+            reason += ", out of memory"
+        call = f"{task}({args_repr})" if args_repr else task
+        super().__init__(f"worker died in {call}: {reason} ({_place(slot, pid, attempt)})")
+        self.task = task
+        self.args_repr = args_repr
+        self.slot = slot
+        self.pid = pid
+        self.signal = signal
+        self.exitcode = exitcode
+        self.oom = oom
+        self.stack = stack
+        self.attempt = attempt
+        if stack:
+            self.add_note(f"Stack of the worker when it died:\n{stack}")
+
+
+class TaskTimeout(PoolError, TimeoutError):
+    """An attempt ran longer than its `timeout`, so its worker was killed, with all processes that the task had started.
+
+    A `TimeoutError` without the rest of this class comes from waiting (`Future.result(timeout=...)`): there the task
+    runs on.
+
+    Attributes:
+        timeout: the deadline of the attempt, in seconds.
+        task: name of the task's function.
+        stack: where the task was stuck, `""` if that could not be seen.
+        slot: number of the worker in the pool, from 0.
+        pid: process id of the worker that was killed.
+        attempt: which execution of the task this was, from 1.
+    """
+
+    def __init__(self, *, timeout: float, task: str, stack: str = "", slot: int, pid: int, attempt: int = 1) -> None:
+        super().__init__(f"{task} ran longer than its timeout of {timeout:g} s ({_place(slot, pid, attempt)})")
+        self.timeout = timeout
+        self.task = task
+        self.stack = stack
+        self.slot = slot
+        self.pid = pid
+        self.attempt = attempt
+        if stack:
+            self.add_note(f"Stack of the task at its deadline:\n{stack}")
+
+
+class TaskKilled(PoolError):
+    """`Future.kill()` stopped the task while it ran, with all processes that it had started. It is never retried.
+
+    Attributes:
+        task: name of the task's function.
+        slot: number of the worker in the pool, from 0.
+        pid: process id of the worker that was killed.
+        attempt: which execution of the task this was, from 1.
+    """
+
+    def __init__(self, *, task: str, slot: int, pid: int, attempt: int = 1) -> None:
+        super().__init__(f"{task} was killed ({_place(slot, pid, attempt)})")
+        self.task = task
+        self.slot = slot
+        self.pid = pid
+        self.attempt = attempt
+
+
+class RemoteError(PoolError):
+    """Stands for an exception of the task that could not be carried over, because it can't be pickled or unpickled.
+
+    Attributes:
+        type_name: the exception's class, with its module, e.g. `app.BadImage`.
+        message: `str()` of the exception.
+        traceback: the traceback in the worker, as text; `""` if there is none.
+    """
+
+    def __init__(self, *, type_name: str, message: str, traceback: str = "") -> None:
+        super().__init__(f"{type_name}: {message}" if message else type_name)
+        self.type_name = type_name
+        self.message = message
+        self.traceback = traceback
+        if traceback:
+            self.add_note(f"Traceback in the worker:\n{traceback}")
+
+
+class ResultNotPicklable(PoolError, pickle.PicklingError):
+    """The task ran to its end, but its result can't be pickled. It is not retried: the result would be no different.
+
+    Attributes:
+        task: name of the task's function.
+        type_name: type of the result.
+        reason: what pickle said.
+    """
+
+    def __init__(self, *, task: str, type_name: str, reason: str) -> None:
+        super().__init__(f"{task} returned a {type_name} that can't be pickled: {reason}")
+        self.task = task
+        self.type_name = type_name
+        self.reason = reason
+
+
+class PayloadTooLarge(PoolError):
+    """The arguments or the result of a task need more room than the pool can ever have.
+
+    Attributes:
+        what: the value that is too large, e.g. `"result of app.resize"`.
+        size: its size in bytes.
+        limit: the largest size that is possible, in bytes.
+    """
+
+    def __init__(self, *, what: str, size: int, limit: int) -> None:
+        super().__init__(f"{what} is too large: {size:,} bytes, the limit is {limit:,}")
+        self.what = what
+        self.size = size
+        self.limit = limit
+
+
+class PoolClosed(PoolError, RuntimeError):
+    """The pool was shut down, and takes no more tasks. Without arguments the message is the standard library's."""
+
+    def __init__(self, message: str = "cannot schedule new futures after shutdown") -> None:
+        super().__init__(message)
+
+
+class PoolStartError(PoolError, BrokenProcessPool):
+    """No worker could be started: an import or the initializer fails, or a resource is missing.
+
+    `str()` ends with the last line of the traceback, which says why.
+
+    Attributes:
+        traceback: the traceback of a worker that failed, as text; `""` if there is none.
+    """
+
+    def __init__(self, message: str = "the pool could not be started", *, traceback: str = "") -> None:
+        lines = traceback.strip().splitlines()
+        super().__init__(f"{message}: {lines[-1].strip()}" if lines else message)
+        self.traceback = traceback
+        if lines:
+            self.add_note(f"Traceback in the worker:\n{traceback}")
+
+
+class PoolBroken(PoolError, BrokenProcessPool):
+    """The pool ended without being asked to, because its monitor died or gave up.
+
+    Everything that was unfinished ends with this error, and nothing is run again. Make a new pool.
+    """
+
+
+class SegmentCorrupt(PoolError):
+    """Something wrote into the shared memory of the pool, most likely a C extension that a task called.
+
+    The task may have run or not. Workers and memory are replaced, tasks that had not been handed out are not affected.
+    """
+
+
+class Abort(PoolError):
+    """For a task to raise: it has failed for good, however many retries are left. The future gets this exception."""

@@ -1,0 +1,365 @@
+"""``Pool``: what people touch. Everything behind it is in pool/client.py."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from types import TracebackType
+from typing import Any
+
+from pool import codec
+from pool.client import CLOSED, DRAINING, OPEN, Client, Policy, Task, all_clients
+from pool.cpus import available_cpus
+from pool.errors import PoolClosed
+from pool.futures import Future
+from pool.mapping import MapRun, check_map_options, run_map
+from pool.output import output
+from pool.worker import WorkerOptions
+
+_MOST_WORKERS = 512
+
+
+class _Calls(Executor):
+    """The ways to call functions on workers, with a policy: shared by ``Pool`` and by what ``options()`` returns."""
+
+    _client: Client
+    _policy: Policy
+    _buffersize: int | None
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Run ``fn(*args, **kwargs)`` on a worker; returns its Future at once.
+
+        The arguments are encoded before it returns; if that fails, the error is the future's. It blocks only if the pool was made with
+        ``buffersize=`` and that many are unfinished. Raises PoolClosed after shutdown, PoolBroken if the pool has ended.
+        """
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        client = self._client
+        if self._buffersize is not None:
+            limit = self._buffersize
+            client.wait_for(lambda: client.unfinished < limit or client.state != OPEN)
+        if client.segment is None:
+            with client.lock:
+                client.check_open()
+                client.start()
+        future = Future(client, self._policy)
+        try:  # not under the lock: pickling runs code of the caller
+            function = client.function(fn, once=False)
+            if function.id:
+                data, flags = codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
+            else:
+                data, flags = codec.encode_args((fn, args, kwargs)), codec.CALL_SELF << 8
+        except Exception as error:
+            future.fail_early(error)
+            return future
+        with client.lock:
+            client.check_open()
+            self._track(future)
+            client.unfinished += 1
+            client.offer(Task(future, 0, function, data, flags, self._policy.timeout_ms))
+            client.submitted()
+        return future
+
+    def _track(self, future: Future) -> None:
+        """Overridden where somebody waits for exactly what went through here."""
+
+    def map(  # type: ignore[override]
+        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None
+    ) -> Iterator[Any]:
+        """As ``Executor.map`` of Python 3.14: everything is submitted before this returns (with ``buffersize`` only that many, the rest as results
+        are taken); results in order; ``timeout`` is how long the caller waits from the call on. A chunk's items still fail one by one.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        end = None if timeout is None else time.monotonic() + timeout
+        calls = zip(*iterables, strict=False)
+        if chunksize > 1:
+            return self._keep(self._chunked_map(fn, calls, end, chunksize, buffersize))
+        futures = deque(self.submit(fn, *call) for call in (calls if buffersize is None else itertools.islice(calls, buffersize)))
+        return self._results(fn, futures, iter(()) if buffersize is None else calls, end)
+
+    def _results(self, fn: Callable[..., Any], futures: deque[Future], calls: Iterator[Any], end: float | None) -> Iterator[Any]:
+        try:
+            while futures:
+                for call in itertools.islice(calls, 1):
+                    futures.append(self.submit(fn, *call))
+                yield _take(futures, end)
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _chunked_map(
+        self, fn: Callable[..., Any], calls: Iterator[Any], end: float | None, chunksize: int, buffersize: int | None
+    ) -> Iterator[Any]:
+        run = self._run(fn, codec.CALL_STAR, chunksize, None if buffersize is None else buffersize * chunksize)
+        if buffersize is not None:
+            return run_map(run, calls, True, "raise", end=end)
+        given = 0
+        run.eager = True
+        client = self._client
+        while batch := list(itertools.islice(calls, run.chunksize)):
+            with client.lock:
+                client.unfinished += len(batch)
+                client.submitted()
+            run.give(given, batch)
+            given += len(batch)
+        return run_map(run, (), True, "raise", given, end)
+
+    def imap(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """Results of ``fn(item)`` in order, lazily: the input is read only as far ahead as keeps the workers busy.
+
+        Options:
+            buffersize: at most so many items given out and not yet taken (default: about 10 ms of work).
+            chunksize: items handed over at a time; ``"auto"`` (default) measures. An error, a crash or a timeout is charged to its item alone.
+            on_error: ``"raise"`` (default) stops at the first failure, ``"return"`` yields a ``Failure`` in its place, ``"skip"`` drops it.
+
+        A stopped or abandoned iteration takes back what has not started; what runs finishes and is dropped; the pool stays usable.
+        """
+        return self._imap(fn, iterable, codec.CALL_ONE, True, **options)
+
+    def imap_unordered(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """As ``imap``, results as they finish."""
+        return self._imap(fn, iterable, codec.CALL_ONE, False, **options)
+
+    def istarmap(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> Iterator[Any]:
+        """As ``imap`` with ``fn(*item)``."""
+        return self._imap(fn, iterable, codec.CALL_STAR, True, **options)
+
+    def istarmap_unordered(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> Iterator[Any]:
+        """As ``imap_unordered`` with ``fn(*item)``."""
+        return self._imap(fn, iterable, codec.CALL_STAR, False, **options)
+
+    def starmap(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> list[Any]:
+        """The list of ``fn(*item)`` for each item, in order. Options as for ``imap``."""
+        return list(self._imap(fn, iterable, codec.CALL_STAR, True, **options))
+
+    def _imap(
+        self, fn: Callable[..., Any], iterable: Iterable[Any], call: int, ordered: bool, *, buffersize: int | None = None,
+        chunksize: int | str = "auto", on_error: str = "raise",
+    ) -> Iterator[Any]:  # fmt: skip
+        run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize), buffersize)
+        return self._keep(run_map(run, iterable, ordered, on_error))
+
+    def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
+        if not callable(fn):
+            raise TypeError(f"fn must be callable, not {type(fn).__name__}")
+        client = self._client
+        with client.lock:
+            client.check_open()
+            client.start()
+        return MapRun(client, client.function(fn, once=True), call, self._policy, chunksize, buffersize)
+
+    def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        return iterator
+
+    def options(self, *, timeout: float | None = ..., retries: int = ...) -> Options:  # type: ignore[assignment]
+        """A view on the same workers with another policy; what is not given stays as it is here.
+
+        timeout: seconds that one attempt may run, then it is stopped with all processes it started (``TaskTimeout``); None: no limit.
+        retries: further attempts after a crash, a timeout or an exception of the task (but not after ``Abort`` or ``Future.kill()``).
+        """
+        policy = self._policy
+        if timeout is not ...:
+            policy = policy._replace(timeout=_positive("timeout", timeout))
+        if retries is not ...:
+            policy = policy._replace(retries=_count("retries", retries))
+        return Options(self, policy)
+
+
+class Pool(_Calls):
+    """A prefork pool of worker processes; a ``concurrent.futures.Executor``.
+
+    Args:
+        max_workers: number of workers. Default: the CPUs this process may really use (affinity, cgroup quota). 0: run everything here, in this
+            process and thread (for debuggers and profilers).
+        mp_context: a multiprocessing context; only ``fork`` is supported now.
+        initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing: ``PoolStartError``.
+        max_tasks_per_child: a worker is replaced after so many tasks. Default: never.
+        timeout, retries: as in ``options()``, for everything that does not say otherwise.
+        buffersize: let ``submit`` wait while so many futures are unfinished. Default: it never blocks.
+        cpu_affinity: pin worker k to the k-th CPU of this process. nice: added to the workers' niceness.
+        threads_per_worker: threads of BLAS and OpenMP in each worker, default 1.
+        name: shown in process titles.
+
+    Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them at once. ``with`` waits for
+    everything at its end, but kills the workers on KeyboardInterrupt and SystemExit.
+    """
+
+    def __init__(
+        self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None, retries: int = 0,
+        buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
+    ) -> None:  # fmt: skip
+        workers = available_cpus() if max_workers is None else max_workers
+        if workers < 0:
+            raise ValueError("max_workers must be greater than 0")
+        if workers > _MOST_WORKERS:
+            raise ValueError(f"max_workers must be <= {_MOST_WORKERS}")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        if max_tasks_per_child is not None:
+            if not isinstance(max_tasks_per_child, int):
+                raise TypeError("max_tasks_per_child must be an integer")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+        if mp_context is not None and mp_context.get_start_method() != "fork":
+            raise ValueError(f"start method {mp_context.get_start_method()!r} is not supported, only 'fork'")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        self._max_workers = workers
+        self._policy = Policy(_positive("timeout", timeout), _count("retries", retries))
+        self._buffersize = buffersize
+        worker_options = WorkerOptions(name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity)
+        self._client = _client_for(workers, worker_options)
+        self._finalizer = weakref.finalize(self, _abandoned, self._client)
+        self._finalizer.atexit = False  # _at_exit does it, before daemon threads stop
+
+    def start(self) -> Pool:
+        """Start the workers now instead of at first use. Returns the pool."""
+        with self._client.lock:
+            self._client.check_open()
+            self._client.start()
+        return self
+
+    def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        return _keep_alive(self, iterator)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing more; what was accepted finishes. ``wait``: return when it has and the workers are gone; else that happens behind the
+        scenes, at the latest at interpreter exit. ``cancel_futures``: what has not started is cancelled. Idempotent."""
+        client = self._client
+        with client.lock:
+            if client.state == OPEN:
+                client.state = DRAINING
+            waiting = client.pending_futures() if cancel_futures else []
+        for future in waiting:
+            future.cancel()
+        if wait:
+            client.wait_for(client.idle_or_closed)
+            client.stop()
+            client.join_collector()
+        else:
+            client.look_after()
+
+    def terminate_workers(self) -> None:
+        """Kill all workers with the processes they started; everything unfinished ends as PoolBroken. The pool cannot be used afterwards."""
+        self._client.stop(kill=True)
+
+    kill_workers = terminate_workers
+    """The same: a worker has nothing to tidy up that the monitor does not."""
+
+    output = staticmethod(output)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
+            self.kill_workers()
+            return
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self.kill_workers()
+            raise
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Pool cannot be pickled: make one in the process that needs it")
+
+
+class Options(_Calls):
+    """A policy on a pool's workers; see ``Pool.options``. Its ``shutdown`` and ``with`` wait for what went through it and never stop the pool."""
+
+    def __init__(self, parent: _Calls, policy: Policy) -> None:
+        self._parent = parent  # keeps the pool
+        self._client = parent._client
+        self._policy = policy
+        self._buffersize = parent._buffersize
+        self._max_workers = getattr(parent, "_max_workers", 0)
+        self._futures: weakref.WeakSet[Future] = weakref.WeakSet()
+        self._closed = False
+
+    def _track(self, future: Future) -> None:
+        if self._closed:
+            raise PoolClosed
+        self._futures.add(future)
+
+    def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        return _keep_alive(self, iterator)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing more through this view; wait for what went through it."""
+        self._closed = True
+        futures = list(self._futures)
+        if cancel_futures:
+            for future in futures:
+                future.cancel()
+        if wait:
+            for future in futures:
+                self._client.wait_for(future.done)
+
+
+def _client_for(workers: int, options: WorkerOptions) -> Client:
+    if workers == 0:
+        from pool.inline import InlineClient
+
+        return InlineClient(options)
+    return Client(workers, options)
+
+
+def _keep_alive(owner: object, iterator: Iterator[Any]) -> Iterator[Any]:
+    """An iteration keeps its pool: else it would be abandoned while somebody reads its results."""
+    yield from iterator
+    del owner
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise ValueError(f"{name} must be greater than 0")
+    return value
+
+
+def _count(name: str, value: int) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative")
+    return value
+
+
+def _take(futures: deque[Future], end: float | None) -> Any:
+    """The first future's value; the future is dropped before the value is yielded, so that nothing keeps it."""
+    value = futures[0].result() if end is None else futures[0].result(end - time.monotonic())
+    futures.popleft()
+    return value
+
+
+# ---- the end without shutdown
+
+
+def _abandoned(client: Client) -> None:
+    """The pool was collected without shutdown: what is pending finishes, then everything ends. May run inside any code: takes no lock."""
+    if client.state == OPEN:
+        client.state = DRAINING
+    client.abandoned()
+
+
+def _at_exit() -> None:
+    """Interpreter exit: pending work finishes, then the workers leave."""
+    for client in all_clients():
+        if client.state != CLOSED and client.owned():
+            client.state = DRAINING
+            try:
+                client.wait_for(client.idle_or_closed)
+            finally:
+                client.stop(kill=not client.idle_or_closed())
+                client.join_collector(1.0)
+
+
+threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+
+__all__ = ["Options", "Pool"]

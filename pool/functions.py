@@ -1,0 +1,169 @@
+"""Functions travel once to each worker, by (id, generation); tasks carry the key.
+
+The client stores a function's pickle in the payload segment; a worker that meets an unknown key reads it from there. A function whose pickle can
+change between two submissions (by value: lambdas, closures, ``__main__``) gets a new generation when it has changed.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+from ipc import _core
+from pool import codec
+
+_MANY = 512  # stored functions above which those not in use are dropped
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
+
+
+class Function:
+    """A callable as tasks name it. ``id`` 0: not stored, the arguments carry it."""
+
+    __slots__ = ("data", "generation", "id", "length", "name", "unit")
+
+    def __init__(self, id: int, generation: int, unit: int, data: bytes, name: str) -> None:
+        self.id = id
+        self.generation = generation
+        self.unit = unit
+        self.length = len(data)
+        self.data = data
+        self.name = name
+
+
+def _names(code: types.CodeType) -> frozenset[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return frozenset(names)
+
+
+def _fixed(value: Any) -> bool:
+    """True if nobody can change what ``value`` pickles to without binding another object."""
+    if isinstance(value, _ATOMS):
+        return True
+    if isinstance(value, tuple):
+        return all(map(_fixed, value))
+    module = getattr(value, "__module__", None)
+    return isinstance(value, type | types.FunctionType) and module not in (None, "__main__") and "<" not in value.__qualname__
+
+
+class _Fingerprint:
+    """Whether a by-value function still pickles to what it did: the identity of everything it refers to, all of it immutable."""
+
+    def __init__(self, fn: types.FunctionType) -> None:
+        self.code = fn.__code__
+        self.names = _names(fn.__code__)
+        self.parts = self._parts(fn)
+
+    def _parts(self, fn: types.FunctionType) -> tuple[Any, ...] | None:
+        cells = []
+        for cell in fn.__closure__ or ():
+            try:
+                cells.append(cell.cell_contents)
+            except ValueError:
+                return None
+        scope = fn.__globals__
+        parts = (fn.__code__, fn.__defaults__, fn.__kwdefaults__, *cells, *(scope.get(n) for n in self.names))
+        if fn.__kwdefaults__ or fn.__dict__ or not all(_fixed(p) or p is fn or p is self.code for p in parts):
+            return None
+        return parts
+
+    def still(self, fn: types.FunctionType) -> bool:
+        if self.parts is None or fn.__code__ is not self.code:
+            return False
+        now = self._parts(fn)
+        return now is not None and all(map(_same, now, self.parts))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b
+
+
+class FunctionStore:
+    """The client's side: callable → key. Not thread-safe; the client's lock is held."""
+
+    def __init__(self, segment: object) -> None:
+        self._segment = segment
+        self._next = 1
+        self._stored: dict[Any, tuple[Function, _Fingerprint | None, bool]] = {}
+
+    def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
+        """The key of ``fn`` as it is now. ``once``: pickle it now for many tasks (a map); else a callable with state is carried by each task.
+
+        Raises what pickling raised.
+        """
+        try:
+            known = self._stored.get(fn)
+        except TypeError:  # unhashable callable
+            return self._store(None, fn, codec.encode_args(fn)) if once else self.carried(fn)
+        if known is not None:
+            function, fingerprint, by_reference = known
+            if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
+                return function
+        elif not once and not isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type):
+            return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
+        fresh = codec.encode_args(fn)
+        if known is not None and fresh == known[0].data:
+            self._stored[fn] = (known[0], self._fingerprint(fn), known[2])
+            return known[0]
+        return self._store(known[0] if known else None, fn, fresh)
+
+    def carried(self, fn: Callable[..., Any]) -> Function:
+        return Function(0, 0, 0, b"", codec.task_name(fn))
+
+    def _fingerprint(self, fn: Callable[..., Any]) -> _Fingerprint | None:
+        return _Fingerprint(fn) if isinstance(fn, types.FunctionType) else None
+
+    def _store(self, old: Function | None, fn: Callable[..., Any], data: bytes) -> Function:
+        unit = _core.store_function(self._segment, data)
+        if unit < 0:
+            return self.carried(fn)  # no room: the task carries it
+        if old is None:
+            function = Function(self._next, 1, unit, data, codec.task_name(fn))
+            self._next += 1
+        else:  # the old bytes stay until nothing is in flight: a published task may still name them
+            function = Function(old.id, old.generation + 1, unit, data, old.name)
+            self._stored[object()] = self._stored[fn]
+        # By reference means two short names and nothing of ours inside: such a pickle never changes.
+        by_reference = len(data) < 512 and b"cloudpickle" not in data and isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
+        try:
+            self._stored[fn] = (function, None if by_reference else self._fingerprint(fn), by_reference)
+        except TypeError:
+            self._stored[object()] = (function, None, False)
+        return function
+
+    def move(self, segment: object) -> None:
+        """Store everything again in a fresh segment; tasks that wait keep their keys."""
+        self._segment = segment
+        for function, _, _ in self._stored.values():
+            function.unit = _core.store_function(segment, function.data)
+
+    def trim(self) -> None:
+        """Drop the oldest functions when there are many. Only while no task is in flight."""
+        if len(self._stored) <= _MANY:
+            return
+        for fn in list(self._stored)[: len(self._stored) - _MANY // 2]:
+            function = self._stored.pop(fn)[0]
+            _core.free_function(self._segment, function.unit, function.length)
+
+
+class FunctionCache:
+    """The worker's side: key → callable."""
+
+    def __init__(self, segment: object) -> None:
+        self._segment = segment
+        self._known: dict[int, tuple[int, Callable[..., Any]]] = {}
+
+    def get(self, id: int, generation: int) -> Callable[..., Any]:
+        """The function of the claimed row. Raises what unpickling raised; then nothing is remembered."""
+        known = self._known.get(id)
+        if known is not None and known[0] == generation:
+            return known[1]
+        fn: Callable[..., Any] = codec.loads(_core.claimed_function(self._segment))
+        self._known.pop(id, None)
+        self._known[id] = (generation, fn)
+        if len(self._known) > _MANY:
+            del self._known[next(iter(self._known))]
+        return fn

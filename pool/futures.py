@@ -1,0 +1,196 @@
+"""``Future``: the standard one, cheap until somebody waits for it from outside.
+
+A standard Future makes its Condition at birth, which is most of its cost. Ours makes it when somebody asks for it (``wait``, ``as_completed``), and
+keeps the result as bytes until somebody reads it, so a result that is slow or impossible to rebuild holds up nobody but its reader.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable
+from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
+from typing import TYPE_CHECKING, Any
+
+from pool import codec
+
+if TYPE_CHECKING:
+    from pool.client import Client, Policy, Task
+
+_DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
+
+
+class Future(concurrent.futures.Future[Any]):
+    """A task's outcome. ``cancel()`` keeps its standard meaning (False once the task runs); ``kill()`` stops a running one."""
+
+    _result: Any = None
+    _exception: BaseException | None = None
+    _done_callbacks: Any = ()
+    _waiters: Any = ()
+    _late: threading.Condition | None = None
+    _raw: tuple[int, bytes] | None = None
+    row = -1
+    dropped = False
+
+    def __init__(self, client: Client, policy: Policy) -> None:
+        self._client = client
+        self.policy = policy
+        self._state = PENDING
+
+    # ---- the client's side; its lock is held
+
+    def arrive(self, task: Task, kind: int, data: bytes, slot: int, run_us: int) -> None:
+        if self._state in _DONE:
+            return
+        if kind and task.attempt <= self.policy.retries and kind == codec.ERROR:
+            self._client.again(task._replace(attempt=task.attempt + 1))
+            return
+        self._raw = (kind, data)
+        self._name = task.function.name
+        self._end(FINISHED)
+
+    def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None:
+        if again and task.attempt <= self.policy.retries:
+            self._client.again(task._replace(attempt=task.attempt + 1))
+        else:
+            self.fail(task, error)
+
+    def fail(self, task: Task | None, error: BaseException) -> None:
+        if self._state in _DONE:
+            return
+        self._exception = error
+        self._end(FINISHED)
+
+    def fail_early(self, error: BaseException) -> None:
+        """It never became a task."""
+        self._exception = error
+        self._state = FINISHED
+
+    def _end(self, state: str) -> None:
+        # Under the client's lock, as is the making of _late: whoever makes the Condition afterwards sees the state.
+        self._state = state
+        client = self._client
+        client.unfinished -= 1
+        if self._late is not None:
+            client.to_notify.append(self)
+        if self._done_callbacks:
+            client.to_call.append(self)
+
+    # ---- waiting
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        if self._late is None:
+            with self._client.lock:
+                if self._late is None:
+                    self._waiters = []
+                    self._late = threading.Condition()
+            if self._state not in _DONE:
+                self._client.look_after()
+        return self._late
+
+    def notify(self) -> None:
+        """Tell those who wait through the Condition. Not under the client's lock."""
+        assert self._late is not None
+        with self._late:
+            for waiter in self._waiters:
+                if self._state == CANCELLED_AND_NOTIFIED:
+                    waiter.add_cancelled(self)
+                elif self._exception is not None or (self._raw is not None and self._raw[0] != codec.VALUE):
+                    waiter.add_exception(self)
+                else:
+                    waiter.add_result(self)
+            self._late.notify_all()
+
+    def call(self) -> None:
+        """Run the callbacks. Not under the client's lock."""
+        callbacks, self._done_callbacks = self._done_callbacks, ()
+        for callback in callbacks:
+            self._call_one(callback)
+
+    def _call_one(self, callback: Callable[[Future], object]) -> None:
+        try:
+            callback(self)
+        except Exception:
+            LOGGER.exception("exception calling callback for %r", self)
+
+    def _wait(self, timeout: float | None) -> None:
+        if self._state not in _DONE and not self._client.wait_for(self.done, timeout):
+            raise TimeoutError
+        if self._state == CANCELLED_AND_NOTIFIED:
+            raise concurrent.futures.CancelledError
+
+    def _decode(self) -> None:
+        if self._raw is None:
+            return
+        kind, data = self._raw
+        try:
+            if kind == codec.VALUE:
+                self._result = codec.decode_value(data, self._name)
+            else:
+                self._exception = codec.decode_error(kind, data, self._name, self._client.room)
+        except Exception as error:
+            self._exception = error
+        self._raw = None
+
+    # ---- the standard interface
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value. Raises what the task raised (its ``__cause__`` has the remote traceback), an error of ``pool.errors``, CancelledError, or
+        TimeoutError after ``timeout`` seconds of waiting (the task runs on)."""
+        try:
+            self._wait(timeout)
+            self._decode()
+            if self._exception is not None:
+                raise self._exception
+            return self._result
+        finally:
+            self = None  # type: ignore[assignment]  # no cycle through the traceback's frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._wait(timeout)
+        self._decode()
+        return self._exception
+
+    def done(self) -> bool:
+        return self._state in _DONE
+
+    def cancelled(self) -> bool:
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    def running(self) -> bool:
+        return self._state == PENDING and self._client.is_running(self)
+
+    def cancel(self) -> bool:
+        """True if the task will not run: it had not started (or was cancelled before)."""
+        if self._state == PENDING and self._client.cancel(self):
+            with self._client.lock:
+                if self._state == PENDING:
+                    self._end(CANCELLED_AND_NOTIFIED)
+            self._client.announce()
+        return self._state == CANCELLED_AND_NOTIFIED
+
+    def kill(self) -> bool:
+        """Stop the task with all processes that it has started; it ends as ``TaskKilled`` and is not retried.
+
+        True if it was condemned or cancelled, False if it had finished first; then its outcome stands.
+        """
+        return self.cancel() or (self._state == PENDING and self._client.kill(self))
+
+    def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
+        """Call ``fn(future)`` when it is done: at once if it is, else from the pool's collector thread."""
+        with self._client.lock:
+            waiting = self._state not in _DONE
+            if waiting:
+                self._done_callbacks = [*self._done_callbacks, fn]
+        if waiting:
+            self._client.look_after()
+        else:
+            self._call_one(fn)
+
+    def __repr__(self) -> str:
+        state = "running" if self.running() else self._state.split("_")[0].lower()
+        return f"<{type(self).__name__} at {id(self):#x} state={state}>"
+
+
+__all__ = ["Future"]

@@ -1,0 +1,144 @@
+"""Starting the monitor, and making sure that nothing of it is left. The order of steps is the fork hygiene of DESIGN.md section 3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+
+from ipc import _core, process
+from ipc.segment import Segment
+from pool import codec, monitor
+from pool.cpus import available_cpus
+from pool.errors import PoolStartError
+from pool.worker import WorkerOptions
+
+_STOP_SECONDS = 5.0
+_warned = False
+
+
+class Running:
+    """A started pool, as the client holds it: its view of the segment and its ends to the monitor."""
+
+    def __init__(self, segment: object, rows: int, room: int, workers: int, commands: socket.socket, pid: int) -> None:
+        self.segment = segment
+        self.rows = rows
+        self.room = room
+        self.workers = workers
+        self.commands = commands
+        self.pid = pid
+        self.pidfd = process.open_pidfd(pid)
+
+    def worker_pids(self) -> list[int]:
+        return [_core.slot_info(self.segment, slot)["pid"] for slot in range(self.workers)]
+
+
+def start(workers: int, options: WorkerOptions) -> Running:
+    """Make the segment, fork the monitor. Raises MemoryError or OSError if there is too little memory for it."""
+    _warn_about_threads()
+    segment = Segment.create(workers, available_cpus())
+    try:
+        view, theirs_view = segment.attach(), segment.attach()
+        _core.open_client(view)
+        _core.dont_fork(view)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        codec.snapshot_main()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
+                stream.flush()
+        pid = _fork(theirs_view, workers, ours, theirs, options)
+    finally:
+        segment.close()  # the mappings stay; workers need no file descriptor of ours
+    theirs.close()
+    ours.setblocking(False)
+    return Running(view, segment.rows, segment.room, workers, ours, pid)
+
+
+def _fork(view: object, workers: int, ours: socket.socket, theirs: socket.socket, options: WorkerOptions) -> int:
+    client = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+ warns about threads without naming them; we have
+            pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                theirs.setblocking(False)
+                monitor.main(view, workers, theirs, client, options)
+            finally:
+                os._exit(1)
+        return pid
+    except OSError as error:
+        raise PoolStartError(f"the monitor process cannot be forked: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _warn_about_threads() -> None:
+    """A fork beside other threads can deadlock in a lock that one of them holds. Said once, with their names."""
+    global _warned
+    names = [t.name for t in threading.enumerate() if t is not threading.current_thread() and t.name != "pool-collector"]
+    if names and not _warned:
+        _warned = True
+        text = f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start()"
+        warnings.warn(text, RuntimeWarning, stacklevel=6)
+
+
+def monitor_is_dead(running: Running) -> bool:
+    """Whether the monitor has ended, however the host program treats its children."""
+    return _await_monitor(running, 0)
+
+
+def _await_monitor(running: Running, seconds: float) -> bool:
+    if running.pidfd is not None:
+        poll = select.poll()
+        poll.register(running.pidfd, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+    end = time.monotonic() + seconds
+    while not process.has_exited(running.pid):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def stop(running: Running, kill: bool) -> None:
+    """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is killed too."""
+    with contextlib.suppress(OSError):
+        running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
+    if not _await_monitor(running, _STOP_SECONDS):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGKILL)
+        _await_monitor(running, _STOP_SECONDS)
+        sweep_up(running)
+        return
+    _close(running)
+
+
+def sweep_up(running: Running) -> None:
+    """After the monitor's death: kill what its workers had started. They themselves die with it; their sessions name the rest."""
+    sessions = {pid for pid in running.worker_pids() if pid > 1}
+    end = time.monotonic() + 1.0
+    while (left := process.session_members(sessions)) and time.monotonic() < end:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    _close(running)
+
+
+def _close(running: Running) -> None:
+    process.reap(running.pid)
+    running.commands.close()
+    if running.pidfd is not None:
+        os.close(running.pidfd)
+        running.pidfd = None
+
+
+__all__ = ["Running", "monitor_is_dead", "start", "stop", "sweep_up"]

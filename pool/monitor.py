@@ -1,0 +1,320 @@
+"""The monitor process: the only one that forks and reaps. One loop, no threads, no user code, nothing that blocks.
+
+::
+
+    client pidfd / socket EOF ──▶ the client is gone: kill everything, exit
+    commands (socket)         ──▶ stop · kill all · kill one · look at the deadlines
+    worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
+    timers                    ──▶ deadlines · the SIGKILL after a stack dump · restarts that wait
+
+It runs embedded in a fork of the client's process and leaves by ``os._exit``, so that nothing of the client is finalised twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import NoReturn
+
+from ipc import _core, process
+from pool import output, worker
+from pool.restart import Restarts
+from pool.worker import WorkerOptions
+
+STOP, KILL_ALL, KILL_ONE, LOOK = b"S", b"K", b"k", b"L"
+"""Commands of the client. KILL_ONE is followed by a packed KILL."""
+KILL = struct.Struct("<IQ")  # row, the condemned word
+NOTICE, FAILED = b"n", b"f"
+"""Messages to the client: a dead worker's log (after a packed WHO), and why the pool cannot start workers."""
+WHO = struct.Struct("<II")  # slot, generation
+
+_DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond
+_STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
+_QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
+_LOG_LIMIT = 64 * 1024
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
+
+
+class _Worker:
+    """What the monitor knows of the worker in one slot. ``pid`` 0: nobody lives there."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.generation = 0
+        self.pid = 0
+        self.pidfd: int | None = None
+        self.reason = _core.DIED
+        self.kill_at: float | None = None
+        self.fork_at: float | None = 0.0
+        self.log = os.memfd_create(f"pool-log-{slot}")
+        self.outputs = os.memfd_create(f"pool-outputs-{slot}")
+
+
+class Monitor:
+    """See the module. ``run`` never returns."""
+
+    def __init__(self, segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions) -> None:
+        self._segment = segment
+        self._options = options
+        self._commands = commands
+        self._client = client
+        self._pid = os.getpid()
+        self._workers = [_Worker(slot) for slot in range(workers)]
+        self._restarts = Restarts(workers)
+        self._stop_by: float | None = None
+        self._quiet_since: float | None = None
+        self._poll = select.poll()
+        self._wakeup = self._catch_signals()
+        self._client_fd = process.open_pidfd(client)
+        for fd in (self._wakeup, commands.fileno(), self._client_fd):
+            if fd is not None:
+                self._poll.register(fd, select.POLLIN)
+
+    def _catch_signals(self) -> int:
+        """SIGCHLD writes to a pipe, from C; SIGINT and SIGTERM are the client's affair."""
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        self._wakeup_write = write
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        return read
+
+    def run(self) -> NoReturn:
+        with contextlib.suppress(OSError):
+            _core.become_subreaper()  # daemons that a task's process leaves behind come to us
+        for variable in _THREAD_VARIABLES:
+            os.environ.setdefault(variable, str(self._options.threads_per_worker))
+        worker.set_title(f"{self._options.name}: monitor")
+        gc.freeze()
+        try:
+            while True:
+                timeout = self._work()
+                self._handle(self._poll.poll(None if timeout is None else max(0, timeout) * 1000))
+        except SystemExit:
+            pass
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        self._kill_everything()
+        os._exit(0)
+
+    # ---- one turn: what is due now, and how long until the next thing is
+
+    def _work(self) -> float | None:
+        now = time.monotonic()
+        waits = [self._check_deadlines(now)]
+        for w in self._workers:
+            if w.kill_at is not None:
+                if w.kill_at <= now:
+                    w.kill_at = None
+                    process.kill_group(w.pid)
+                else:
+                    waits.append(w.kill_at - now)
+            if w.pid == 0 and w.fork_at is not None and self._stop_by is None:
+                waits.append(self._restart(w, now))
+        if self._stop_by is not None:
+            if not any(w.pid for w in self._workers) or self._stop_by <= now:
+                raise SystemExit
+            waits.append(self._stop_by - now)
+        return min((w for w in waits if w is not None), default=None)
+
+    def _restart(self, w: _Worker, now: float) -> float | None:
+        assert w.fork_at is not None
+        if w.fork_at > now:
+            return w.fork_at - now
+        if not _core.may_fork(self._segment, w.slot, w.generation):
+            return 0.1  # its death log is full: the client has to settle first
+        self._fork(w)
+        return None
+
+    def _check_deadlines(self, now: float) -> float | None:
+        """Condemn what is over its deadline. Goes idle (no timer at all) when nothing with a deadline is in flight."""
+        idle = self._quiet_since is not None and now - self._quiet_since > _QUIET_SECONDS
+        wait, expired = _core.deadlines(self._segment, idle)
+        for slot, generation, row, _, word, _ in expired:
+            w = self._workers[slot]
+            if w.generation == generation and w.pid and _core.condemn(self._segment, row, word):
+                w.reason = _core.DEADLINE
+                w.kill_at = now + _DUMP_SECONDS
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(w.pid, worker.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
+        if expired:
+            return 0.0
+        if wait is not None:
+            self._quiet_since = None
+            return max(wait, 0.001)
+        if idle:
+            return None
+        if self._quiet_since is None:
+            self._quiet_since = now
+        return _QUIET_SECONDS
+
+    # ---- events
+
+    def _handle(self, events: list[tuple[int, int]]) -> None:
+        for fd, _ in events:
+            if fd == self._client_fd:
+                raise SystemExit
+            if fd == self._wakeup:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(fd, 4096)
+                self._reap_strangers()
+            elif fd == self._commands.fileno():
+                self._command()
+        for w in self._workers:  # covers pidfds, SIGCHLD where there are none, and both at once
+            if w.pid:
+                self._reap(w)
+
+    def _command(self) -> None:
+        try:
+            message = self._commands.recv(64)
+        except BlockingIOError:
+            return
+        except OSError:
+            message = b""
+        kind, body = message[:1], message[1:]
+        if kind in (b"", KILL_ALL):  # end of file: the client is gone
+            raise SystemExit
+        if kind == STOP and self._stop_by is None:
+            _core.stop_workers(self._segment)
+            self._stop_by = time.monotonic() + _STOP_SECONDS
+        elif kind == KILL_ONE:
+            self._kill_condemned(*KILL.unpack(body))
+        elif kind == LOOK:
+            self._quiet_since = None
+
+    def _kill_condemned(self, row: int, word: int) -> None:
+        """Kill the runner of a row that the client has condemned, and only if the row still says so."""
+        state, slot, generation, _, now = _core.row_word(self._segment, row)
+        w = self._workers[slot] if slot < len(self._workers) else None
+        if w is None or state != _core.CONDEMNED or now != word or generation != w.generation & _core.GENERATION_MASK or not w.pid:
+            return
+        w.reason = _core.KILLED
+        process.kill_group(w.pid)
+
+    # ---- life and death of workers
+
+    def _fork(self, w: _Worker) -> None:
+        os.ftruncate(w.log, 0)
+        os.lseek(w.log, 0, os.SEEK_SET)
+        w.reason = _core.DIED
+        w.fork_at = None
+        _core.slot_begin(self._segment, w.slot, w.generation)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
+        pid = os.fork()
+        if pid == 0:
+            self._close_for_worker(w)
+            worker.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
+        _core.slot_forked(self._segment, w.slot, pid)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
+        w.pid = pid
+        w.pidfd = process.open_pidfd(pid)
+        if w.pidfd is not None:
+            self._poll.register(w.pidfd, select.POLLIN)
+
+    def _close_for_worker(self, mine: _Worker) -> None:
+        """In the new worker: nothing of the monitor stays open, so that no task can hold or damage it."""
+        signal.set_wakeup_fd(-1)
+        for fd in (self._wakeup, self._wakeup_write, self._client_fd):
+            if fd is not None:
+                os.close(fd)
+        self._commands.close()
+        for w in self._workers:
+            if w.pidfd is not None:
+                os.close(w.pidfd)
+            if w is not mine:
+                os.close(w.log)
+                os.close(w.outputs)
+
+    def _reap(self, w: _Worker) -> None:
+        """If the worker is dead: everything that a death calls for, in the order of DESIGN.md."""
+        if not process.has_exited(w.pid):
+            return
+        process.kill_group(w.pid)  # before waiting: as long as the leader is a zombie the group number is ours
+        status = process.reap(w.pid)
+        if status is None:
+            return
+        if w.pidfd is not None:
+            self._poll.unregister(w.pidfd)
+            os.close(w.pidfd)
+        for other in self._workers:
+            if other.pid and _core.slot_info(self._segment, other.slot)["phase"] != _core.STARTING:
+                self._restarts.ready(other.slot)
+        phase = _core.slot_info(self._segment, w.slot)["phase"]
+        if phase == _core.LEAVING and w.reason == _core.DIED and status == 0:
+            w.reason = _core.RECYCLED
+        log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
+        if log and w.reason != _core.KILLED:
+            self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
+        output.remove_unfinished(w.outputs, w.pid)
+        pid, w.pid, w.pidfd, w.kill_at = w.pid, 0, None, None
+        if self._stop_by is None:
+            now = time.monotonic()
+            w.fork_at = now + self._restarts.died(w.slot, now)
+            if self._restarts.give_up is not None:
+                self._tell(FAILED + f"{self._restarts.give_up}\0{log}".encode())
+                raise SystemExit
+        _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason)
+        w.generation += 1
+
+    def _tell(self, message: bytes) -> None:
+        """Before the death record, so that a client that settles the death has the text. Never blocks: the text may be lost, the death not."""
+        with contextlib.suppress(OSError):
+            self._commands.send(message)
+
+    def _reap_strangers(self) -> None:
+        """Orphans that came to us as the subreaper: waited for, never acted upon."""
+        ours = {w.pid for w in self._workers if w.pid}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in ours:
+                return  # its turn comes in _handle; further strangers wait for the next SIGCHLD or the end
+            process.reap(found.si_pid)
+
+    def _kill_everything(self) -> None:
+        """All workers with their groups, then all that was orphaned to us, until nobody is left."""
+        for w in self._workers:
+            if w.pid:
+                process.kill_group(w.pid)
+        while True:
+            for pid in process.children_of(self._pid):
+                process.kill_group(pid)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                break
+        for w in self._workers:
+            if w.pid:
+                output.remove_unfinished(w.outputs, w.pid)
+
+
+def main(segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions) -> NoReturn:
+    """Be the monitor: called in the freshly forked child, with signals blocked."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_IGN)
+        sys.settrace(None)
+        sys.setprofile(None)
+        if faulthandler.is_enabled():
+            faulthandler.disable()
+        faulthandler.cancel_dump_traceback_later()
+        gc.disable()  # nothing here makes cycles, and no finaliser of the client's objects may run here
+        monitor = Monitor(segment, workers, commands, client, options)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        monitor.run()
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(1)

@@ -1,0 +1,69 @@
+"""``output(path)``: a file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_count = itertools.count()
+_record_fd: int | None = None
+_open: dict[str, None] = {}
+_LIMIT = 64 * 1024
+
+
+@contextlib.contextmanager
+def output(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary name beside ``path`` that becomes ``path`` only when the block succeeds.
+
+    It keeps the suffix of ``path`` (many libraries choose the format by it). When the block raises, the temporary file is removed and ``path`` is
+    left as it was; when the task is killed in the middle, the monitor removes it. Works outside of a pool too.
+
+    Yields the temporary name. Raises what the file system raises, FileNotFoundError for a missing folder first.
+    """
+    final = Path(path)
+    if not final.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {str(final.parent)!r}")
+    temporary = str(final.parent.resolve() / f".{final.stem}.part-{os.getpid()}-{next(_count)}{final.suffix}")
+    _open[temporary] = None
+    _record()
+    try:
+        yield temporary
+        os.replace(temporary, final)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    finally:
+        _open.pop(temporary, None)
+        _record()
+
+
+def record_to(fd: int) -> None:
+    """In a worker: keep the names of unfinished files in ``fd``, where the monitor finds them after a death."""
+    global _record_fd
+    _record_fd = fd
+    _open.clear()
+    _record()
+
+
+def _record() -> None:
+    if _record_fd is None:
+        return
+    with contextlib.suppress(OSError):  # a task may have closed all file descriptors
+        names = "\0".join(_open).encode(errors="surrogateescape")[:_LIMIT]
+        os.pwrite(_record_fd, len(names).to_bytes(4, "little") + names, 0)
+
+
+def remove_unfinished(fd: int, pid: int) -> None:
+    """In the monitor: remove what the dead worker ``pid`` left. Only names that this module made for that pid."""
+    size = int.from_bytes(os.pread(fd, 4, 0), "little")
+    if not 0 < size <= _LIMIT:
+        return
+    for name in os.pread(fd, size, 4).decode(errors="surrogateescape").split("\0"):
+        if f".part-{pid}-" in os.path.basename(name) and os.path.basename(name).startswith("."):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    os.pwrite(fd, bytes(4), 0)

@@ -1,0 +1,239 @@
+"""Leader and followers: whoever waits collects for everybody.
+
+One thread at a time leads: it sleeps on the client's bell, and hands out all outcomes, not only its own. Others that wait follow, each on a lock of
+its own; a leader that has what it wanted passes the lead to one of them. Nobody waits in our code, but futures are pending (callbacks, asyncio,
+``concurrent.futures.wait``): then a collector thread leads. It stays away while user threads lead or submit, because a switch between threads
+costs more than a task; and it runs all callbacks, so that they never run inside somebody's ``submit``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ipc import _core
+
+if TYPE_CHECKING:
+    from pool.futures import Future
+
+_SPIN_US = 20
+_CHECK_SECONDS = 0.1  # with work in flight: how long a lost hint or the monitor's death can stay unseen
+_TAKEOVER_SECONDS = 0.005  # nobody led or submitted for so long: the collector takes over
+_LINGER_SECONDS = 5.0  # a collector without work stays for the next burst
+
+
+class _Follower:
+    __slots__ = ("_lock", "done")
+
+    def __init__(self, done: Callable[[], object]) -> None:
+        self.done = done
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Idempotent, under the client's lock."""
+        if self._lock.locked():
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        self._lock.acquire(timeout=max(0.0, seconds))
+
+
+class Waiting:
+    """The part of the client that waits. ``lock``, ``pump`` and ``check_monitor`` are the client's."""
+
+    lock: threading.Lock
+    segment: Any
+    unfinished: int
+
+    def __init__(self) -> None:
+        self.to_notify: list[Future] = []
+        self.to_call: deque[Future] = deque()
+        self.reset_waiting()
+
+    def reset_waiting(self) -> None:
+        self._leading = False
+        self._collector_leads = False
+        self._followers: list[_Follower] = []
+        self._collector: threading.Thread | None = None
+        self._bell = threading.Event()
+        self._eager = False  # somebody waits outside of our code: the collector shall not hesitate
+        self._ended = False
+        self._activity = 0
+        self._checked = 0.0
+
+    def pump(self) -> bool:
+        raise AssertionError("the client's")
+
+    def check_monitor(self) -> None:
+        raise AssertionError("the client's")
+
+    def finish_draining(self) -> bool:
+        """Called by an idle collector without the lock: end the pool if it was asked to end. True if it has ended."""
+        raise AssertionError("the client's")
+
+    # ---- waiting
+
+    def wait_for(self, done: Callable[[], object], timeout: float | None = None) -> bool:
+        """Collect until ``done()`` is true. False after ``timeout`` seconds, or if the pool has ended and it never will be."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not done():
+            with self.lock:
+                if done():
+                    break
+                if self._ended:
+                    return False
+                follower = None if self._take_lead() else _Follower(done)
+                if follower is not None:
+                    self._followers.append(follower)
+            if follower is None:
+                try:
+                    self._lead(done, end)
+                finally:
+                    self._hand_over()
+            else:
+                self._follow(follower, end)
+            if end is not None and time.monotonic() >= end:
+                return bool(done())
+        return True
+
+    def _take_lead(self) -> bool:
+        if self._leading:
+            if self._collector_leads and self.segment is not None:
+                _core.ring_client(self.segment)  # it sees that somebody follows, and gives way
+            return False
+        self._leading = True
+        return True
+
+    def _follow(self, follower: _Follower, end: float | None) -> None:
+        try:
+            follower.wait(1.0 if end is None else min(1.0, end - time.monotonic()))
+        finally:
+            with self.lock:
+                if follower in self._followers:
+                    self._followers.remove(follower)
+
+    def _lead(self, done: Callable[[], object], end: float | None) -> None:
+        while True:
+            with self.lock:
+                self.pump()
+                segment = self.segment
+            self.announce()
+            if segment is None or self._ended or done() or (self._collector_leads and self._followers):
+                return
+            now = time.monotonic()
+            if end is not None and now >= end:
+                return
+            wait = _CHECK_SECONDS if end is None else min(_CHECK_SECONDS, end - now)
+            if not _core.wait(segment, _SPIN_US, int(wait * 1000) + 1) and time.monotonic() - self._checked >= _CHECK_SECONDS:
+                with self.lock:
+                    self._checked = time.monotonic()
+                    self.check_monitor()
+                self.announce()
+
+    def _hand_over(self) -> None:
+        with self.lock:
+            self._leading = self._collector_leads = False
+            self._activity += 1
+            for follower in self._followers:
+                if not follower.done():
+                    follower.wake()
+                    return
+            if self._eager:
+                self._bell.set()
+
+    def announce(self) -> None:
+        """Tell those who wait what has ended. Not under the lock."""
+        if self.to_notify:
+            with self.lock:
+                batch, self.to_notify = self.to_notify, []
+            for future in batch:
+                future.notify()
+        if self._followers:
+            with self.lock:
+                for follower in self._followers:
+                    if self._ended or follower.done():
+                        follower.wake()
+        if self.to_call and threading.current_thread() is not self._collector:
+            self.look_after()
+
+    def end_waiting(self) -> None:
+        """Nothing will come any more: everybody who waits returns. Not under the lock."""
+        with self.lock:
+            self._ended = True
+            if self.segment is not None:
+                _core.ring_client(self.segment)
+            for follower in self._followers:
+                follower.wake()
+            self._bell.set()
+
+    # ---- the collector thread
+
+    def submitted(self) -> None:
+        """A future is pending: there must be a collector, even if it stays away for now. Under the lock."""
+        self._activity += 1
+        if self.segment is not None:
+            _core.flush(self.segment)
+        if self._collector is None:
+            self._start_collector()
+
+    def wake_collector(self) -> None:
+        """Without the lock, for finalisers."""
+        self._eager = True
+        if self._collector is None:
+            self._start_collector()
+        self._bell.set()
+
+    def look_after(self) -> None:
+        """Somebody waits outside of our code, or there are callbacks to run. Not under the lock."""
+        self._eager = True
+        with self.lock:
+            if self._collector is None:
+                self._start_collector()
+        if not self._collector_leads:
+            self._bell.set()
+
+    def _start_collector(self) -> None:
+        self._collector = threading.Thread(target=self._collect, name="pool-collector", daemon=True)
+        try:
+            self._collector.start()
+        except RuntimeError:  # the interpreter is exiting: whoever waits does the work
+            self._collector = None
+
+    def join_collector(self, timeout: float | None = None) -> None:
+        collector = self._collector
+        if collector is not None and collector is not threading.current_thread():
+            self._bell.set()
+            collector.join(timeout)
+
+    def _collect(self) -> None:
+        seen, delay = -1, _TAKEOVER_SECONDS
+        while True:
+            self._bell.clear()
+            while self.to_call:
+                self.to_call.popleft().call()
+            with self.lock:
+                busy = self.unfinished > 0 and not self._ended
+                lead = busy and not self._leading and (self._eager or seen == self._activity)
+                if lead:
+                    self._leading = self._collector_leads = True
+                if not busy:
+                    self._eager = False
+                delay = _TAKEOVER_SECONDS if seen != self._activity else min(delay * 2, 0.1)
+                seen = self._activity
+            if lead:
+                try:
+                    self._lead(lambda: self.to_call or not self.unfinished, None)
+                finally:
+                    self._hand_over()
+                seen, delay = self._activity, _TAKEOVER_SECONDS
+            elif busy:
+                self._bell.wait(delay)
+            elif not self.to_call and (self.finish_draining() or not self._bell.wait(_LINGER_SECONDS)):
+                with self.lock:
+                    if not self.to_call and (self._ended or not self.unfinished):
+                        self._collector = None
+                        return

@@ -1,0 +1,238 @@
+"""A worker process: claim a task, run it, publish what came of it; until told to stop, condemned, or recycled.
+
+It is forked by the monitor and never returns from :func:`main`. The order of its first steps (fork hygiene) matters: what can be killed or left
+behind by a death comes after what makes a death clean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import gc
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ipc import _core
+from pool import codec, output
+from pool.functions import FunctionCache
+
+DUMP_SIGNAL = signal.SIGRTMAX - 1
+"""Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds the GIL."""
+
+BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
+_SPIN_US = 20
+_IDLE_MS = 1000
+
+
+class WorkerOptions:
+    """What every worker of a pool is told; see ``Pool``."""
+
+    def __init__(
+        self,
+        name: str = "pool",
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_tasks_per_child: int | None = None,
+        threads_per_worker: int = 1,
+        nice: int | None = None,
+        cpu_affinity: bool = False,
+    ) -> None:
+        self.name = name
+        self.initializer = initializer
+        self.initargs = initargs
+        self.max_tasks_per_child = max_tasks_per_child
+        self.threads_per_worker = threads_per_worker
+        self.nice = nice
+        self.cpu_affinity = cpu_affinity
+
+
+class _Process:
+    """Facts of this worker process that hooks and tasks ask for."""
+
+    forked = False  # True in a child that a task has forked
+
+
+def main(segment: object, slot: int, generation: int, log_fd: int, outputs_fd: int, monitor: int, options: WorkerOptions) -> NoReturn:
+    """Be the worker of ``slot`` until the end of the process."""
+    code = BOOT_FAILED
+    try:
+        _isolate(segment, slot, generation, log_fd, monitor)
+        _settle_in(slot, outputs_fd, options)
+        _core.set_phase(segment, _core.IDLE)
+        code = _loop(segment, options.max_tasks_per_child or 0)
+    except BaseException as error:
+        _report(error, log_fd)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # closed or broken by a task: the exit goes on
+                stream.flush()
+        os._exit(code)
+
+
+def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: int) -> None:
+    """A session of its own, the monitor's death is ours, default signals, no way back for a child that a task forks."""
+    os.setsid()
+    _core.die_with_parent(signal.SIGKILL)
+    if os.getppid() != monitor:  # it died before the line above
+        os._exit(1)
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _core.open_worker(segment, slot, generation)
+    _core.dont_fork(segment)
+    os.register_at_fork(after_in_child=lambda: _forked(segment))
+    faulthandler.enable(log_fd)
+    faulthandler.register(DUMP_SIGNAL, log_fd, all_threads=True, chain=False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _forked(segment: object) -> None:
+    _Process.forked = True
+    _core.forget(segment)  # the control segment is not mapped here
+
+
+def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
+    """Priority, memory score, title, threads, random numbers; last the user's initializer."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("500")  # when memory runs out the kernel shall take a worker, not the client
+    if options.nice:
+        os.nice(options.nice)
+    if options.cpu_affinity:
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[slot % len(cpus)]})
+    set_title(f"{options.name}: worker {slot}")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # replaced by something that is not a text stream
+            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    output.record_to(outputs_fd)
+    _limit_threads(options.threads_per_worker)
+    random.seed()
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed()
+    if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
+        multiprocessing._children = set()  # type: ignore[attr-defined]  # the client's children are not ours to poll
+    gc.enable()
+    if options.initializer is not None:
+        options.initializer(*options.initargs)
+
+
+def _limit_threads(threads: int) -> None:
+    """BLAS and OpenMP pools that are already loaded; those loaded later obey the environment that the monitor has set."""
+    if not any(name in sys.modules for name in ("numpy", "scipy", "torch", "sklearn")):
+        return
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(threads)
+
+
+def set_title(title: str) -> None:
+    """The process title as ``ps`` and ``top`` show it."""
+    try:
+        import setproctitle
+    except ImportError:
+        return
+    setproctitle.setproctitle(title)
+
+
+def _report(error: BaseException, log_fd: int) -> None:
+    """The traceback of a failed start, for ``PoolStartError``."""
+    _, data = codec.encode_error(error, skip=2 if not isinstance(error, _core.Damaged) else 0)
+    text = codec.loads(data)[3]
+    with contextlib.suppress(OSError):
+        os.write(log_fd, text.encode(errors="replace"))
+
+
+def _loop(segment: object, recycle_after: int) -> int:
+    """Run tasks. Returns the exit code: 0 for every planned end."""
+    functions = FunctionCache(segment)
+    done = 0
+    while True:
+        try:
+            claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
+            if claim is None:
+                continue
+            if claim is False:
+                break
+            code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
+            if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
+                os._exit(0)
+            if code < 0:
+                break
+            done += claim[3] or 1
+            if recycle_after and done >= recycle_after:
+                break
+        except KeyboardInterrupt:  # between two tasks: not meant for any of them
+            continue
+    _core.set_phase(segment, _core.LEAVING)
+    return 0
+
+
+def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
+    if call == codec.CALL_ONE:
+        return fn(argument)  # type: ignore[misc]
+    if call == codec.CALL_ARGS:
+        return fn(*argument[0], **argument[1])  # type: ignore[misc]
+    if call == codec.CALL_STAR:
+        return fn(*argument)  # type: ignore[misc]
+    return argument[0](*argument[1], **argument[2])
+
+
+def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
+    fn_id, generation, call, _, args, _, _ = claim
+    try:
+        fn = functions.get(fn_id, generation) if fn_id else None
+        value = _call(fn, call, codec.loads(args))
+        kind, data = codec.encode_value(value)
+    except BaseException as error:
+        kind, data = _encode_error(error)
+    return _forked_or(_core.complete, segment, kind, data)
+
+
+def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
+    """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
+    fn_id, generation, call, items, args, _, _ = claim
+    broken: tuple[int, bytes] | None = None
+    batch: list[Any] = []
+    fn = None
+    try:
+        fn = functions.get(fn_id, generation) if fn_id else None
+        batch = codec.loads(args)
+    except BaseException as error:
+        broken = _encode_error(error)
+    code = _core.begin_items(segment)
+    for k in range(items):
+        if code < 0:
+            break
+        if broken is not None:
+            kind, data = broken
+        else:
+            try:
+                kind, data = codec.encode_value(_call(fn, call, batch[k]))
+            except BaseException as error:
+                kind, data = _encode_error(error)
+        code = _forked_or(_core.commit, segment, kind, data)
+    return code
+
+
+def _forked_or(publish: Callable[[object, int, bytes], int], segment: object, kind: int, data: bytes) -> int:
+    if _Process.forked:
+        os._exit(0 if kind == codec.VALUE else 1)
+    code = publish(segment, kind, data)
+    if code == _core.TOO_LARGE:
+        return publish(segment, *codec.encode_too_large(len(data)))
+    return code
+
+
+def _encode_error(error: BaseException) -> tuple[int, bytes]:
+    try:
+        return codec.encode_error(error, skip=2)
+    except BaseException:  # MemoryError while the report is made
+        return codec.ERROR, codec.EMERGENCY

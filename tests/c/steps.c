@@ -1,0 +1,459 @@
+/* Single steps held against each other by hand: what one role does while another stands between two of its steps. One process, no timing;
+ * the failpoints of the core are the places where the other role moves. Each test is named after what it promises. */
+#include "kit.h"
+
+static struct ipc_segment S;
+static struct driver D;
+static struct ipc_worker A, B; /* slot 0 and slot 1, generation 0 */
+static struct desk desk;
+
+static void begin(uint32_t rows, uint32_t units) {
+    ipc_failpoint = NULL;
+    if (S.header) munmap(S.header, ipc_segment_size(S.rows, S.slots, S.units)), munmap(S.payload, (size_t)S.units * IPC_UNIT_SIZE);
+    memset(&S, 0, sizeof(S));
+    fresh_segment(&S, rows, 2, units, 2);
+    driver_open(&D, &S, D.last_id);
+    ipc_worker_init(&A, &S, 0, 0);
+    ipc_worker_init(&B, &S, 1, 0);
+}
+
+static uint32_t publish(struct job j) {
+    int row = driver_submit(&D, j);
+    CHECK(row >= 0, "there is a row");
+    return (uint32_t)row;
+}
+static const struct job small = {.size = 100};
+
+static void run_all(struct ipc_worker *w) {
+    while (ipc_claim(w) == 0) CHECK(work(w, &desk) == 0, "a worker does its work");
+}
+
+/* Slot `slot` dies in generation 0. */
+static void dies(uint32_t slot) {
+    struct ipc_death death = {0, 1, 9, IPC_DIED};
+    ipc_record_death(&S, slot, &death);
+}
+
+static void end(void) {
+    struct ipc_worker w;
+    ipc_failpoint = NULL;
+    driver_retry(&D);
+    ipc_worker_init(&w, &S, 0, 5);
+    run_all(&w);
+    driver_collect(&D);
+    check_all_free(&D);
+}
+
+/* At the first time `step` is reached, `act` is done, once. */
+static const char *act_at;
+static void (*act)(void);
+static void hook(const char *step) {
+    if (strcmp(step, act_at)) return;
+    ipc_failpoint = NULL;
+    act();
+    act = NULL;
+}
+static void at(const char *step, void (*what)(void)) {
+    act_at = step;
+    act = what;
+    ipc_failpoint = hook;
+}
+
+/* ---- claim */
+
+static uint32_t row_of_act;
+
+static void others_use_the_row_again(void) {
+    run_all(&B);
+    CHECK(driver_collect(&D) == 1, "the other worker did it");
+    CHECK(publish(small) == row_of_act, "the row is used again");
+}
+static void a_stalled_claimer_cannot_claim_a_later_use_through_an_old_entry(void) {
+    begin(2, 4);
+    row_of_act = publish(small);
+    at("claim:read", others_use_the_row_again);
+    CHECK(ipc_claim(&A) == 0 && act == NULL, "it claims the later use through its own entry");
+    CHECK(atomic_load(&S.header->head) == 2, "the claim went through the row's own entry");
+    CHECK(work(&A, &desk) == 0, "and does it");
+}
+
+static void cancel_it(void) { CHECK(driver_cancel(&D, row_of_act), "a ready task can be cancelled"); }
+static void a_cancelled_task_is_never_claimed(void) {
+    begin(2, 4);
+    row_of_act = publish(small);
+    at("claim:read", cancel_it);
+    CHECK(ipc_claim(&A) == IPC_EMPTY && act == NULL, "nothing to claim");
+    CHECK(atomic_load(&S.header->head) == 1, "its entry is spent all the same");
+    CHECK(word_of(&S, row_of_act) == ipc_word(IPC_FREE, 0, 0, D.c.seq[row_of_act], 0), "the row stays free");
+}
+
+static void cancel_is_too_late(void) { CHECK(!driver_cancel(&D, row_of_act), "a claimed task is not cancelled"); }
+static void a_claimed_task_is_never_cancelled(void) {
+    begin(2, 4);
+    row_of_act = publish(small);
+    at("claim:owned", cancel_is_too_late);
+    CHECK(ipc_claim(&A) == 0 && act == NULL && work(&A, &desk) == 0, "it runs");
+}
+
+static void a_stale_entry_does_not_block_the_task_behind_it(void) {
+    begin(2, 4);
+    row_of_act = publish(small);
+    cancel_it();
+    uint32_t live = publish(small);
+    CHECK(ipc_claim(&A) == 0 && A.row == live && work(&A, &desk) == 0, "the live task is claimed");
+}
+
+static void a_row_is_not_used_again_before_head_has_passed_its_entry(void) {
+    begin(2, 4);
+    for (int k = 0; k < 2; k++) {
+        row_of_act = publish(small);
+        cancel_it();
+    }
+    CHECK(driver_submit(&D, small) == IPC_FULL, "both rows cool until a worker has passed their entries");
+    CHECK(ipc_claim(&A) == IPC_EMPTY, "which it does");
+    publish(small);
+}
+
+static void help(void) { CHECK(ipc_claim(&B) == IPC_EMPTY && atomic_load(&S.header->head) == 1, "head is moved past the claimed entry"); }
+static void a_claimer_that_stops_before_head_is_helped(void) {
+    begin(2, 4);
+    publish(small);
+    at("claim:owned", help);
+    CHECK(ipc_claim(&A) == 0 && act == NULL && work(&A, &desk) == 0, "the claim stands");
+}
+
+static void a_row_number_from_the_ring_is_checked(void) {
+    begin(2, 4);
+    atomic_store(&S.ring[0], UINT64_C(1) << 32 | 77);
+    atomic_store(&S.header->tail, 1);
+    CHECK(ipc_claim(&A) == IPC_EMPTY && atomic_load(&S.header->head) == 1, "an impossible entry is skipped");
+    atomic_store(&S.header->tail, 0);
+    atomic_store(&S.header->head, 0);
+}
+
+/* ---- complete, condemn */
+
+static void condemn_it(void) {
+    struct ipc_running r;
+    CHECK(ipc_running(&S, 0, &r) && ipc_word_state(r.word) == IPC_RUNNING, "the monitor sees who runs what");
+    CHECK(ipc_condemn(&S, r.row, r.word), "a running task can be condemned");
+}
+static void a_condemned_task_is_never_done(void) {
+    begin(2, 4);
+    uint32_t row = publish(small);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:change", condemn_it);
+    CHECK(work(&A, &desk) == IPC_LOST && act == NULL, "the worker learns that it was condemned");
+    CHECK(ipc_word_state(word_of(&S, row)) == IPC_CONDEMNED, "the decision stands");
+    CHECK(driver_collect(&D) == 0, "its result is dropped");
+    dies(0);
+    CHECK(driver_settle(&D) == 1 && driver_settle(&D) == 0, "one attempt is spent, once");
+}
+
+static void a_condemned_chunk_keeps_its_committed_items(void) {
+    begin(2, 8);
+    struct job chunk = {.size = 300, .items = 4};
+    uint32_t row = publish(chunk);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    struct job j;
+    read_order(&A, &j);
+    CHECK(ipc_begin_items(&A) == 0, "decoded");
+    for (uint32_t k = 1; k <= 2; k++) {
+        pattern_fill(desk.out, 300, j.id, k);
+        CHECK(ipc_commit(&A, kind_of(j.id, k), desk.out, 300) == 0, "committed");
+    }
+    CHECK(ipc_word_item(word_of(&S, row)) == 3, "item 3 runs");
+    condemn_it();
+    CHECK(ipc_commit(&A, 0, desk.out, 300) == IPC_LOST, "the third is lost");
+    dies(0);
+    CHECK(driver_settle(&D) == 1, "one attempt is spent");
+    CHECK(D.job[1].base + D.job[0].base == 2, "two items stand");
+}
+
+static void a_finished_task_is_never_condemned(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    struct ipc_running r;
+    CHECK(ipc_running(&S, 0, &r), "seen");
+    CHECK(work(&A, &desk) == 0, "done meanwhile");
+    CHECK(!ipc_condemn(&S, r.row, r.word), "the monitor's decision comes too late");
+    CHECK(driver_collect(&D) == 1, "it counts");
+}
+
+static void a_condemnation_never_hits_the_next_use_of_a_row(void) {
+    begin(1, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    struct ipc_running r;
+    CHECK(ipc_running(&S, 0, &r), "seen");
+    CHECK(work(&A, &desk) == 0 && driver_collect(&D) == 1, "done meanwhile");
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "the same worker runs the next task in the same row");
+    CHECK(!ipc_condemn(&S, r.row, r.word), "an innocent is not condemned");
+    CHECK(work(&A, &desk) == 0, "it ends as usual");
+}
+
+static void a_condemnation_never_hits_the_next_item_of_a_chunk(void) {
+    begin(1, 4);
+    struct job chunk = {.size = 10, .items = 2};
+    publish(chunk);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    struct ipc_running r;
+    CHECK(ipc_running(&S, 0, &r), "seen");
+    CHECK(ipc_begin_items(&A) == 0, "decoded meanwhile");
+    CHECK(!ipc_condemn(&S, r.row, r.word), "the item is not charged for the decoding");
+    struct job j;
+    memcpy(&j, S.row[0].body, sizeof(j));
+    for (uint32_t k = 1; k <= 2; k++) {
+        pattern_fill(desk.out, 10, j.id, k);
+        CHECK(ipc_commit(&A, kind_of(j.id, k), desk.out, 10) == 0, "committed");
+    }
+}
+
+static void nobody_condemns_a_task_that_stores(void) {
+    struct ipc_running r;
+    uint64_t word = word_of(&S, row_of_act);
+    CHECK(ipc_word_state(word) == IPC_STORING, "it stores");
+    CHECK(!ipc_condemn(&S, row_of_act, word), "waiting for room is not the task's fault");
+    CHECK(!ipc_running(&S, 0, &r), "and no deadline is looked at");
+}
+static void a_task_that_stores_its_result_is_not_condemned(void) {
+    begin(2, 4);
+    struct job big = {.size = 1000};
+    row_of_act = publish(big);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("store:copied", nobody_condemns_a_task_that_stores);
+    CHECK(work(&A, &desk) == 0 && act == NULL, "it is stored");
+}
+
+/* ---- results and room */
+
+static void a_done_bit_is_a_hint_and_never_proof(void) {
+    begin(3, 4);
+    publish(small);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "one of them runs");
+    atomic_store(&S.header->done[0], 7);
+    atomic_store(&S.header->done_summary, 1);
+    CHECK(ipc_next_done(&D.c) == IPC_EMPTY, "neither a free nor a ready nor a running row is handed out");
+    CHECK(work(&A, &desk) == 0 && driver_collect(&D) == 1, "a finished one is, in spite of the false hints");
+}
+
+static void collect_now(void) { driver_collect(&D); }
+static void a_sweep_between_the_two_hints_does_not_lose_the_row(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:hinted", collect_now);
+    CHECK(work(&A, &desk) == 0 && act == NULL, "done");
+    driver_collect(&D);
+    CHECK(D.done == 1, "collected without any wait");
+}
+static void a_sweep_before_the_hints_does_not_lose_the_row(void) {
+    begin(2, 4);
+    publish(small);
+    atomic_store(&S.header->done_summary, 1);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:done", collect_now);
+    CHECK(work(&A, &desk) == 0 && act == NULL, "done");
+    driver_collect(&D);
+    CHECK(D.done == 1, "collected without any wait");
+}
+
+static void a_unit_of_another_owner_is_left_alone(void) {
+    begin(2, 4);
+    CHECK(ipc_units_take(&S, 1, ipc_owner(0, 1)) == 0 && ipc_units_take(&S, 1, ipc_owner(1, 1)) == 1, "two owners");
+    ipc_units_free(&S, 0, 4, ipc_owner(0, 1));
+    CHECK(atomic_load(&S.owner[0]) == 0 && atomic_load(&S.owner[1]) == ipc_owner(1, 1), "one of them gives back its own");
+    CHECK(ipc_units_free_all(&S, ipc_owner(1, 1)) == 1, "and the other");
+}
+
+static void other_takes_a_unit(void) { CHECK(ipc_units_take(&S, 1, 99) == 0, "another takes a unit of the run"); }
+static void a_run_lost_half_way_is_rolled_back(void) {
+    begin(2, 4);
+    at("units:take", other_takes_a_unit);
+    CHECK(ipc_units_take(&S, 3, 7) == 1 && act == NULL, "the next run is taken");
+    CHECK(ipc_units_used(&S) == 4, "no unit is left behind");
+    CHECK(ipc_units_free_all(&S, 7) == 3 && ipc_units_free_all(&S, 99) == 1, "each gives back its own");
+}
+
+static void what_can_never_fit_is_refused_at_once(void) {
+    begin(2, 4);
+    struct job huge = {.args_len = 2 * IPC_UNIT_SIZE, .size = 3 * IPC_UNIT_SIZE}; /* beside its own arguments there are 2 of 4 units */
+    uint32_t row = publish(huge);
+    CHECK(ipc_claim(&A) == 0 && ipc_complete(&A, 0, desk.out, huge.size) == IPC_TOO_LARGE, "it does not wait for room that only it could give");
+    CHECK(ipc_word_state(word_of(&S, row)) == IPC_RUNNING, "so that the worker can say so in its place");
+    dies(0);
+    D.job[row].size = 10;
+    CHECK(driver_settle(&D) == 1, "settled");
+}
+
+/* ---- death */
+
+static void a_task_that_was_never_claimed_is_not_charged(void) {
+    begin(2, 4);
+    publish(small);
+    dies(0);
+    CHECK(driver_settle(&D) == 0, "nobody pays");
+    run_all(&B);
+    CHECK(driver_collect(&D) == 1 && D.charged == 0, "another worker does it");
+}
+
+static void a_settlement_leaves_the_living_successor_alone(void) {
+    begin(2, 4);
+    publish(small);
+    uint32_t second = publish(small);
+    CHECK(ipc_claim(&A) == 0, "generation 0 claims the first");
+    dies(0);
+    struct ipc_worker next;
+    ipc_worker_init(&next, &S, 0, 1);
+    CHECK(ipc_claim(&next) == 0 && next.row == second, "generation 1 claims the second before the client has looked");
+    CHECK(driver_settle(&D) == 1, "only the dead one's task is charged");
+    CHECK(ipc_word_state(word_of(&S, second)) == IPC_RUNNING, "the other runs on");
+    CHECK(work(&next, &desk) == 0, "and ends");
+}
+
+static void a_settlement_leaves_other_slots_alone(void) {
+    begin(2, 4);
+    publish(small);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && ipc_claim(&B) == 0, "both run");
+    dies(0);
+    CHECK(driver_settle(&D) == 1, "one is charged");
+    CHECK(work(&B, &desk) == 0, "the other ends");
+}
+
+static void a_finished_task_counts_although_its_worker_died_before_the_hint(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "done");
+    atomic_store(&S.header->done[0], 0); /* as if it had died before */
+    atomic_store(&S.header->done_summary, 0);
+    dies(0);
+    CHECK(driver_settle(&D) == 0 && driver_collect(&D) == 1, "completed, not charged");
+    CHECK(driver_collect(&D) == 0, "once");
+}
+
+static void two_deaths_of_a_slot_before_the_client_looks_are_both_settled(void) {
+    begin(3, 4);
+    publish(small);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "generation 0 dies with the first");
+    dies(0);
+    struct ipc_worker next;
+    ipc_worker_init(&next, &S, 0, 1);
+    CHECK(ipc_may_fork(&S, 0, 1) && ipc_claim(&next) == 0, "generation 1 with the second");
+    struct ipc_death death = {1, 2, 11, IPC_DIED};
+    ipc_record_death(&S, 0, &death);
+    CHECK(S.slot[0].deaths[0].status == 9 && S.slot[0].deaths[1].status == 11, "each has its entry in the death log");
+    CHECK(ipc_may_fork(&S, 0, 3) && !ipc_may_fork(&S, 0, 4), "no entry is overwritten before it is settled");
+    CHECK(driver_settle(&D) == 2, "each pays for its own");
+    CHECK(ipc_may_fork(&S, 0, 4), "now there is room again");
+}
+
+static void a_death_rings_everybody_whoever_took_which_bit(void) {
+    begin(2, 4);
+    uint32_t client = atomic_load(&S.header->client_bell), one = atomic_load(&S.slot[1].bell);
+    atomic_store(&S.header->sleepers[0], 1); /* the dead was asleep; of the living the dead had taken the bits */
+    atomic_store(&S.header->spinners[0], 1);
+    dies(0);
+    CHECK(atomic_load(&S.header->client_bell) != client, "the client is rung");
+    CHECK(atomic_load(&S.slot[1].bell) != one, "the other worker is rung");
+    CHECK(atomic_load(&S.header->sleepers[0]) == 0 && atomic_load(&S.header->spinners[0]) == 0, "nobody counts on the dead");
+    CHECK(ipc_client_wait(&D.c, 0, 10 * SECOND) == 0, "the client does not sleep beside a death");
+    CHECK(driver_settle(&D) == 0, "nobody had claimed anything");
+}
+
+/* ---- sleep */
+
+static void publish_and_flush(void) {
+    row_of_act = publish(small);
+    ipc_flush_wakes(&D.c);
+}
+static void published_at(const char *step) {
+    begin(2, 4);
+    CHECK(ipc_claim(&A) == IPC_EMPTY, "nothing to do");
+    at(step, publish_and_flush);
+    uint64_t start = ipc_now();
+    CHECK(ipc_worker_wait(&A, 0, 3 * SECOND) == 0 && act == NULL, "it looks again");
+    CHECK(ipc_now() - start < 2 * SECOND, "it did not sleep beside a ready task");
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "and takes it");
+}
+static void a_task_published_before_the_bit_is_seen(void) { published_at("sleep:seen"); }
+static void a_task_published_behind_the_bit_is_seen(void) { published_at("sleep:marked"); }
+
+static void a_flush_wakes_a_worker_for_each_ready_task(void) {
+    begin(4, 4);
+    atomic_store(&S.header->sleepers[0], 3);
+    publish(small);
+    publish(small);
+    uint32_t zero = atomic_load(&S.slot[0].bell), one = atomic_load(&S.slot[1].bell);
+    CHECK(zero == 1 && one == 0, "while publishing one, because nobody was awake");
+    ipc_flush_wakes(&D.c);
+    CHECK(atomic_load(&S.header->sleepers[0]) == 0 && atomic_load(&S.slot[1].bell) == 1, "then the other");
+    CHECK(atomic_load(&S.slot[0].bell) == 1, "nobody is woken twice");
+}
+
+static void a_heal_finds_what_lost_its_hint(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "done");
+    atomic_store(&S.header->done[0], 0);
+    atomic_store(&S.header->done_summary, 0);
+    CHECK(ipc_idle_scan(&D.c) == 0 && driver_collect(&D) == 0, "one look is no proof: the worker may be about to set it");
+    CHECK(ipc_idle_scan(&D.c) == 1 && driver_collect(&D) == 1, "two are");
+    D.c.healed = 0;
+}
+
+/* ---- deadlines */
+
+static void a_claim_without_its_start_time_is_timed_from_first_sight(void) {
+    begin(2, 4);
+    struct ipc_watch watch = {0};
+    struct ipc_running expired[2];
+    uint32_t count;
+    struct job timed = {.size = 10, .timeout_ms = 100};
+    publish(timed);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    atomic_store(&S.slot[0].started_word, 0); /* as if it had stopped right after the claim */
+    uint64_t now = ipc_now(), next = ipc_deadlines(&S, &watch, now, expired, 2, &count);
+    CHECK(count == 0 && next == now + 100000000, "its time starts when it is first seen");
+    CHECK(ipc_deadlines(&S, &watch, next, expired, 2, &count) && count == 1, "and is over 100 ms later");
+    CHECK(ipc_condemn(&S, expired[0].row, expired[0].word), "condemned");
+    CHECK(work(&A, &desk) == IPC_LOST, "lost");
+    dies(0);
+    CHECK(driver_settle(&D) == 1, "charged");
+}
+
+#define TEST(name) {#name, name}
+static const struct { const char *name; void (*run)(void); } tests[] = {
+    TEST(a_stalled_claimer_cannot_claim_a_later_use_through_an_old_entry), TEST(a_cancelled_task_is_never_claimed),
+    TEST(a_claimed_task_is_never_cancelled), TEST(a_stale_entry_does_not_block_the_task_behind_it),
+    TEST(a_row_is_not_used_again_before_head_has_passed_its_entry), TEST(a_claimer_that_stops_before_head_is_helped),
+    TEST(a_row_number_from_the_ring_is_checked), TEST(a_condemned_task_is_never_done), TEST(a_condemned_chunk_keeps_its_committed_items),
+    TEST(a_finished_task_is_never_condemned), TEST(a_condemnation_never_hits_the_next_use_of_a_row),
+    TEST(a_condemnation_never_hits_the_next_item_of_a_chunk), TEST(a_task_that_stores_its_result_is_not_condemned),
+    TEST(a_done_bit_is_a_hint_and_never_proof), TEST(a_sweep_between_the_two_hints_does_not_lose_the_row),
+    TEST(a_sweep_before_the_hints_does_not_lose_the_row), TEST(a_unit_of_another_owner_is_left_alone), TEST(a_run_lost_half_way_is_rolled_back),
+    TEST(what_can_never_fit_is_refused_at_once), TEST(a_task_that_was_never_claimed_is_not_charged),
+    TEST(a_settlement_leaves_the_living_successor_alone), TEST(a_settlement_leaves_other_slots_alone),
+    TEST(a_finished_task_counts_although_its_worker_died_before_the_hint),
+    TEST(two_deaths_of_a_slot_before_the_client_looks_are_both_settled), TEST(a_death_rings_everybody_whoever_took_which_bit),
+    TEST(a_task_published_before_the_bit_is_seen), TEST(a_task_published_behind_the_bit_is_seen), TEST(a_flush_wakes_a_worker_for_each_ready_task),
+    TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
+};
+
+int main(int argc, char **argv) {
+    unsigned n = 0;
+    alarm(20); /* a claim that runs in a circle is a failure too */
+    for (size_t k = 0; k < sizeof(tests) / sizeof(*tests); k++) {
+        if (argc > 1 && strcmp(argv[1], tests[k].name)) continue;
+        trying("%s", tests[k].name);
+        tests[k].run();
+        end();
+        n++;
+    }
+    printf("steps: %u promises kept\n", n);
+    return n == 0;
+}

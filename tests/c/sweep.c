@@ -1,0 +1,333 @@
+/* A worker process is stopped after every single instruction of what it does, by ptrace: k = 0, 1, 2, ... until the end. At each k, with a fresh
+ * segment and a fresh process:
+ *
+ *   kill      SIGKILL; then the monitor's and the client's steps
+ *   mate      the same, but a second worker first takes whatever there is to take
+ *   stall     it stands still while a second worker and the client do everything and use the rows again; then it goes on
+ *   condemn   the monitor condemns what it runs; then it goes on
+ *   publish   (where it goes to sleep) a task is published; then it goes on and must not sleep over it
+ *
+ * The ledger of kit.h must add up each time, and a system call counts as one instruction.
+ *
+ *   sweep [scenario ...] */
+#include "kit.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+
+#define ROWS 2u
+#define UNITS 8u
+
+enum manner { KILL, MATE, STALL, CONDEMN, PUBLISH, MANNERS };
+static const char *const manner_names[MANNERS] = {"kill", "mate", "stall", "condemn", "publish"};
+
+struct scenario {
+    const char *name;
+    struct job job[2];
+    int sleeps;               /* nothing is published at first */
+    unsigned manners;         /* bit set */
+    const char *must_meet[8]; /* classes of row states that a kill must have met */
+};
+#define ALL (1u << KILL | 1u << MATE | 1u << STALL | 1u << CONDEMN)
+static const struct scenario scenarios[] = {
+    {"small", {{.size = 40, .timeout_ms = 60000}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "DONE"}},
+    {"payload", {{.size = 500}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "STORING 0", "DONE"}},
+    {"chunk", {{.size = 210, .items = 2}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "RUNNING 1", "RUNNING 2", "STORING 2", "DONE"}},
+    {"sleep", {{.size = 20}}, 1, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "RUNNING 0", "DONE"}},
+};
+
+static struct ipc_segment S;
+static struct driver D;
+static struct desk desk;
+static struct { _Atomic uint32_t ended; _Atomic int code; } *tracee;
+
+/* ---- the tracee */
+
+static const struct scenario *scene;
+
+/* What is swept. The bytes of the results are prepared before, so that only the core's instructions are met. */
+__attribute__((noinline)) static int swept(struct ipc_worker *w, const struct job *j, unsigned char (*result)[512]) {
+    struct job read;
+    int code = ipc_claim(w);
+    if (scene->sleeps && code == IPC_EMPTY) {
+        if ((code = ipc_worker_wait(w, 0, 4 * SECOND)) < 0) return code;
+        code = ipc_claim(w);
+    }
+    if (code < 0) return code;
+    struct ipc_task t;
+    if ((code = ipc_claimed(w, &t)) < 0) return code;
+    memcpy(&read, t.args, sizeof(read));
+    if (read.id != j->id) return -100; /* another task: only where somebody else was faster */
+    if (!j->items) return ipc_complete(w, kind_of(j->id, 0), result[0], j->size);
+    if ((code = ipc_begin_items(w)) < 0) return code;
+    for (uint32_t item = 1; code == 0 && item <= j->items; item++) code = ipc_commit(w, kind_of(j->id, item), result[item], j->size);
+    return code;
+}
+
+static void be_traced(const struct job *j) {
+    static unsigned char result[4][512];
+    struct ipc_worker w;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0) _exit(2);
+    for (uint32_t item = 0; item < 4; item++) pattern_fill(result[item], j->size, j->id, item);
+    ipc_worker_init(&w, &S, 0, 0);
+#if defined(__x86_64__)
+    __asm__ volatile("int3" ::: "memory");
+#else
+    raise(SIGTRAP);
+#endif
+    int code = swept(&w, j, result);
+    atomic_store_explicit(&tracee->ended, 1, memory_order_release);
+    if (code == -100) code = work(&w, &desk); /* what it claimed instead it does as well */
+    atomic_store(&tracee->code, code);
+    _exit(0);
+}
+
+/* ---- the tracer */
+
+static void wait_stop(pid_t pid) {
+    int status;
+    CHECK(waitpid(pid, &status, __WALL) == pid && WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP, "the tracee stops after its instruction");
+}
+
+/* Is the next instruction a futex wait that would sleep? Parent and child have the same image, so its bytes can be read here. */
+static int about_to_sleep(pid_t pid) {
+#if defined(__x86_64__)
+    struct user_regs_struct r;
+    CHECK(ptrace(PTRACE_GETREGS, pid, NULL, &r) == 0, "registers");
+    const unsigned char *at = (const unsigned char *)r.rip;
+    return at[0] == 0x0f && at[1] == 0x05 && r.rax == SYS_futex && (r.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT;
+#else
+    (void)pid;
+    return 0;
+#endif
+}
+
+static void publish_the_job(void) {
+    CHECK(driver_submit(&D, scene->job[0]) >= 0, "there is a row");
+    ipc_flush_wakes(&D.c);
+}
+
+static uint64_t instructions;
+
+/* Steps k instructions; 0 if the end came before. */
+static int step(pid_t pid, uint32_t k) {
+    for (uint32_t n = 0; n < k; n++) {
+        if (atomic_load_explicit(&tracee->ended, memory_order_acquire)) return 0;
+        int sleeps = scene->sleeps && about_to_sleep(pid);
+        CHECK(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) == 0, "single step");
+        if (sleeps && driver_live(&D) == 0) publish_the_job(); /* it is in the system call now, or will find its bell rung */
+        wait_stop(pid);
+        instructions++;
+    }
+    return !atomic_load_explicit(&tracee->ended, memory_order_acquire);
+}
+
+static pid_t fork_tracee(const struct job *j) {
+    atomic_store(&tracee->ended, 0);
+    atomic_store(&tracee->code, -99);
+    pid_t pid = fork();
+    CHECK(pid >= 0, "fork");
+    if (pid == 0) be_traced(j);
+    wait_stop(pid); /* the marker */
+    return pid;
+}
+
+static void kill_it(pid_t pid) {
+    int status;
+    kill(pid, SIGKILL);
+    do CHECK(waitpid(pid, &status, __WALL) == pid, "waitpid"); while (WIFSTOPPED(status));
+    CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "it dies of the kill");
+}
+
+static int let_it_end(pid_t pid) {
+    int status;
+    ptrace(PTRACE_CONT, pid, NULL, NULL);
+    CHECK(waitpid(pid, &status, __WALL) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0, "it runs to its end");
+    return atomic_load(&tracee->code);
+}
+
+/* ---- client, monitor and the other worker are the parent */
+
+static void works_off(uint32_t slot, uint32_t generation) {
+    struct ipc_worker w;
+    ipc_worker_init(&w, &S, slot, generation);
+    while (ipc_claim(&w) == 0) CHECK(work(&w, &desk) == 0, "a worker does its work");
+}
+
+static void bury_and_settle(uint32_t owed) {
+    struct ipc_death death = {0, 1, 9, IPC_DIED};
+    uint64_t charged = D.charged;
+    ipc_record_death(&S, 0, &death);
+    driver_collect(&D); /* sweep before settle, as the client does */
+    CHECK(driver_settle(&D) == owed && D.charged == charged + owed, "who was claimed pays one attempt, nobody else");
+}
+
+#define CLASSES 64
+static struct { char name[32]; uint64_t count; } met[CLASSES];
+
+static void meet(const char *name) {
+    int k = 0;
+    while (met[k].name[0] && strcmp(met[k].name, name)) k++;
+    CHECK(k < CLASSES - 1, "few classes");
+    snprintf(met[k].name, sizeof(met[k].name), "%s", name);
+    met[k].count++;
+}
+
+/* The class of the moment of death: the state of the row that the tracee works on, or where it is on its way to sleep. */
+static void meet_class(void) {
+    static const char *const names[] = {"FREE", "READY", "RUNNING", "STORING", "DONE", "CONDEMNED", "?", "?"};
+    char name[32];
+    uint64_t w = word_of(&S, ROWS - 1), first = word_of(&S, 0);
+    if (ipc_word_state(w) == IPC_FREE && ipc_word_state(first) != IPC_FREE) w = first;
+    uint32_t state = ipc_word_state(w);
+    if (scene->sleeps && driver_live(&D) == 0) snprintf(name, sizeof(name), "%s", atomic_load(&S.header->sleepers[0]) & 1 ? "marked" : "unmarked");
+    else if (state == IPC_RUNNING || state == IPC_STORING) snprintf(name, sizeof(name), "%s %u", names[state], ipc_word_item(w));
+    else snprintf(name, sizeof(name), "%s", names[state]);
+    meet(name);
+}
+
+static uint32_t first_row; /* of the job that the tracee is meant to do */
+
+static uint32_t claimed_by_tracee(void) {
+    uint32_t n = 0;
+    for (uint32_t row = 0; row < ROWS; row++) {
+        uint64_t w = word_of(&S, row);
+        uint32_t state = ipc_word_state(w);
+        n += (state == IPC_RUNNING || state == IPC_STORING || state == IPC_CONDEMNED) && ipc_word_slot(w) == 0;
+    }
+    return n;
+}
+
+static void finish(void) {
+    works_off(0, 1);
+    driver_collect(&D);
+    driver_retry(&D);
+    works_off(0, 1);
+    driver_collect(&D);
+    check_all_free(&D);
+    CHECK(D.submitted == D.done, "each task is done exactly once");
+}
+
+/* One k of one manner; 0 when k is past the end. */
+static int at(enum manner manner, uint32_t k) {
+    trying("%s, %s at instruction %u", scene->name, manner_names[manner], k);
+    fresh_segment(&S, ROWS, 2, UNITS, 2);
+    driver_open(&D, &S, D.last_id);
+    uint64_t id = D.last_id + 1;
+    if (!scene->sleeps) {
+        first_row = (uint32_t)driver_submit(&D, scene->job[0]);
+        CHECK(driver_submit(&D, scene->job[1]) >= 0, "there are two rows");
+    }
+    atomic_store(&S.header->client_asleep, 1); /* so that the completion rings */
+    struct job mine = scene->job[0];
+    mine.id = id;
+    pid_t pid = fork_tracee(&mine);
+    int within = step(pid, k), code;
+    uint32_t owed;
+    switch (manner) {
+    case KILL:
+    case MATE:
+        kill_it(pid);
+        if (!within) break;
+        if (manner == KILL) {
+            if (scene->sleeps) meet_class();
+            else {
+                uint64_t w = word_of(&S, first_row);
+                (void)w;
+                meet_class();
+            }
+        }
+        owed = claimed_by_tracee();
+        CHECK(owed <= 1, "a worker runs one task at a time");
+        if (manner == MATE) {
+            works_off(1, 0);
+            driver_collect(&D);
+            CHECK(driver_live(&D) <= 1 + (uint64_t)D.waiting, "only what the dead holds waits for it");
+        }
+        bury_and_settle(owed);
+        CHECK(!(atomic_load(&S.header->sleepers[0]) & 1), "nobody counts on the dead");
+        if (driver_live(&D) == 0 && scene->sleeps) publish_the_job();
+        break;
+    case STALL:
+        if (!within) { kill_it(pid); break; }
+        works_off(1, 0);
+        driver_collect(&D);
+        for (int n = 0; n < 3; n++) {
+            struct job more = {.size = 30};
+            if (driver_submit(&D, more) < 0) break;
+            works_off(1, 0);
+            driver_collect(&D);
+        }
+        driver_submit(&D, (struct job){.size = 30}); /* one is left for whoever comes first */
+        code = let_it_end(pid);
+        CHECK(code == 0 || code == IPC_EMPTY, "who stood still goes on as if nothing had been");
+        CHECK(D.charged == 0, "and nobody pays for it");
+        break;
+    case CONDEMN: {
+        struct ipc_running r;
+        int condemned = ipc_running(&S, 0, &r) && ipc_word_state(r.word) == IPC_RUNNING && ipc_condemn(&S, r.row, r.word);
+        if (condemned) meet("CONDEMNED");
+        if (!within) CHECK(!condemned, "a finished task is never condemned");
+        code = let_it_end(pid);
+        CHECK(code == (condemned ? IPC_LOST : 0), "a condemned worker learns it, another ends as usual");
+        CHECK(claimed_by_tracee() == (uint32_t)condemned, "a condemned task is never done");
+        bury_and_settle((uint32_t)condemned);
+        break;
+    }
+    case PUBLISH:
+        if (!within) { kill_it(pid); break; }
+        if (driver_live(&D) == 0) publish_the_job();
+        code = let_it_end(pid);
+        CHECK(code == 0, "a task published at this moment is not slept over");
+        CHECK(driver_collect(&D) == 1, "and done");
+        break;
+    default: break;
+    }
+    if (within || (manner != PUBLISH && !scene->sleeps)) finish();
+    return within;
+}
+
+int main(int argc, char **argv) {
+    uint64_t points = 0;
+    cpu_set_t one;
+    alarm(170);
+    setlinebuf(stdout);
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one); /* tracer and tracee take turns: on one CPU a turn is a switch, not an interrupt */
+    sched_setaffinity(0, sizeof(one), &one);
+    tracee = map_shared(4096);
+    for (size_t n = 0; n < sizeof(scenarios) / sizeof(*scenarios); n++) {
+        int wanted = argc == 1;
+        for (int a = 1; a < argc; a++) wanted |= !strcmp(argv[a], scenarios[n].name);
+        if (!wanted) continue;
+        scene = &scenarios[n];
+        memset(met, 0, sizeof(met));
+        for (int manner = 0; manner < MANNERS; manner++) {
+            if (!(scene->manners >> manner & 1)) continue;
+            uint32_t k = 0;
+            while (at((enum manner)manner, k)) k++;
+            printf("%-8s %-8s %5u instructions\n", scene->name, manner_names[manner], k);
+            points += k;
+        }
+        printf("%-8s met", scene->name);
+        for (int k = 0; met[k].name[0]; k++) printf("%s %s %llu", k ? "," : "", met[k].name, (unsigned long long)met[k].count);
+        printf("\n");
+        for (int k = 0; k < 8 && scene->must_meet[k]; k++) {
+            int found = 0;
+            for (int i = 0; met[i].name[0]; i++) found |= !strcmp(met[i].name, scene->must_meet[k]);
+            trying("%s, class %s", scene->name, scene->must_meet[k]);
+            CHECK(found, "every class of states is met");
+        }
+        if (scene->manners >> CONDEMN & 1) CHECK(met[0].name[0], "something is met");
+    }
+    printf("sweep: %llu moments, %llu instructions stepped, 0 lost, 0 double\n", (unsigned long long)points, (unsigned long long)instructions);
+    return points == 0;
+}
