@@ -264,8 +264,9 @@ static PyObject *take_record(PyObject *tasks, uint32_t row) {
     return record;
 }
 
-FUNCTION(collect) { /* collect(segment, tasks, inbox, most): append (record, kind, data, slot, run_us) for each finished row */
-    VIEW(4, CLIENT);
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, slot, run_us) for each finished row to
+                       inbox, or to own if record[0] is sink */
+    VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
     CHECK;
     struct ipc_client *c = v->client;
@@ -286,7 +287,7 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most): append (record, kin
         PyTuple_SetItem(entry, 2, data);
         PyTuple_SetItem(entry, 3, slot);
         PyTuple_SetItem(entry, 4, run);
-        int failed = PyList_Append(args[2], entry);
+        int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
         Py_DECREF(entry);
         if (failed) return NULL;
         ipc_release_row(c, (uint32_t)row);
@@ -392,6 +393,8 @@ FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason) |
 
 FUNCTION(idle_scan) {
     VIEW(1, CLIENT);
+    struct ipc_header *h = v->s.header; /* only the client moves tail, and nobody moves head beyond it */
+    if (atomic_load(&h->tail) != v->client->tail || atomic_load(&h->head) > v->client->tail) return damaged("head or tail of the ring is impossible");
     return PyLong_FromUnsignedLong(ipc_idle_scan(v->client));
 }
 

@@ -247,12 +247,15 @@ class Client(Waiting):
 
     # ---- collect and settle
 
-    def pump(self) -> bool:
-        """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything was done."""
+    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
+        """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything was done.
+
+        What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, slot, run_us).
+        """
         if self.segment is None:
             return False
         try:
-            done = _core.collect(self.segment, self.tasks, self.inbox, 512)
+            done = _core.collect(self.segment, self.tasks, self.inbox, 512, sink, own)
             if self.inbox:
                 self._deliver()
             dead = _core.next_dead(self.segment)

@@ -7,6 +7,8 @@ or an error inside a chunk is charged to its item alone, and the rest of the chu
 
 from __future__ import annotations
 
+import itertools
+import pickle
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,6 +23,9 @@ _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
+_BATCH = 64  # items given away between two looks at what has come back
+FAILED = -1  # the kind of an outcome that is an exception object, made here
+_new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
 
@@ -45,20 +50,18 @@ class Failure:
 
 
 class MapRun:
-    """One running map, as a sink of tasks. Results wait in ``ready`` as (index, kind, bytes | error) until the caller takes them."""
+    """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item) until the caller takes them."""
 
     def __init__(self, client: Client, function: Function, call: int, policy: Policy, chunksize: int | None, buffersize: int | None) -> None:
         self.client = client
         self.function = function
-        self.call = call
         self.policy = policy
         self.row = -1
         self.dropped = False
         self.chunksize = chunksize or 1
-        self.flying = 0  # items given away and not yet in ready
-        self.items: dict[int, Any] = {}  # by index, of those in flight
-        self.ready: deque[tuple[int, int, Any]] = deque()
-        self.skipped = 0
+        self.flying = 0  # items given away and not yet back
+        self.ready: deque[tuple[int, int, Any, Any]] = deque()
+        self.eager = False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         self._auto = chunksize is None
         self._flags = call << 8 | (_core.TIMED if self._auto else 0)
         self._timeout_ms = policy.timeout_ms
@@ -68,7 +71,6 @@ class MapRun:
         self._came = 0
         self._since = time.monotonic()
         self._last: object = None
-        self.eager = False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
 
     # ---- the client's side; its lock is held
 
@@ -77,78 +79,79 @@ class MapRun:
             return
         self._last = data
         if task.count:
-            self._chunk_arrived(task, data, 0)
+            self._chunk_arrived(task, data)
+        elif kind:
+            self._item_arrived(task.index, task.item, task.attempt, kind, data)
         else:
-            self._item_arrived(task.index, task, kind, data)
+            self._land(task.index, kind, data, task.item)
         if self._auto:
             each = run_us / (task.count or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
 
-    def _item_arrived(self, index: int, task: Task, kind: int, data: Any) -> None:
-        if kind == codec.ERROR and task.attempt <= self.policy.retries and not self.dropped:
-            self._single(index, task.attempt + 1)
-            return
-        self._land(index, kind, data)
+    def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
+        if kind == codec.ERROR and attempt <= self.policy.retries and not self.dropped:
+            self._single(index, item, attempt + 1)
+        else:
+            self._land(index, kind, data, item)
 
-    def _land(self, index: int, kind: int, data: Any) -> None:
-        self.flying -= 1
-        self._came += 1
-        self.client.unfinished -= self.eager
+    def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
+        self.came(1)
         if not self.dropped:
-            self.ready.append((index, kind, data))
+            self.ready.append((index, kind, data, item))
 
-    def _chunk_arrived(self, task: Task, frames: list[Any], start: int) -> None:
-        for k in range(start, len(frames) // 2):
-            self._item_arrived(task.index + k, task, frames[2 * k], frames[2 * k + 1])
+    def came(self, count: int) -> None:
+        self.flying -= count
+        self._came += count
+        if self.eager:
+            self.client.unfinished -= count
 
-    def _single(self, index: int, attempt: int) -> None:
+    def _chunk_arrived(self, task: Task, frames: list[Any]) -> None:
+        for k in range(len(frames) // 2):
+            self._item_arrived(task.index + k, task.item[k], task.attempt, frames[2 * k], frames[2 * k + 1])
+
+    def _single(self, index: int, item: Any, attempt: int) -> None:
         """Offer one item by itself (again)."""
-        item = self.items[index]
         try:
             data = codec.encode_args(item)
         except Exception as error:
-            self._land(index, -1, error)
+            self._land(index, FAILED, error, item)
             return
         self.client.again(Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt))
 
     def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None:
         if not task.count:
-            self._item_crashed(task.index, task.attempt, error, again)
+            self._item_crashed(task.index, task.item, task.attempt, error, again)
             return
-        self._chunk_arrived(task, committed, 0)
-        if item == 0:  # it died while the chunk was decoded: nobody can say by which item, so each goes by itself
-            for k in reversed(range(task.count)):
-                self._single(task.index + k, task.attempt)
-            return
-        for k in reversed(range(item, task.count)):  # those behind the guilty one never started
-            self._single(task.index + k, task.attempt)
-        self._item_crashed(task.index + item - 1, task.attempt, error, again)
+        self._chunk_arrived(task, committed)
+        # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself, uncharged. Else those behind
+        # the guilty one never started.
+        for k in reversed(range(item, task.count)):
+            self._single(task.index + k, task.item[k], task.attempt)
+        if item:
+            self._item_crashed(task.index + item - 1, task.item[item - 1], task.attempt, error, again)
 
-    def _item_crashed(self, index: int, attempt: int, error: BaseException, again: bool) -> None:
+    def _item_crashed(self, index: int, item: Any, attempt: int, error: BaseException, again: bool) -> None:
         if again and attempt <= self.policy.retries and not self.dropped:
-            self._single(index, attempt + 1)
+            self._single(index, item, attempt + 1)
         else:
-            self._land(index, -1, error)
+            self._land(index, FAILED, error, item)
 
     def fail(self, task: Task, error: BaseException) -> None:
         for k in range(task.count or 1):
-            self._land(task.index + k, -1, error)
+            self._land(task.index + k, FAILED, error, task.item[k] if task.count else task.item)
 
     # ---- the caller's side
 
-    def value(self, index: int, kind: int, data: Any) -> Any:
+    def value(self, index: int, kind: int, data: Any, item: Any) -> Any:
         """The item's value, or a Failure."""
-        item = self.items.pop(index)
-        if kind == codec.VALUE:
-            try:
-                return codec.loads(data)
-            except Exception:
-                pass  # told properly below
-            try:
+        if kind == FAILED:
+            return Failure(item, index, data)
+        try:
+            if kind == codec.VALUE:
                 return codec.decode_value(data, self.function.name)
-            except Exception as error:
-                return Failure(item, index, error)
-        error = data if kind == -1 else codec.decode_error(kind, data, self.function.name, self.client.room)
+            error = codec.decode_error(kind, data, self.function.name, self.client.room)
+        except Exception as failed:
+            error = failed
         return Failure(item, index, error)
 
     def wants(self, unread: int) -> int:
@@ -173,21 +176,46 @@ class MapRun:
         least = 3 * self.client.workers * self.chunksize
         self._window = max(least, min(int(rate * _WINDOW_SECONDS), most, 2 * self._window))
 
-    def give(self, index: int, items: list[Any]) -> None:
-        """Publish these items as one task (one item) or as a chunk. An item that cannot be encoded fails alone."""
-        self.flying += len(items)
-        self.items.update(enumerate(items, index))
-        single = len(items) == 1 and self.chunksize == 1
-        content = items[0] if single else items
+    def give_singles(self, index: int, source: Iterator[Any], count: int) -> int:
+        """Publish up to ``count`` items one by one, straight from the input. Returns how many there were; fewer: the input has ended.
+
+        The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its record are one call in C.
+        """
+        client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
+        segment, tasks, publish = client.segment, client.tasks, _core.publish
+        fn, generation, unit, length = function.id, function.generation, function.unit, function.length
+        given = 0
         try:
-            data = codec.encode_args(content)
+            for item in itertools.islice(source, count):
+                try:
+                    data = _dumps(item, 5)
+                    if _MAIN in data:
+                        data = codec.by_value(item)
+                    task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
+                except Exception:
+                    self._give_one_by_one(index + given, [item])
+                else:
+                    if fn == 0 or timeout_ms or client.queue or segment is None:
+                        with client.lock:
+                            client.offer(task)
+                    elif publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0:
+                        with client.lock:
+                            client.offer(task)
+                given += 1
+        finally:
+            self.flying += given
+        return given
+
+    def give_chunk(self, index: int, items: list[Any]) -> None:
+        """Publish these items as one chunk. If it cannot be encoded they go one by one, and only the guilty ones fail."""
+        self.flying += len(items)
+        try:
+            data = codec.encode_args(items)
         except Exception:
             self._give_one_by_one(index, items)
             return
-        task = Task(self, index, self.function, data, self._flags, self._timeout_ms, content, 0 if single else len(items))
-        client = self.client
-        with client.lock:
-            client.offer(task)
+        with self.client.lock:
+            self.client.offer(Task(self, index, self.function, data, self._flags, self._timeout_ms, items, len(items)))
 
     def _give_one_by_one(self, index: int, items: list[Any]) -> None:
         client = self.client
@@ -196,70 +224,75 @@ class MapRun:
                 data = codec.encode_args(item)
             except Exception as error:
                 with client.lock:
-                    self._land(index + k, -1, error)
+                    self._land(index + k, FAILED, error, item)
                 continue
             with client.lock:
                 client.offer(Task(self, index + k, self.function, data, self._flags, self._timeout_ms, item))
 
 
 def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, given: int = 0, end: float | None = None) -> Iterator[Any]:
-    """The dispatch loop: give while the window has room, yield what is ready, wait.
+    """The dispatch loop: give while the window has room, collect, yield what has come, wait.
 
     ``given``: items that the run was given before. ``end``: time.monotonic() after which waiting for a result raises TimeoutError.
     """
     client, ready = run.client, run.ready
     source = iter(iterable)
     taken = 0
-    exhausted = False
-    early: dict[int, tuple[int, Any]] = {}
+    ended = False  # the input is exhausted, or has raised
     failed: BaseException | None = None
+    early: dict[int, tuple[int, Any, Any]] = {}
+    own: list[Any] = []
     try:
         while True:
-            while not exhausted and failed is None and (room := run.wants(len(ready) + len(early))) > 0:
-                items: list[Any] = []
+            if not ended and (room := run.wants(len(ready) + len(early))) > 0:
                 try:
-                    exhausted = _fill(items, source, min(run.chunksize, max(room, 1)))
-                except Exception as error:  # the input raised: what was taken before still counts
-                    failed = error
-                if items:
-                    run.give(given, items)
-                    given += len(items)
-                if ready:
-                    break
+                    count, ended = _give(run, given, source, room)
+                    given += count
+                except _InputError as error:
+                    given += error.given
+                    failed, ended = error.__cause__, True
             with client.lock:
-                client.pump()
-            client.announce()
+                client.pump(run, own)
+            if client.to_notify or client.to_call or client._followers:
+                client.announce()
             run.measure()
+            for task, kind, data, slot, run_us in own:
+                if kind or task[7] or ordered or run._auto:
+                    run.arrive(task, kind, data, slot, run_us)
+                    continue
+                run.came(1)
+                try:
+                    value = _loads(data)
+                except Exception:
+                    ready.append((task[1], kind, data, task[6]))
+                    continue
+                taken += 1
+                yield value
+            own.clear()
             while ready:
-                index, kind, data = ready.popleft()
+                index, kind, data, item = ready.popleft()
                 if ordered and index != taken:
-                    early[index] = (kind, data)
+                    early[index] = (kind, data, item)
                     continue
                 while True:
                     taken += 1
-                    value = run.value(index, kind, data)
-                    if type(value) is not Failure:
-                        yield value
-                    elif on_error == "return":
+                    value = run.value(index, kind, data, item)
+                    if type(value) is not Failure or on_error == "return":
                         yield value
                     elif on_error == "raise":
                         raise value.error
-                    else:
-                        run.skipped += 1
-                    value = data = None
-                    if not early or taken not in early:
+                    if taken not in early:
                         break
                     index = taken
-                    kind, data = early.pop(taken)
-                if run.wants(len(ready) + len(early)) > 0 and not exhausted and failed is None and len(ready) % 32 == 0:
-                    break  # the workers come first
-            if taken == given and (exhausted or failed is not None):
+                    kind, data, item = early.pop(taken)
+            value = data = item = task = None  # the caller's values are not ours to keep
+            if not ended and run.wants(len(early)) > 0:
+                continue
+            if taken == given:
                 if failed is not None:
                     raise failed
                 return
-            if ready or not (exhausted or failed is not None or run.wants(len(early)) <= 0):
-                continue
-            if not client.wait_for(lambda: run.ready, None if end is None else end - time.monotonic()):
+            if not client.wait_for(lambda: ready, None if end is None else end - time.monotonic()):
                 client.check_open()
                 raise TimeoutError
     finally:
@@ -267,13 +300,35 @@ def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, 
             client.drop(run)
 
 
+class _InputError(Exception):
+    """The input raised (its ``__cause__``) after ``given`` items."""
+
+    given = 0
+
+
+def _give(run: MapRun, index: int, source: Iterator[Any], room: int) -> tuple[int, bool]:
+    """Give away one batch. Returns how many items, and whether the input is exhausted."""
+    given = run.flying
+    try:
+        if run.chunksize == 1:
+            want = min(room, _BATCH)
+            return (count := run.give_singles(index, source, want)), count < want
+        items: list[Any] = []
+        exhausted = True
+        try:
+            exhausted = _fill(items, source, min(run.chunksize, room))
+        finally:
+            if items:
+                run.give_chunk(index, items)
+        return len(items), exhausted
+    except Exception as error:
+        failure = _InputError()
+        failure.given = run.flying - given
+        raise failure from error
+
+
 def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
     """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is something to give."""
-    if count == 1:
-        for item in source:
-            items.append(item)
-            return False
-        return True
     end = time.monotonic() + _FILL_SECONDS
     for item in source:
         items.append(item)

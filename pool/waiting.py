@@ -65,7 +65,7 @@ class Waiting:
         self._activity = 0
         self._checked = 0.0
 
-    def pump(self) -> bool:
+    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
         raise AssertionError("the client's")
 
     def check_monitor(self) -> None:

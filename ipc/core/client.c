@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-#define FLUSH_NS 20000u
+#define JUDGE_NS 20000u    /* how long to watch the head before judging how fast the awake workers are */
+#define BACKLOG_NS 100000u /* ready rows that will be gone so soon are not worth a wake */
 
 void ipc_client_init(struct ipc_client *c, struct ipc_segment *s) {
     memset(c, 0, sizeof(*c));
@@ -129,22 +130,31 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     atomic_store_explicit(&r->word, c->published[row], memory_order_release);
     enter(c, row);
     if (ipc_count_bits(h->sleepers, s->slots) == s->slots) ipc_wake_workers(s, 1);
-    uint64_t now = ipc_now();
-    if (now - c->flushed_at > FLUSH_NS) { /* a slow producer must not leave its earlier tasks beside sleepers */
-        c->flushed_at = now;
-        ipc_flush_wakes(c);
-    }
+    if ((c->tail & 15) == 0) ipc_flush_wakes(c);
     return (int)row;
 }
 
-/* Owed before the client sleeps or returns to user code: one awake worker for each ready row, as far as there are sleepers. A spinning
- * worker counts as awake: it clears its bit before it sets its sleeper bit and then looks at tail again. */
+/* Owed before the client sleeps or returns to user code: one awake worker for each ready row, as far as there are sleepers.
+ *
+ * A wake costs more than a short task, so it is put off while the head moves so fast that the backlog will be gone in BACKLOG_NS. Only while a
+ * guard sleeps: it looks at the ring every millisecond, so a misjudged row (a long task behind short ones) waits for a millisecond at most.
+ * A spinning worker counts as awake: it clears its bit before it sets its sleeper bit and then looks at tail again; so does a guard that retires. */
 unsigned ipc_flush_wakes(struct ipc_client *c) {
     struct ipc_header *h = c->s->header;
     uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
     if (head >= c->tail) return 0;
     uint64_t ready = c->tail - head, spinning = ipc_count_bits(h->spinners, c->s->slots);
-    return ready > spinning ? ipc_wake_workers(c->s, ready - spinning) : 0;
+    if (ready <= spinning || ipc_count_bits(h->sleepers, c->s->slots) == 0) return 0;
+    uint64_t most = ready - spinning;
+    if (atomic_load_explicit(&h->guard, memory_order_seq_cst)) {
+        uint64_t now = ipc_now(), ns = now - c->judged_at, moved = head - c->judged_head;
+        if (ns < JUDGE_NS) return 0;
+        c->judged_at = now;
+        c->judged_head = head;
+        if (moved && ready * ns <= moved * BACKLOG_NS) return 0;
+        if (moved && most > ready * ns / (moved * BACKLOG_NS)) most = ready * ns / (moved * BACKLOG_NS);
+    }
+    return ipc_wake_workers(c->s, most);
 }
 
 /* ---- collect */
@@ -307,6 +317,7 @@ static int spin(struct ipc_client *c, uint64_t spin_ns) {
 int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns) {
     struct ipc_header *h = c->s->header;
     if (something_to_do(c) || spin(c, spin_ns)) return 0;
+    ipc_flush_wakes(c);
     uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
     /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
     atomic_store_explicit(&h->client_asleep, 1, memory_order_seq_cst);

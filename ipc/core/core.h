@@ -85,7 +85,7 @@ struct ipc_settled { uint32_t row, state, item, generation; };
 
 struct ipc_client {
     struct ipc_segment *s;
-    uint64_t tail, flushed_at;
+    uint64_t tail, judged_at, judged_head;
     uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
     uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS];
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
@@ -121,6 +121,7 @@ struct ipc_worker {
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
     uint64_t busy_ns, tasks;
+    int worked;           /* it has claimed since it last was the guard for nothing */
 };
 void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation);
 int ipc_claim(struct ipc_worker *w);  /* 0 claimed, IPC_EMPTY, IPC_STOP */

@@ -58,14 +58,17 @@ int ipc_wake_slot(struct ipc_segment *s, uint32_t slot) {
 
 unsigned ipc_wake_workers(struct ipc_segment *s, uint64_t most) {
     unsigned woken = 0;
+    /* The guard last: as long as it sleeps, a ready row is looked at within a millisecond. */
+    uint32_t guard = atomic_load_explicit(&s->header->guard, memory_order_seq_cst);
     for (uint32_t k = 0; k < (s->slots + 63) / 64 && woken < most; k++) {
         /* seq_cst: second half of the Dekker pair; see ipc_publish and ipc_worker_wait. */
         uint64_t word = atomic_load_explicit(&s->header->sleepers[k], memory_order_seq_cst);
         while (word && woken < most) {
             uint32_t slot = k * 64 + (uint32_t)__builtin_ctzll(word); /* lowest first: the warmest worker */
             word &= word - 1;
-            if (slot < s->slots) woken += (unsigned)ipc_wake_slot(s, slot);
+            if (slot < s->slots && slot + 1 != guard) woken += (unsigned)ipc_wake_slot(s, slot);
         }
     }
+    if (woken < most && guard && guard <= s->slots) woken += (unsigned)ipc_wake_slot(s, guard - 1);
     return woken;
 }

@@ -71,6 +71,7 @@ struct ipc_header {
     _Atomic uint32_t armed;                     /* client: tasks with a deadline in flight */
     _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no deadline until it is told to */
     _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published */
+    _Alignas(IPC_LINE) _Atomic uint32_t guard;  /* slot + 1 of the sleeper that looks at the ring every millisecond, 0 = nobody does */
     _Alignas(IPC_LINE) _Atomic uint64_t sleepers[IPC_MAX_SLOTS / 64];
     _Alignas(IPC_LINE) _Atomic uint64_t spinners[IPC_MAX_SLOTS / 64];
     _Alignas(IPC_LINE) _Atomic uint64_t done[IPC_MAX_ROWS / 64];

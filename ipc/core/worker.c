@@ -4,6 +4,9 @@
 
 #include <string.h>
 
+#define GUARD_NS 1000000u
+#define GUARD_LOOKS 20
+
 void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation) {
     memset(w, 0, sizeof(*w));
     w->s = s;
@@ -30,7 +33,8 @@ int ipc_claim(struct ipc_worker *w) {
         if (atomic_load_explicit(&h->stop, memory_order_acquire)) return IPC_STOP;
         uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
         /* SYNC POINT: acquire after head; the entry and READY of every position below tail are visible, so a failed claim means "taken". */
-        if (head >= atomic_load_explicit(&h->tail, memory_order_acquire)) return IPC_EMPTY;
+        uint64_t tail = atomic_load_explicit(&h->tail, memory_order_acquire);
+        if (head >= tail || tail - head > s->ring_mask + 1) return IPC_EMPTY; /* more than the ring holds: head has moved since, or damage */
         uint64_t entry = atomic_load_explicit(&s->ring[head & s->ring_mask], memory_order_relaxed);
         uint32_t row = (uint32_t)entry, seq = (uint32_t)(entry >> 32);
         IPC_POINT("claim:read");
@@ -46,6 +50,7 @@ int ipc_claim(struct ipc_worker *w) {
         /* Whether or not it was ours: a claimer that died before this step is helped. */
         atomic_compare_exchange_strong_explicit(&h->head, &head, head + 1, memory_order_acq_rel, memory_order_relaxed);
         if (!claimed) continue;
+        w->worked = 1;
         struct ipc_row *r = &s->row[row];
         w->row = row;
         w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
@@ -214,6 +219,41 @@ static int spin(struct ipc_worker *w, uint64_t spin_ns) {
     return found;
 }
 
+/* Sleep with the sleeper bit set. One sleeper at a time is the guard: it looks at the ring every GUARD_NS, so that the client may put off wakes
+ * (ipc_flush_wakes). It retires after GUARD_LOOKS looks without any movement, so an idle pool sleeps wholly. */
+static int sleep_marked(struct ipc_worker *w, uint32_t seen, uint64_t timeout_ns) {
+    struct ipc_segment *s = w->s;
+    struct ipc_header *h = s->header;
+    _Atomic uint32_t *bell = &s->slot[w->slot].bell;
+    uint32_t nobody = 0;
+    if (!w->worked || !atomic_compare_exchange_strong_explicit(&h->guard, &nobody, w->slot + 1, memory_order_seq_cst, memory_order_relaxed))
+        return ipc_futex_wait(bell, seen, timeout_ns);
+    IPC_POINT("guard:set");
+    uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
+    int code, stale = 0;
+    for (int looks = 0; (code = ipc_futex_wait(bell, seen, GUARD_NS)) == IPC_EMPTY; looks++) {
+        uint64_t now = atomic_load_explicit(&h->head, memory_order_acquire);
+        stale = now == head;
+        if (ready(h) && stale) break;
+        /* One worker more, and we stay on guard: who is woken claims one row and passes nothing on. Ourselves if nobody else sleeps. */
+        if (ready(h)) ipc_wake_workers(s, 1);
+        if (!stale || ready(h)) looks = 0;
+        head = now;
+        if (looks < GUARD_LOOKS) continue;
+        w->worked = 0;
+        break;
+    }
+    /* SYNC POINT: seq_cst; we resign, then look at the ring (the caller does); the client moves tail, then looks for a guard. */
+    atomic_store_explicit(&h->guard, 0, memory_order_seq_cst);
+    IPC_POINT("guard:resigned");
+    /* Wakes were put off because we were on guard, and now nobody is: wake for every row, however our watch ended. */
+    if (ready(h)) {
+        ipc_wake_slot(s, w->slot); /* our own bit first, or we would wake ourselves */
+        ipc_wake_workers(s, UINT64_MAX);
+    }
+    return code;
+}
+
 int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns) {
     struct ipc_header *h = w->s->header;
     struct ipc_slot *line = &w->s->slot[w->slot];
@@ -227,7 +267,7 @@ int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns)
     int code = 0;
     if (!ready(h)) {
         atomic_store_explicit(&line->parks, atomic_load_explicit(&line->parks, memory_order_relaxed) + 1, memory_order_relaxed);
-        code = ipc_futex_wait(&line->bell, seen, timeout_ns);
+        code = sleep_marked(w, seen, timeout_ns);
     }
     atomic_fetch_and_explicit(&h->sleepers[w->slot >> 6], ~bit, memory_order_seq_cst);
     return ready(h) ? 0 : code;

@@ -104,6 +104,17 @@ static void submit_some(void) {
     for (size_t k = 0; k < sizeof(jobs) / sizeof(*jobs); k++) CHECK(driver_submit(&D, jobs[k]) >= 0, "all of them find rows and room");
 }
 
+/* In the futex, as /proc tells: the sleeper bit alone is set some steps before. */
+static int asleep(uint32_t slot) {
+    char path[64], state = 0;
+    snprintf(path, sizeof(path), "/proc/%d/stat", (int)crew[slot].pid);
+    FILE *f = fopen(path, "r");
+    if (!f) return 0;
+    if (fscanf(f, "%*d %*s %c", &state) != 1) state = 0;
+    fclose(f);
+    return state == 'S' && atomic_load(&S.header->sleepers[0]) >> slot & 1;
+}
+
 /* One run; returns 1 if the doomed process was killed, 0 if it never came to the k-th occurrence. */
 static int run(const char *step, uint32_t occurrence, int mate, int waker) {
     int status, killed = 0, ended = 0;
@@ -121,11 +132,13 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         if (waker) ended = reaped(0, 0, &status);
         else if (!(ended = reaped(0, WNOHANG, &status))) client_round(1000000);
     }
-    if (!ended) { /* all is done and it may be on its way to sleep: ring, so that it passes what steps are left */
-        while (!ended && !(atomic_load(&S.header->sleepers[0]) & 1)) {
-            ended = reaped(0, WNOHANG, &status);
-            sched_yield();
-        }
+    while (!ended && !asleep(0)) { /* all is done, but on its way to sleep there are steps left */
+        ended = reaped(0, WNOHANG, &status);
+        sched_yield();
+    }
+    if (!ended) { /* and on its way up */
+        submit_some();
+        while (driver_live(&D) && !ended) if (!(ended = reaped(0, WNOHANG, &status))) client_round(1000000);
     }
     if (ended) {
         killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
@@ -137,7 +150,7 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         struct ipc_death death = {0, 1, status, IPC_DIED};
         ipc_record_death(&S, 0, &death);
         CHECK(atomic_load(&S.header->client_bell) != bell && atomic_load(&S.slot[1].bell) != others, "a death rings everybody");
-        CHECK(!(atomic_load(&S.header->sleepers[0]) & 1), "nobody counts on the dead");
+        CHECK(!(atomic_load(&S.header->sleepers[0]) & 1) && atomic_load(&S.header->guard) != 1, "nobody counts on the dead");
         if (!waker) CHECK(driver_settle(&D) == owed && D.charged == charged + owed, "who was claimed pays one attempt, nobody else");
         if (!mate) forks(0, 1, 0, 0);
         /* What the dead owed was rung by the monitor; the client's own wakes would hide it. */

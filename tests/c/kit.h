@@ -17,9 +17,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#pragma GCC diagnostic ignored "-Wunused-function" /* no test uses all of it */
+
 static char context[256]; /* what was being tried, for the message of a failure */
 
-__attribute__((unused, format(printf, 1, 2))) static void trying(const char *format, ...) {
+__attribute__((format(printf, 1, 2))) static void trying(const char *format, ...) {
     va_list list;
     va_start(list, format);
     vsnprintf(context, sizeof(context), format, list);
@@ -97,7 +99,7 @@ struct driver {
     unsigned char args[MOST_BYTES];
 };
 
-__attribute__((unused)) static void driver_open(struct driver *d, struct ipc_segment *s, uint64_t last_id) {
+static void driver_open(struct driver *d, struct ipc_segment *s, uint64_t last_id) {
     memset(d->job, 0, sizeof(d->job));
     d->s = s;
     d->waiting = 0;
@@ -206,7 +208,7 @@ static uint32_t driver_settle(struct driver *d) {
     return charged;
 }
 
-__attribute__((unused)) static int driver_cancel(struct driver *d, uint32_t row) {
+static int driver_cancel(struct driver *d, uint32_t row) {
     if (!d->job[row].id || !ipc_cancel(&d->c, row)) return 0;
     memset(&d->job[row], 0, sizeof(d->job[row]));
     d->cancelled++;
@@ -254,7 +256,7 @@ static int give_results(struct ipc_worker *w, const struct job *j, struct desk *
     return code;
 }
 
-__attribute__((unused)) static int work(struct ipc_worker *w, struct desk *desk) {
+static int work(struct ipc_worker *w, struct desk *desk) {
     struct job j;
     read_order(w, &j);
     return give_results(w, &j, desk);

@@ -7,12 +7,13 @@
  *   condemn   the monitor condemns what it runs; then it goes on
  *   publish   (where it goes to sleep) a task is published; then it goes on and must not sleep over it
  *
- * The ledger of kit.h must add up each time, and a system call counts as one instruction.
+ * The ledger of kit.h must add up each time, and a system call counts as one instruction. One pass single-steps through and notes the address
+ * of every instruction; then each moment k is reached by a hardware breakpoint on that address, because stepping there every time would
+ * take minutes (n squared steps, and a trap costs 20 us in a virtual machine).
  *
  *   sweep [scenario ...] */
 #include "kit.h"
 
-#include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
@@ -21,6 +22,10 @@
 #include <sys/syscall.h>
 #include <sys/user.h>
 #include <sys/wait.h>
+
+#ifndef __x86_64__
+#error "the sweep knows the debug registers of x86-64 only"
+#endif
 
 #define ROWS 2u
 #define UNITS 8u
@@ -31,22 +36,24 @@ static const char *const manner_names[MANNERS] = {"kill", "mate", "stall", "cond
 struct scenario {
     const char *name;
     struct job job[2];
-    int sleeps;               /* nothing is published at first */
+    int sleeps, guard;        /* nothing is published at first; it sleeps on guard */
     unsigned manners;         /* bit set */
     const char *must_meet[8]; /* classes of row states that a kill must have met */
 };
 #define ALL (1u << KILL | 1u << MATE | 1u << STALL | 1u << CONDEMN)
 static const struct scenario scenarios[] = {
-    {"small", {{.size = 40, .timeout_ms = 60000}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "DONE"}},
-    {"payload", {{.size = 500}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "STORING 0", "DONE"}},
-    {"chunk", {{.size = 210, .items = 2}, {.size = 20}}, 0, ALL, {"READY", "RUNNING 0", "RUNNING 1", "RUNNING 2", "STORING 2", "DONE"}},
-    {"sleep", {{.size = 20}}, 1, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "RUNNING 0", "DONE"}},
+    {"small", {{.size = 40, .timeout_ms = 60000}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "DONE"}},
+    {"payload", {{.size = 500}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "STORING 0", "DONE"}},
+    {"chunk", {{.size = 210, .items = 2}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "RUNNING 1", "RUNNING 2", "STORING 2", "DONE"}},
+    {"sleep", {{.size = 20}}, 1, 0, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "RUNNING 0", "DONE"}},
+    {"guard", {{.size = 20}}, 1, 1, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "on guard", "RUNNING 0", "DONE"}},
 };
 
 static struct ipc_segment S;
 static struct driver D;
 static struct desk desk;
 static struct { _Atomic uint32_t ended; _Atomic int code; } *tracee;
+static uint32_t first_row; /* of the job that the tracee is meant to do */
 
 /* ---- the tracee */
 
@@ -57,6 +64,7 @@ __attribute__((noinline)) static int swept(struct ipc_worker *w, const struct jo
     struct job read;
     int code = ipc_claim(w);
     if (scene->sleeps && code == IPC_EMPTY) {
+        w->worked = scene->guard;
         if ((code = ipc_worker_wait(w, 0, 4 * SECOND)) < 0) return code;
         code = ipc_claim(w);
     }
@@ -78,11 +86,7 @@ static void be_traced(const struct job *j) {
     if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0) _exit(2);
     for (uint32_t item = 0; item < 4; item++) pattern_fill(result[item], j->size, j->id, item);
     ipc_worker_init(&w, &S, 0, 0);
-#if defined(__x86_64__)
     __asm__ volatile("int3" ::: "memory");
-#else
-    raise(SIGTRAP);
-#endif
     int code = swept(&w, j, result);
     atomic_store_explicit(&tracee->ended, 1, memory_order_release);
     if (code == -100) code = work(&w, &desk); /* what it claimed instead it does as well */
@@ -92,42 +96,24 @@ static void be_traced(const struct job *j) {
 
 /* ---- the tracer */
 
-static void wait_stop(pid_t pid) {
-    int status;
-    CHECK(waitpid(pid, &status, __WALL) == pid && WIFSTOPPED(status) && WSTOPSIG(status) == SIGTRAP, "the tracee stops after its instruction");
-}
+#define LONGEST 20000u
+static uint64_t address[LONGEST]; /* of the instruction that comes next at moment k */
+static uint32_t moments, sleeping_at; /* how many; the moment of the futex wait, 0 = none */
+static uint64_t missed;
 
-/* Is the next instruction a futex wait that would sleep? Parent and child have the same image, so its bytes can be read here. */
-static int about_to_sleep(pid_t pid) {
-#if defined(__x86_64__)
-    struct user_regs_struct r;
-    CHECK(ptrace(PTRACE_GETREGS, pid, NULL, &r) == 0, "registers");
-    const unsigned char *at = (const unsigned char *)r.rip;
-    return at[0] == 0x0f && at[1] == 0x05 && r.rax == SYS_futex && (r.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT;
-#else
-    (void)pid;
-    return 0;
-#endif
+/* 1 stopped, 0 ended */
+static int wait_stop(pid_t pid) {
+    int status;
+    CHECK(waitpid(pid, &status, __WALL) == pid, "waitpid");
+    if (WIFSTOPPED(status)) CHECK(WSTOPSIG(status) == SIGTRAP, "the tracee stops at its instruction");
+    else CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "or runs to its end");
+    return WIFSTOPPED(status);
 }
 
 static void publish_the_job(void) {
-    CHECK(driver_submit(&D, scene->job[0]) >= 0, "there is a row");
+    first_row = (uint32_t)driver_submit(&D, scene->job[0]);
+    CHECK(first_row < ROWS, "there is a row");
     ipc_flush_wakes(&D.c);
-}
-
-static uint64_t instructions;
-
-/* Steps k instructions; 0 if the end came before. */
-static int step(pid_t pid, uint32_t k) {
-    for (uint32_t n = 0; n < k; n++) {
-        if (atomic_load_explicit(&tracee->ended, memory_order_acquire)) return 0;
-        int sleeps = scene->sleeps && about_to_sleep(pid);
-        CHECK(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) == 0, "single step");
-        if (sleeps && driver_live(&D) == 0) publish_the_job(); /* it is in the system call now, or will find its bell rung */
-        wait_stop(pid);
-        instructions++;
-    }
-    return !atomic_load_explicit(&tracee->ended, memory_order_acquire);
 }
 
 static pid_t fork_tracee(const struct job *j) {
@@ -136,7 +122,7 @@ static pid_t fork_tracee(const struct job *j) {
     pid_t pid = fork();
     CHECK(pid >= 0, "fork");
     if (pid == 0) be_traced(j);
-    wait_stop(pid); /* the marker */
+    CHECK(wait_stop(pid), "the tracee comes to the marker");
     return pid;
 }
 
@@ -147,10 +133,65 @@ static void kill_it(pid_t pid) {
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL, "it dies of the kill");
 }
 
-static int let_it_end(pid_t pid) {
-    int status;
-    ptrace(PTRACE_CONT, pid, NULL, NULL);
-    CHECK(waitpid(pid, &status, __WALL) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0, "it runs to its end");
+static void trace(pid_t pid) {
+    for (moments = sleeping_at = 0; !atomic_load_explicit(&tracee->ended, memory_order_acquire); moments++) {
+        struct user_regs_struct r;
+        CHECK(moments < LONGEST && ptrace(PTRACE_GETREGS, pid, NULL, &r) == 0, "registers");
+        const unsigned char *code = (const unsigned char *)r.rip; /* parent and child have the same image */
+        address[moments] = r.rip;
+        int sleeps = code[0] == 0x0f && code[1] == 0x05 && r.rax == SYS_futex && (r.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT;
+        CHECK(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) == 0, "single step");
+        if (sleeps) { /* it is in the system call now, or about to find its bell rung */
+            sleeping_at = moments;
+            publish_the_job();
+        }
+        CHECK(wait_stop(pid), "one step at a time");
+    }
+    kill_it(pid);
+}
+
+/* From moment `from` to moment `to`. 0 if it ended on the way. */
+static int advance(pid_t pid, uint32_t from, uint32_t to, int publish) {
+    uint32_t times = 0, inside = 0;
+    for (uint32_t k = from + 1; k <= to; k++) times += address[k] == address[to] && address[k - 1] != address[k];
+    while (inside < to && address[to - inside - 1] == address[to]) inside++; /* `rep movs` traps at each round, but breaks only at the first */
+    CHECK(ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[0]), address[to]) == 0, "a breakpoint");
+    CHECK(ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[7]), 1) == 0, "is enabled");
+    for (; times; times--) {
+        CHECK(ptrace(PTRACE_CONT, pid, NULL, NULL) == 0, "it goes on");
+        if (publish) publish_the_job();
+        publish = 0;
+        if (!wait_stop(pid)) return 0;
+    }
+    for (; inside; inside--) {
+        CHECK(ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL) == 0, "single step");
+        CHECK(wait_stop(pid), "one round more");
+    }
+    return 1;
+}
+
+/* To moment k, or to the end if that comes first. */
+static int go_to(pid_t pid, uint32_t k) {
+    int within = 1, asleep = sleeping_at && k > sleeping_at;
+    if (asleep) within = advance(pid, 0, sleeping_at, 0);
+    if (within && k < moments) within = advance(pid, asleep ? sleeping_at : 0, k, asleep);
+    if (within && k < moments) return 1;
+    if (within) {
+        ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[7]), 0);
+        ptrace(PTRACE_CONT, pid, NULL, NULL);
+        if (asleep) publish_the_job();
+        CHECK(!wait_stop(pid), "it runs to its end");
+    }
+    missed += k < moments; /* a loop that ran once more when it was traced, as clock_gettime has one */
+    return 0;
+}
+
+static int let_it_end(pid_t pid, int within) {
+    if (within) {
+        ptrace(PTRACE_POKEUSER, pid, offsetof(struct user, u_debugreg[7]), 0);
+        ptrace(PTRACE_CONT, pid, NULL, NULL);
+        CHECK(!wait_stop(pid), "it runs to its end");
+    }
     return atomic_load(&tracee->code);
 }
 
@@ -185,16 +226,14 @@ static void meet(const char *name) {
 static void meet_class(void) {
     static const char *const names[] = {"FREE", "READY", "RUNNING", "STORING", "DONE", "CONDEMNED", "?", "?"};
     char name[32];
-    uint64_t w = word_of(&S, ROWS - 1), first = word_of(&S, 0);
-    if (ipc_word_state(w) == IPC_FREE && ipc_word_state(first) != IPC_FREE) w = first;
+    uint64_t w = word_of(&S, first_row);
     uint32_t state = ipc_word_state(w);
-    if (scene->sleeps && driver_live(&D) == 0) snprintf(name, sizeof(name), "%s", atomic_load(&S.header->sleepers[0]) & 1 ? "marked" : "unmarked");
+    if (scene->sleeps && driver_live(&D) == 0)
+        snprintf(name, sizeof(name), "%s", atomic_load(&S.header->guard) ? "on guard" : atomic_load(&S.header->sleepers[0]) & 1 ? "marked" : "unmarked");
     else if (state == IPC_RUNNING || state == IPC_STORING) snprintf(name, sizeof(name), "%s %u", names[state], ipc_word_item(w));
     else snprintf(name, sizeof(name), "%s", names[state]);
     meet(name);
 }
-
-static uint32_t first_row; /* of the job that the tracee is meant to do */
 
 static uint32_t claimed_by_tracee(void) {
     uint32_t n = 0;
@@ -216,83 +255,73 @@ static void finish(void) {
     CHECK(D.submitted == D.done, "each task is done exactly once");
 }
 
-/* One k of one manner; 0 when k is past the end. */
-static int at(enum manner manner, uint32_t k) {
-    trying("%s, %s at instruction %u", scene->name, manner_names[manner], k);
+static pid_t stage(void) {
     fresh_segment(&S, ROWS, 2, UNITS, 2);
     driver_open(&D, &S, D.last_id);
-    uint64_t id = D.last_id + 1;
+    struct job mine = scene->job[0];
+    mine.id = D.last_id + 1;
     if (!scene->sleeps) {
         first_row = (uint32_t)driver_submit(&D, scene->job[0]);
         CHECK(driver_submit(&D, scene->job[1]) >= 0, "there are two rows");
     }
     atomic_store(&S.header->client_asleep, 1); /* so that the completion rings */
-    struct job mine = scene->job[0];
-    mine.id = id;
-    pid_t pid = fork_tracee(&mine);
-    int within = step(pid, k), code;
-    uint32_t owed;
-    switch (manner) {
-    case KILL:
-    case MATE:
-        kill_it(pid);
-        if (!within) break;
-        if (manner == KILL) {
-            if (scene->sleeps) meet_class();
-            else {
-                uint64_t w = word_of(&S, first_row);
-                (void)w;
-                meet_class();
-            }
-        }
-        owed = claimed_by_tracee();
-        CHECK(owed <= 1, "a worker runs one task at a time");
-        if (manner == MATE) {
-            works_off(1, 0);
-            driver_collect(&D);
-            CHECK(driver_live(&D) <= 1 + (uint64_t)D.waiting, "only what the dead holds waits for it");
-        }
-        bury_and_settle(owed);
-        CHECK(!(atomic_load(&S.header->sleepers[0]) & 1), "nobody counts on the dead");
-        if (driver_live(&D) == 0 && scene->sleeps) publish_the_job();
-        break;
-    case STALL:
-        if (!within) { kill_it(pid); break; }
+    return fork_tracee(&mine);
+}
+
+static void killed_at(enum manner manner, pid_t pid) {
+    uint32_t owed = claimed_by_tracee();
+    kill_it(pid);
+    if (manner == KILL) meet_class();
+    CHECK(owed == claimed_by_tracee() && owed <= 1, "a worker runs one task at a time");
+    if (manner == MATE) {
         works_off(1, 0);
         driver_collect(&D);
-        for (int n = 0; n < 3; n++) {
-            struct job more = {.size = 30};
-            if (driver_submit(&D, more) < 0) break;
-            works_off(1, 0);
-            driver_collect(&D);
-        }
-        driver_submit(&D, (struct job){.size = 30}); /* one is left for whoever comes first */
-        code = let_it_end(pid);
-        CHECK(code == 0 || code == IPC_EMPTY, "who stood still goes on as if nothing had been");
-        CHECK(D.charged == 0, "and nobody pays for it");
-        break;
-    case CONDEMN: {
-        struct ipc_running r;
-        int condemned = ipc_running(&S, 0, &r) && ipc_word_state(r.word) == IPC_RUNNING && ipc_condemn(&S, r.row, r.word);
-        if (condemned) meet("CONDEMNED");
-        if (!within) CHECK(!condemned, "a finished task is never condemned");
-        code = let_it_end(pid);
-        CHECK(code == (condemned ? IPC_LOST : 0), "a condemned worker learns it, another ends as usual");
-        CHECK(claimed_by_tracee() == (uint32_t)condemned, "a condemned task is never done");
-        bury_and_settle((uint32_t)condemned);
-        break;
+        CHECK(driver_live(&D) <= 1, "only what the dead one held or had just finished has to wait for its settlement");
     }
-    case PUBLISH:
-        if (!within) { kill_it(pid); break; }
-        if (driver_live(&D) == 0) publish_the_job();
-        code = let_it_end(pid);
-        CHECK(code == 0, "a task published at this moment is not slept over");
-        CHECK(driver_collect(&D) == 1, "and done");
-        break;
-    default: break;
+    bury_and_settle(owed);
+    CHECK(!(atomic_load(&S.header->sleepers[0]) & 1) && atomic_load(&S.header->guard) == 0, "nobody counts on the dead");
+    if (driver_live(&D) == 0 && scene->sleeps) publish_the_job();
+}
+
+static void stalled_at(pid_t pid) {
+    works_off(1, 0);
+    driver_collect(&D);
+    for (int n = 0; n < 3 && driver_submit(&D, (struct job){.size = 30}) >= 0; n++) { /* its row and its entry are used again, if they are free */
+        works_off(1, 0);
+        driver_collect(&D);
     }
-    if (within || (manner != PUBLISH && !scene->sleeps)) finish();
-    return within;
+    driver_submit(&D, (struct job){.size = 30}); /* one is left for whoever comes first */
+    int code = let_it_end(pid, 1);
+    CHECK(code == 0 || code == IPC_EMPTY, "who stood still goes on as if nothing had been");
+    CHECK(D.charged == 0, "and nobody pays for it");
+}
+
+static void condemned_at(pid_t pid, int within) {
+    struct ipc_running r;
+    int condemned = ipc_running(&S, 0, &r) && ipc_word_state(r.word) == IPC_RUNNING && ipc_condemn(&S, r.row, r.word);
+    if (condemned) meet("CONDEMNED");
+    CHECK(within || !condemned, "a finished task is never condemned");
+    int code = let_it_end(pid, within);
+    CHECK(code == (condemned ? IPC_LOST : 0), "a condemned worker learns it, another ends as usual");
+    CHECK(claimed_by_tracee() == (uint32_t)condemned, "a condemned task is never done");
+    bury_and_settle((uint32_t)condemned);
+}
+
+static void published_at(pid_t pid, int within) {
+    if (driver_live(&D) == 0) publish_the_job();
+    CHECK(let_it_end(pid, within) == 0, "a task published at this moment is not slept over");
+    CHECK(driver_collect(&D) == 1, "and done");
+}
+
+static void at(enum manner manner, uint32_t k) {
+    trying("%s, %s at instruction %u", scene->name, manner_names[manner], k);
+    pid_t pid = stage();
+    int within = go_to(pid, k);
+    if (manner == CONDEMN) condemned_at(pid, within);
+    else if (manner == PUBLISH) published_at(pid, within);
+    else if (within && manner == STALL) stalled_at(pid);
+    else if (within) killed_at(manner, pid);
+    finish();
 }
 
 int main(int argc, char **argv) {
@@ -312,10 +341,15 @@ int main(int argc, char **argv) {
         memset(met, 0, sizeof(met));
         for (int manner = 0; manner < MANNERS; manner++) {
             if (!(scene->manners >> manner & 1)) continue;
-            uint32_t k = 0;
-            while (at((enum manner)manner, k)) k++;
-            printf("%-8s %-8s %5u instructions\n", scene->name, manner_names[manner], k);
-            points += k;
+            trying("%s, traced", scene->name);
+            uint32_t shortest = UINT32_MAX; /* clock_gettime begins again now and then: a way with fewer instructions is always gone */
+            for (int tries = 0; tries < 4 || moments > shortest; tries++) {
+                trace(stage());
+                if (moments < shortest) shortest = moments;
+            }
+            for (uint32_t k = 0; k <= moments; k++) at((enum manner)manner, k); /* the last one is past the end */
+            printf("%-8s %-8s %5u instructions\n", scene->name, manner_names[manner], moments);
+            points += moments;
         }
         printf("%-8s met", scene->name);
         for (int k = 0; met[k].name[0]; k++) printf("%s %s %llu", k ? "," : "", met[k].name, (unsigned long long)met[k].count);
@@ -326,8 +360,13 @@ int main(int argc, char **argv) {
             trying("%s, class %s", scene->name, scene->must_meet[k]);
             CHECK(found, "every class of states is met");
         }
-        if (scene->manners >> CONDEMN & 1) CHECK(met[0].name[0], "something is met");
+        if (scene->manners >> CONDEMN & 1) {
+            int k = 0;
+            while (met[k].name[0] && strcmp(met[k].name, "CONDEMNED")) k++;
+            CHECK(met[k].count, "tasks are condemned");
+        }
     }
-    printf("sweep: %llu moments, %llu instructions stepped, 0 lost, 0 double\n", (unsigned long long)points, (unsigned long long)instructions);
+    CHECK(missed * 100 <= points, "the tracee does the same each time");
+    printf("sweep: %llu moments (%llu missed), 0 lost, 0 double\n", (unsigned long long)points, (unsigned long long)missed);
     return points == 0;
 }

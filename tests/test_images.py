@@ -1,0 +1,851 @@
+"""Memory images that no healthy run leaves for long, or at all: half-done steps of the dead, and damage.
+
+Each is built by hand, through a mapping of the control file and the golden offsets of test_layout. What follows must be
+the right outcome, or `Damaged`; never a crash, and never a row of somebody else.
+"""
+
+import contextlib
+import mmap
+import os
+import random
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_layout import DEATH, HEADER, ROW, SLOT, owner, owners_at, ring_at, rows_at, slots_at, word
+
+from ipc import Damaged, _core
+from ipc.segment import Segment
+
+ROWS, SLOTS, UNITS = 8, 3, 8
+UNIT = 65536
+INLINE = 432
+BIG = b"b" * (UNIT + 1)  # two units
+U32, U64 = "<I", "<Q"
+NO_UNIT = 0xFFFF_FFFF
+Handle = Any
+
+
+class Image:
+    """A segment, its client, and a second look at its bytes."""
+
+    def __init__(self) -> None:
+        self.segment = Segment.create(SLOTS, 2, rows=ROWS, room=UNITS * UNIT)
+        self.bytes = mmap.mmap(self.segment.control, os.fstat(self.segment.control).st_size)
+        self.client: Handle = self.segment.attach()
+        _core.open_client(self.client)
+        self.tasks: list[str | None] = [None] * ROWS
+
+    # -- bytes
+
+    def get(self, at: int, form: str = U64) -> int:
+        return int(struct.unpack_from(form, self.bytes, at)[0])
+
+    def put(self, at: int, number: int, form: str = U64) -> None:
+        struct.pack_into(form, self.bytes, at, number)
+
+    @staticmethod
+    def row(row: int, field: str) -> int:
+        return rows_at(ROWS, SLOTS) + row * 512 + ROW[field]
+
+    @staticmethod
+    def slot(slot: int, field: str) -> int:
+        return slots_at(ROWS) + slot * 384 + SLOT[field]
+
+    @staticmethod
+    def ring(position: int) -> int:
+        return ring_at() + 8 * (position % ROWS)
+
+    @staticmethod
+    def unit(unit: int) -> int:
+        return owners_at(ROWS, SLOTS) + 8 * unit
+
+    # -- steps
+
+    def publish(self, record: str, args: bytes = b"", *, items: int = 0, timeout_ms: int = 0) -> int:
+        row = _core.publish(self.client, self.tasks, record, 0, 0, 0, 0, args, items, timeout_ms, 0, 1)
+        assert row >= 0
+        return row
+
+    def worker(self, slot: int = 0, generation: int = 0) -> Handle:
+        handle = self.segment.attach()
+        _core.slot_begin(handle, slot, generation)
+        _core.open_worker(handle, slot, generation)
+        return handle
+
+    def collect(self) -> list[Any]:
+        inbox: list[Any] = []
+        assert _core.collect(self.client, self.tasks, inbox, 100) == len(inbox)
+        return inbox
+
+    def results(self) -> list[tuple[str, Any]]:
+        return [(record, data) for record, _, data, _, _ in self.collect()]
+
+    def die(self, slot: int = 0, generation: int = 0, status: int = 9) -> None:
+        _core.record_death(self.client, slot, generation, 1000 + generation % 1000, status, _core.DIED)
+
+    def settle(self) -> list[Any]:
+        out: list[Any] = []
+        while (dead := _core.next_dead(self.client)) is not None:
+            _core.settle(self.client, self.tasks, *dead, out)
+            _core.settled(self.client, *dead)
+        return out
+
+    def state(self, row: int) -> int:
+        return _core.row_word(self.client, row)[0]
+
+    def units(self) -> int:
+        return _core.counters(self.client)["units"]
+
+    def at_rest(self) -> bool:
+        counters = _core.counters(self.client)
+        rows = {self.state(row) for row in range(ROWS)}
+        return counters["in_flight"] == 0 and counters["units"] == 0 and rows == {_core.FREE}
+
+
+@pytest.fixture
+def image() -> Iterator[Image]:
+    made = Image()
+    yield made
+    made.bytes.close()
+    made.segment.close()
+
+
+def claim(worker: Handle) -> Any:
+    return _core.claim(worker, 0, 0)
+
+
+def frame(kind: int, data: bytes) -> bytes:
+    return struct.pack(U64, kind << 56 | len(data)) + data
+
+
+# ---- the identity
+
+
+@pytest.mark.parametrize(
+    ("field", "form", "number"),
+    [
+        ("magic", U64, 0),
+        ("magic", U64, 0x676573206C6F6F71),
+        ("layout", U32, 0),
+        ("layout", U32, 2),
+        ("size", U64, 0),
+        ("size", U64, 6975),
+        ("size", U64, 1 << 63),
+        ("rows", U32, 0),
+        ("rows", U32, 9),
+        ("rows", U32, 4097),
+        ("rows", U32, 0xFFFF_FFFF),
+        ("slots", U32, 0),
+        ("slots", U32, 4),
+        ("slots", U32, 513),
+        ("units", U32, 9),
+        ("units", U32, 0xFFFF_FFFF),
+    ],
+)
+def test_wrong_identity(image: Image, field: str, form: str, number: int) -> None:
+    image.put(HEADER[field], number, form)
+    with pytest.raises(Damaged, match="not a segment of this version"):
+        image.segment.attach()
+
+
+@pytest.mark.parametrize("size", [1, 1535, 1536, 4096])
+def test_files_that_are_no_segment(image: Image, size: int) -> None:
+    other = os.memfd_create("other")
+    try:
+        os.ftruncate(other, size)
+        with pytest.raises(Damaged):
+            _core.attach(other, image.segment.payload)
+        os.pwrite(other, image.bytes[:size], 0)  # the first bytes of one, but not all
+        with pytest.raises(Damaged):
+            _core.attach(other, image.segment.payload)
+        if size < UNITS * UNIT:  # too little payload
+            with pytest.raises(Damaged):
+                _core.attach(image.segment.control, other)
+    finally:
+        os.close(other)
+
+
+def test_empty_file_and_no_file(image: Image) -> None:
+    other = os.memfd_create("other")
+    with pytest.raises(OSError, match="Invalid argument"):
+        _core.attach(other, image.segment.payload)
+    with pytest.raises(OSError, match="Invalid argument"):
+        _core.attach(image.segment.control, other)
+    os.close(other)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _core.attach(other, image.segment.payload)
+
+
+def test_sizes_are_read_once(image: Image) -> None:
+    """Damage to the header after the attach moves no pointer and lifts no bound."""
+    worker, row = image.worker(), image.publish("task", b"a")
+    for field in ("rows", "slots", "units", "cores"):
+        image.put(HEADER[field], 0xFFFF_FFFF, U32)
+    image.put(HEADER["size"], 0)
+    assert claim(worker)[4] == b"a"
+    with pytest.raises(OverflowError):
+        _core.row_word(worker, ROWS)
+    assert _core.counters(worker)["rows"] == ROWS
+    assert _core.complete(worker, 0, BIG) == 0
+    assert image.results() == [("task", BIG)]
+    assert image.state(row) == _core.FREE
+
+
+# ---- half-done steps of the dead
+
+
+def test_claimed_but_head_not_moved(image: Image) -> None:
+    dead, worker = image.worker(0), image.worker(1)
+    first, second = image.publish("first"), image.publish("second")
+    assert claim(dead)
+    image.put(HEADER["head"], 0)  # died before its second step
+    assert claim(worker)  # helps: gets the next task, not this one
+    assert _core.running(worker, 1)[2] == second  # type: ignore[index]
+    assert image.get(HEADER["head"]) == 2
+    image.die(0)
+    assert image.settle() == [("first", _core.RUNNING, 0, 0, [])]
+    assert image.state(first) == _core.FREE
+    assert _core.complete(worker, 0, b"2") == 0
+    assert image.results() == [("second", b"2")]
+    assert image.at_rest()
+
+
+def test_row_is_not_used_again_before_head_has_passed_it(image: Image) -> None:
+    rows = [image.publish(str(n)) for n in range(ROWS)]
+    dead, worker = image.worker(0), image.worker(1)
+    assert claim(dead)
+    image.put(HEADER["head"], 0)
+    image.die(0)
+    assert [record for record, *_ in image.settle()] == ["0"]
+    assert _core.publish(image.client, image.tasks, "9", 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
+    assert claim(worker)
+    assert image.publish("9") == rows[0]
+
+
+def test_done_without_hint(image: Image) -> None:
+    worker, row = image.worker(), image.publish("task")
+    claim(worker)
+    _core.complete(worker, 3, b"x")
+    image.put(HEADER["done"], 0)
+    image.put(HEADER["done_summary"], 0)
+    assert image.collect() == []
+    assert _core.idle_scan(image.client) == 0  # it may be between its two steps
+    assert image.collect() == []
+    assert _core.idle_scan(image.client) == 1
+    assert image.collect() == [("task", 3, b"x", 0, 0)]
+    assert image.state(row) == _core.FREE
+    assert _core.counters(image.client)["healed"] == 1
+
+
+@pytest.mark.parametrize("lost", [("done", "done_summary"), ("done_summary",)])
+def test_done_without_hint_by_the_dead(image: Image, lost: tuple[str, ...]) -> None:
+    worker = image.worker()
+    image.publish("task")
+    claim(worker)
+    _core.complete(worker, 0, BIG)
+    for field in lost:
+        image.put(HEADER[field], 0)
+    assert image.collect() == []
+    image.die()
+    assert image.settle() == []  # it counts as finished
+    assert _core.wait(image.client, 0, 0)
+    assert image.results() == [("task", BIG)]
+    assert image.at_rest()
+
+
+def test_hint_without_done(image: Image) -> None:
+    worker = image.worker()
+    image.publish("task")
+
+    def hint() -> None:
+        image.put(HEADER["done"], 0xFF)
+        image.put(HEADER["done_summary"], 1)
+
+    hint()
+    assert image.collect() == []  # ready
+    claim(worker)
+    hint()
+    assert image.collect() == []  # runs
+    _core.complete(worker, 0, b"x")
+    hint()
+    assert image.results() == [("task", b"x")]
+    hint()
+    assert image.collect() == []  # no second time
+    assert image.at_rest()
+
+
+def test_hints_for_rows_never_published_and_rows_there_are_not(image: Image) -> None:
+    for k in range(64):
+        image.put(HEADER["done"] + 8 * k, (1 << 64) - 1)
+    image.put(HEADER["done_summary"], (1 << 64) - 1)
+    assert image.collect() == []
+    assert image.get(HEADER["done_summary"]) == 0
+
+
+def test_word_says_done_but_nobody_published(image: Image) -> None:
+    image.put(image.row(5, "word"), word(4, seq=0))
+    image.put(HEADER["done"], 1 << 5)
+    image.put(HEADER["done_summary"], 1)
+    assert image.collect() == []
+    assert [_core.idle_scan(image.client) for _ in range(3)] == [0, 0, 0]
+    image.die()
+    assert image.settle() == []
+
+
+def test_done_of_an_older_use_of_the_row(image: Image) -> None:
+    row = image.publish("task")
+    image.put(image.row(row, "word"), word(4, seq=0))
+    image.put(HEADER["done"], 1 << row)
+    image.put(HEADER["done_summary"], 1)
+    assert image.collect() == []
+
+
+@pytest.mark.parametrize("state", [_core.STORING, _core.CONDEMNED])
+def test_units_taken_but_no_reference(image: Image, state: int) -> None:
+    worker, other = image.worker(0), image.worker(1)
+    row, kept = image.publish("task"), image.publish("other", BIG)
+    claim(worker), claim(other)
+    image.put(image.row(row, "word"), word(state, 0, 0, 1))
+    for unit in (4, 5, 7):
+        image.put(image.unit(unit), owner(row, 1))
+    assert image.units() == 5
+    image.die()
+    assert image.settle() == [("task", state, 0, 0, [])]
+    assert image.units() == 2
+    assert image.state(kept) == _core.RUNNING
+    assert image.get(image.unit(0)) == image.get(image.unit(1)) == owner(kept, 1)
+
+
+def test_chunk_died_while_it_stored(image: Image) -> None:
+    """Two of three results are committed; the new, larger run is taken, perhaps copied, and not yet named."""
+    worker = image.worker()
+    row = image.publish("chunk", items=3)
+    claim(worker)
+    _core.begin_items(worker)
+    for data in (b"1", BIG):
+        assert _core.commit(worker, 0, data) == 0
+    held = image.units()
+    image.put(image.row(row, "word"), word(3, 0, 0, 1, 3))
+    for unit in (6, 7):
+        image.put(image.unit(unit), owner(row, 1))
+    assert image.units() == held + 2
+    image.die()
+    assert image.settle() == [("chunk", _core.STORING, 3, 0, [0, b"1", 0, BIG])]
+    assert image.at_rest()
+
+
+def test_result_written_but_not_committed(image: Image) -> None:
+    worker = image.worker()
+    row = image.publish("chunk", items=3)
+    claim(worker)
+    _core.begin_items(worker)
+    _core.commit(worker, 7, b"one")
+    at = image.row(row, "body") + len(frame(7, b"one"))
+    image.bytes[at : at + 11] = frame(9, b"two")
+    image.put(image.row(row, "result_len"), 22)
+    image.die()
+    assert image.settle() == [("chunk", _core.RUNNING, 2, 0, [7, b"one"])]
+    assert image.at_rest()
+
+
+def test_stale_entry_after_cancel(image: Image) -> None:
+    worker = image.worker()
+    row = image.publish("cancelled")
+    assert _core.cancel(image.client, image.tasks, row)
+    assert image.tasks == [None] * ROWS
+    assert image.get(HEADER["tail"]) == 1
+    assert claim(worker) is None
+    assert image.get(HEADER["head"]) == 1
+    again = image.publish("again", b"2")
+    assert not _core.cancel(image.client, image.tasks, (again + 1) % ROWS)
+    # The entry of the cancelled use once more, as a slow worker may see it: its number does not fit.
+    image.put(HEADER["head"], 0)
+    assert claim(worker)[4] == b"2"
+    assert image.get(HEADER["head"]) == 2
+
+
+def test_all_rows_cancelled_none_free_until_head_moves(image: Image) -> None:
+    for row in [image.publish("x", BIG if n < 2 else b"") for n in range(ROWS)]:
+        assert _core.cancel(image.client, image.tasks, row)
+    assert image.at_rest()
+    assert _core.publish(image.client, image.tasks, "9", 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
+    assert _core.flush(image.client) == 0  # nobody sleeps
+    assert claim(image.worker()) is None
+    image.publish("9")
+
+
+@pytest.mark.parametrize("bits", ["sleepers", "spinners"])
+def test_bit_left_by_the_dead(image: Image, bits: str) -> None:
+    image.publish("task")
+    image.put(HEADER[bits], 0b101)
+    image.die(0)
+    assert image.get(HEADER[bits]) == 0b100  # only its own
+    if bits == "spinners":
+        assert _core.flush(image.client) == 0  # who spins needs no bell
+        image.die(2)
+        image.put(HEADER["sleepers"], 0b010)
+    assert _core.flush(image.client) == 1
+    assert image.get(HEADER["sleepers"]) == 0
+
+
+def test_wake_spent_on_the_dead_is_passed_on(image: Image) -> None:
+    image.publish("task")
+    image.put(HEADER["sleepers"], 0b011)
+    assert _core.flush(image.client) == 1
+    assert image.get(HEADER["sleepers"]) == 0b010  # slot 0 was woken, but it is dead
+    bells = [image.get(image.slot(k, "bell"), U32) for k in range(SLOTS)]
+    assert bells == [1, 0, 0]
+    image.die(0)
+    assert [image.get(image.slot(k, "bell"), U32) for k in range(SLOTS)] == [2, 1, 1]
+
+
+def test_all_asleep_one_is_woken_at_once(image: Image) -> None:
+    image.put(HEADER["sleepers"], 0b111)
+    image.publish("task")
+    assert image.get(HEADER["sleepers"]) & 1 == 0  # the lowest; what flush does besides is its own matter
+    assert image.get(image.slot(0, "bell"), U32) == 1
+
+
+def test_sleeper_beside_a_ready_row_is_woken_by_the_second_scan(image: Image) -> None:
+    image.publish("task")
+    image.put(HEADER["sleepers"], 0b110)
+    assert [_core.idle_scan(image.client) for _ in range(3)] == [0, 2, 0]
+    assert image.get(HEADER["sleepers"]) == 0
+
+
+def test_client_was_to_be_woken_by_the_dead(image: Image) -> None:
+    """It took the flag and died before the bell: the monitor rings whatever the flag says."""
+    image.put(HEADER["client_asleep"], 0, U32)
+    before = image.get(HEADER["client_bell"], U32)
+    image.die()
+    assert image.get(HEADER["client_bell"], U32) == before + 1
+    assert _core.wait(image.client, 0, 0)
+
+
+# ---- generations
+
+
+def test_the_dead_and_the_living_successor(image: Image) -> None:
+    old = image.publish("old")
+    claim(image.worker(0, 0))
+    young = image.publish("young")
+    successor = image.worker(0, 1)
+    claim(successor)
+    image.die(0, 0)
+    assert image.settle() == [("old", _core.RUNNING, 0, 0, [])]
+    assert (image.state(old), image.state(young)) == (_core.FREE, _core.RUNNING)
+    assert _core.running(successor, 0)[1:3] == (1, young)  # type: ignore[index]
+    assert _core.complete(successor, 0, b"") == 0
+    assert image.results() == [("young", b"")]
+
+
+@pytest.mark.parametrize("dead", [0xFFFF, 0x1FFFF, 0xFFFF_FFFF])
+def test_generations_wrap(image: Image, dead: int) -> None:
+    """A row names 16 bits of a generation only."""
+    alive = (dead + 1) & 0xFFFF_FFFF
+    for k in (0, 1):
+        image.publish(f"task {k}")
+    claim(image.worker(0, dead))
+    claim(image.worker(0, alive))
+    image.put(image.slot(0, "reaped"), dead, U32)
+    image.put(image.slot(0, "settled"), dead, U32)
+    image.die(0, dead)
+    assert image.settle() == [("task 0", _core.RUNNING, 0, 0xFFFF, [])]
+    image.die(0, alive)
+    assert image.settle() == [("task 1", _core.RUNNING, 0, 0, [])]
+    assert image.at_rest()
+
+
+def test_several_deaths_at_once(image: Image) -> None:
+    for generation in range(_core.DEATHS):
+        assert _core.may_fork(image.client, 0, generation)
+        image.publish(f"task {generation}")
+        claim(image.worker(0, generation))
+        image.die(0, generation, status=generation)
+    assert not _core.may_fork(image.client, 0, _core.DEATHS)
+    assert _core.next_dead(image.client) == (0, 4)
+    assert [_core.death(image.client, 0, g) for g in range(5)] == [*((1000 + g, g, 0) for g in range(4)), None]
+    assert [(record, generation) for record, _, _, generation, _ in image.settle()] == [
+        (f"task {g}", g) for g in range(4)
+    ]
+    assert _core.may_fork(image.client, 0, _core.DEATHS)
+
+
+def test_death_record_not_yet_written(image: Image) -> None:
+    image.publish("task")
+    claim(image.worker(0, 0))
+    assert _core.death(image.client, 0, 0) is None  # and not the zeros of a log that nobody wrote to
+    assert _core.next_dead(image.client) is None
+    # The monitor has written the record, and dies before it says so.
+    at = image.slot(0, "deaths")
+    for field, number in (("generation", 0), ("pid", 77), ("status", 9)):
+        image.put(at + DEATH[field], number, U32)
+    assert _core.death(image.client, 0, 0) is None
+    assert image.settle() == []
+    # The last step but one: reaped is there, the counter is not.
+    image.put(image.slot(0, "reaped"), 1, U32)
+    assert _core.death(image.client, 0, 0) == (77, 9, 0)
+    assert _core.death(image.client, 0, 1) is None
+    assert _core.death(image.client, 0, 4) is None
+    assert image.settle() == []
+    image.put(HEADER["deaths"], 1, U32)
+    assert [record for record, *_ in image.settle()] == ["task"]
+    assert _core.next_dead(image.client) is None
+
+
+def test_log_entry_of_another_generation(image: Image) -> None:
+    image.die(0, 1)
+    image.put(image.slot(0, "reaped"), 6, U32)  # says that 5 is dead, too; but the entry is that of 1
+    assert _core.death(image.client, 0, 5) is None
+    assert _core.death(image.client, 0, 1) == (1001, 9, 0)
+
+
+def test_running_asks_the_row(image: Image) -> None:
+    """The slot's hints may be anything."""
+    worker = image.worker(1, 3)
+    row = image.publish("task", timeout_ms=5)
+    assert _core.running(worker, 1) is None  # intent 0 without a claim
+    for intent in (ROWS, 0xFFFF_FFFF):
+        image.put(image.slot(1, "intent"), intent, U32)
+        assert _core.running(worker, 1) is None
+    claim(worker)
+    found = _core.running(worker, 1)
+    assert found is not None
+    assert found[:4] == (1, 3, row, 5)
+    assert found[5] > 0
+    image.put(image.slot(1, "started_word"), 0)  # died, or is stopped, before its stamp
+    assert _core.running(worker, 1) == (*found[:5], 0)
+    image.put(image.slot(1, "generation"), 4, U32)  # the next generation already, this row is the dead's
+    assert _core.running(worker, 1) is None
+
+
+def test_condemn_only_what_it_saw(image: Image) -> None:
+    worker, row = image.worker(), image.publish("task")
+    assert not _core.condemn(image.client, row, _core.row_word(image.client, row)[4])  # ready: cancel it
+    claim(worker)
+    seen = _core.row_word(image.client, row)[4]
+    for other in (seen + 1, seen ^ 1 << 12, seen ^ 1 << 28, seen ^ 1 << 52, 0):
+        assert not _core.condemn(image.client, row, other)
+    assert _core.condemn(image.client, row, seen)
+    assert not _core.condemn(image.client, row, seen)
+    assert _core.complete(worker, 0, b"late") == _core.LOST
+    assert image.collect() == []
+    image.die()
+    assert image.settle() == [("task", _core.CONDEMNED, 0, 0, [])]
+    assert image.at_rest()
+
+
+def test_more_deadlines_than_fit() -> None:
+    """64 are reported at once; the next look for the rest is now, not after the shortest deadline."""
+    segment = Segment.create(70, 70, rows=70, room=UNIT)
+    client = segment.attach()
+    _core.open_client(client)
+    tasks: list[int | None] = [None] * 70
+    workers = []
+    for k in range(70):
+        _core.publish(client, tasks, k, 0, 0, 0, 0, b"", 0, 1_000_000, 0, 1)
+        worker = segment.attach()
+        _core.slot_begin(worker, k, 0)
+        _core.open_worker(worker, k, 0)
+        assert _core.claim(worker, 0, 0)
+        workers.append(worker)
+    with mmap.mmap(segment.control, os.fstat(segment.control).st_size) as view:
+        for k in range(70):
+            struct.pack_into(U64, view, slots_at(70) + k * 384 + SLOT["started"], 1)
+        after, expired = _core.deadlines(client, False)
+        if expired:  # not in the first 1000 s after the machine started
+            assert [slot for slot, *_ in expired] == list(range(64))
+            assert after == 0.0
+            for _, _, row, _, seen, _ in expired:
+                assert _core.condemn(client, row, seen)
+            assert [slot for slot, *_ in _core.deadlines(client, False)[1]] == list(range(64, 70))
+    segment.close()
+
+
+# ---- damage: results
+
+
+def finished(image: Image, data: bytes = b"x", items: int = 0) -> int:
+    worker, row = image.worker(), image.publish("task", items=items)
+    claim(worker)
+    if items:
+        _core.begin_items(worker)
+        for _ in range(items):
+            assert _core.commit(worker, 0, data) == 0
+    else:
+        assert _core.complete(worker, 0, data) == 0
+    return row
+
+
+def expect_damage(image: Image, match: str) -> None:
+    """Each way to the result says so, as often as it is asked, and the rest still works."""
+    with pytest.raises(Damaged, match=match):
+        image.collect()
+    assert image.collect() == []  # its hint is spent
+    other = image.worker(1)
+    image.publish("other", b"o")
+    assert claim(other)[4] == b"o"
+    assert _core.complete(other, 0, b"fine") == 0
+    assert image.results() == [("other", b"fine")]
+    assert [_core.idle_scan(image.client) for _ in range(2)] == [0, 1]
+    with pytest.raises(Damaged, match=match):
+        image.collect()
+    image.die()
+    assert image.settle() == []  # finished, so to be collected
+    with pytest.raises(Damaged, match=match):
+        image.collect()
+
+
+@pytest.mark.parametrize(
+    ("unit", "count"),
+    [(8, 1), (7, 2), (0, 9), (0, NO_UNIT), (NO_UNIT, 0), (NO_UNIT, 1), (NO_UNIT, NO_UNIT), (0x7FFF_FFFF, 0x8000_0002)],
+)
+def test_reference_outside_the_room(image: Image, unit: int, count: int) -> None:
+    row = finished(image, BIG)
+    image.put(image.row(row, "result_ref"), unit << 32 | count)
+    expect_damage(image, "outside its room")
+
+
+@pytest.mark.parametrize("unit", [0, 1, 3, 4, 7])
+def test_reference_to_units_of_others(image: Image, unit: int) -> None:
+    """0, 1: arguments of another row; 4: a function; the rest: nobody's."""
+    image.publish("victim", BIG)
+    assert _core.store_function(image.client, b"f") == 4
+    claim(image.worker(2))
+    row = finished(image, b"small")
+    image.put(image.row(row, "result_ref"), unit << 32 | 1)
+    expect_damage(image, "outside its room")
+    assert image.get(image.unit(0)) >> 63
+    assert image.get(image.unit(4)) == 1 << 62
+
+
+def test_reference_to_units_of_an_older_use_of_the_row(image: Image) -> None:
+    row = finished(image, BIG)
+    for unit in (0, 1):
+        image.put(image.unit(unit), owner(row, 0))
+    expect_damage(image, "outside its room")
+
+
+@pytest.mark.parametrize(
+    ("data", "length"), [(b"x", 433), (b"x", (1 << 64) - 1), (BIG, 2 * UNIT + 1), (BIG, 1 << 63), (BIG, (1 << 64) - 1)]
+)
+def test_length_beyond_the_room(image: Image, data: bytes, length: int) -> None:
+    row = finished(image, data)
+    image.put(image.row(row, "result_len"), length)
+    expect_damage(image, "outside its room")
+
+
+def test_bad_reference_of_the_dead_frees_nothing_of_others(image: Image) -> None:
+    victim = image.publish("victim", BIG)
+    claim(image.worker(1))
+    row = image.publish("task")
+    claim(image.worker(0))
+    for ref in (0 << 32 | 2, 0 << 32 | NO_UNIT, NO_UNIT << 32 | NO_UNIT, 7 << 32 | 9):
+        image.put(image.row(row, "result_ref"), ref)
+    image.die()
+    assert image.settle() == [("task", _core.RUNNING, 0, 0, [])]
+    assert image.get(image.unit(0)) == image.get(image.unit(1)) == owner(victim, 1)
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [
+        ("body", (1 << 56) - 1),  # the first frame is longer than the room
+        ("body", 0),  # and here shorter than it was: the second is read from the wrong place
+        ("result_len", 0),
+        ("result_len", 7),  # not even a frame
+        ("result_len", 28),  # one byte less than the three
+    ],
+)
+def test_frames_that_do_not_add_up(image: Image, at: str, number: int) -> None:
+    row = finished(image, b"ab", items=3)
+    assert image.get(image.row(row, "result_len")) == 30
+    image.put(image.row(row, at), number)
+    expect_damage(image, "do not add up")
+
+
+@pytest.mark.parametrize(
+    ("at", "number", "match"),
+    [
+        ("result_len", 0, "do not add up"),
+        ("result_len", 19, "do not add up"),
+        ("result_len", 433, "more results than it has"),
+        ("result_ref", 8 << 32 | 1, "more results than it has"),
+        ("body", 1 << 40, "do not add up"),
+        ("word", word(2, 0, 0, 1, 5), "more results than it has"),
+        ("word", word(2, 0, 0, 1, 4095), "more results than it has"),
+        ("word", word(5, 0, 0, 1, 4), "more results than it has"),
+    ],
+)
+def test_frames_of_the_dead_do_not_add_up(image: Image, at: str, number: int, match: str) -> None:
+    worker, row = image.worker(), image.publish("chunk", items=3)
+    claim(worker)
+    _core.begin_items(worker)
+    for _ in range(2):
+        assert _core.commit(worker, 0, b"ab") == 0
+    image.put(image.row(row, at), number)
+    image.die()
+    for _ in range(2):  # the row stays, so does the record
+        with pytest.raises(Damaged, match=match):
+            image.settle()
+        assert image.tasks[row] == "chunk"
+
+
+def test_row_says_another_number_of_items(image: Image) -> None:
+    """The client believes its own number; the worker never reads beyond what a chunk may have."""
+    worker, row = image.worker(), image.publish("chunk", items=2)
+    image.put(image.row(row, "items"), 4095, U32)
+    assert claim(worker)[3] == 0
+    assert _core.complete(worker, 0, b"not a frame") == 0
+    with pytest.raises(Damaged, match="do not add up"):
+        image.collect()
+
+
+# ---- damage: arguments
+
+
+@pytest.mark.parametrize(
+    ("field", "form", "number"),
+    [
+        ("args_len", U64, 433),
+        ("args_len", U64, (1 << 64) - 1),
+        ("args_unit", U32, 8),
+        ("args_unit", U32, NO_UNIT - 1),
+    ],
+)
+def test_arguments_outside_the_room(image: Image, field: str, form: str, number: int) -> None:
+    worker, row = image.worker(), image.publish("task", b"abc")
+    image.put(image.row(row, field), number, form)
+    with pytest.raises(Damaged, match="points outside its room"):
+        claim(worker)
+    image.die()
+    assert [record for record, *_ in image.settle()] == ["task"]
+
+
+@pytest.mark.parametrize(
+    ("field", "form", "number"),
+    [
+        ("args_unit", U32, 7),
+        ("args_unit", U32, NO_UNIT),
+        ("args_len", U64, UNITS * UNIT + 1),
+        ("args_len", U64, 1 << 63),
+    ],
+)
+def test_large_arguments_outside_the_room(image: Image, field: str, form: str, number: int) -> None:
+    worker, row = image.worker(), image.publish("task", BIG)
+    image.put(image.row(row, field), number, form)
+    with pytest.raises(Damaged, match="points outside its room"):
+        claim(worker)
+    image.die()
+    image.settle()
+    assert image.at_rest()  # the client knows which units it gave
+
+
+@pytest.mark.parametrize(("field", "number"), [("fn_unit", 8), ("fn_unit", NO_UNIT), ("fn_len", NO_UNIT), ("fn", 0)])
+def test_function_outside_the_room(image: Image, field: str, number: int) -> None:
+    worker = image.worker()
+    unit = _core.store_function(image.client, b"f" * 10)
+    row = _core.publish(image.client, image.tasks, "task", 1, 1, unit, 10, b"", 0, 0, 0, 1)
+    assert claim(worker)
+    assert _core.claimed_function(worker) == b"f" * 10
+    image.put(image.row(row, field), number, U32)
+    if field == "fn":  # then nothing has checked the unit
+        image.put(image.row(row, "fn_unit"), NO_UNIT, U32)
+    with pytest.raises(Damaged, match="points outside its room"):
+        _core.claimed_function(worker)
+
+
+# ---- damage: the ring
+
+
+@pytest.mark.parametrize("entry", [1 << 32 | 8, 1 << 32 | NO_UNIT, (1 << 64) - 1, 0, 2 << 32 | 0, 1 << 32 | 3])
+def test_ring_entry_is_not_what_was_published(image: Image, entry: int) -> None:
+    """Row out of range, wrong use, wrong row: nobody is harmed, and the task whose entry it was is entered again."""
+    worker = image.worker()
+    row = image.publish("task", b"t")
+    assert row == 0
+    image.put(image.ring(0), entry)
+    assert claim(worker) is None
+    assert image.get(HEADER["head"]) == 1
+    assert _core.idle_scan(image.client) == 1
+    assert _core.idle_scan(image.client) == 0
+    assert claim(worker)[4] == b"t"
+    assert claim(worker) is None
+    assert _core.idle_scan(image.client) == 0
+    assert _core.complete(worker, 0, b"x") == 0
+    assert image.results() == [("task", b"x")]
+    assert image.at_rest()
+
+
+def test_entered_again_and_cancelled(image: Image) -> None:
+    row = image.publish("task")
+    image.put(image.ring(0), NO_UNIT)
+    image.put(HEADER["sleepers"], 0b001)
+    assert claim(image.worker(1)) is None
+    assert _core.idle_scan(image.client) == 1
+    assert image.get(HEADER["sleepers"]) == 0  # who sleeps is woken for it
+    assert _core.cancel(image.client, image.tasks, row)
+    assert claim(image.worker(1)) is None
+    assert [image.publish(str(n)) for n in range(ROWS)]
+
+
+def test_one_row_twice_in_the_ring(image: Image) -> None:
+    worker, other = image.worker(0), image.worker(1)
+    image.publish("first", b"1"), image.publish("second", b"2")
+    image.put(image.ring(1), image.get(image.ring(0)))
+    assert claim(worker)[4] == b"1"
+    assert claim(other) is None
+    assert _core.idle_scan(image.client) == 1
+    assert claim(other)[4] == b"2"
+
+
+@pytest.mark.parametrize(("field", "number"), [("head", 2), ("head", 1 << 63), ("tail", 0), ("tail", 1 << 63)])
+def test_impossible_head_or_tail(image: Image, field: str, number: int) -> None:
+    worker = image.worker()
+    image.publish("task", b"t")
+    image.put(HEADER[field], number)
+    assert claim(worker) is None  # and does not walk through the numbers up to tail
+    assert _core.counters(image.client)["ready"] >= 0
+    _core.flush(image.client)
+    with pytest.raises(Damaged, match="impossible"):
+        _core.idle_scan(image.client)
+
+
+# ---- damage: random bytes
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_noise(image: Image, seed: int) -> None:
+    """Whatever stands in rows, slots, owners and bits: an outcome or Damaged, no crash and no endless loop."""
+    noise = random.Random(seed)
+    workers = [image.worker(slot) for slot in range(SLOTS)]
+    for n in range(6):
+        image.publish(str(n), BIG if n == 0 else b"a", items=n % 3, timeout_ms=n)
+    for worker in workers:
+        claim(worker)
+    places = [*range(HEADER["client_asleep"], image.ring(0), 4), *range(image.ring(0), len(image.bytes) - 3, 4)]
+    stop = HEADER["stop"]
+    for at in noise.choices(places, k=noise.choice([3, 30, 1000])):
+        if at != stop:
+            image.put(at, noise.choice([0, 1, 4, noise.getrandbits(32), NO_UNIT]), U32)
+    steps = [
+        image.collect,
+        image.settle,
+        lambda: _core.idle_scan(image.client),
+        lambda: _core.flush(image.client),
+        lambda: [_core.running(image.client, slot) for slot in range(SLOTS)],
+        lambda: _core.deadlines(image.client, False),
+        lambda: [claim(worker) for worker in workers],
+        lambda: [_core.complete(worker, 0, b"small") for worker in workers],
+        lambda: _core.wait(image.client, 0, 0),
+        lambda: [_core.cancel(image.client, image.tasks, row) for row in range(ROWS)],
+        lambda: [_core.death(image.client, slot, 0) for slot in range(SLOTS)],
+        lambda: image.die(noise.randrange(SLOTS), 0),
+        lambda: image.publish("more"),
+    ]
+    for _ in range(60):
+        step = noise.choice(steps)
+        with contextlib.suppress(Damaged, AssertionError):
+            step()
