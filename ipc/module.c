@@ -265,7 +265,7 @@ static PyObject *take_record(PyObject *tasks, uint32_t row) {
 }
 
 FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, slot, run_us) for each finished row to
-                       inbox, or to own if record[0] is sink */
+                       inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before */
     VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
     CHECK;
@@ -273,9 +273,13 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
     for (int row; count < most && (row = ipc_next_done(c)) >= 0; count++) {
         struct ipc_result r;
         if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
-        uint32_t items = c->items[row];
-        PyObject *data = items ? frames(&r, items) : PyBytes_FromStringAndSize((const char *)r.data, (Py_ssize_t)r.length);
-        PyObject *record = data ? take_record(args[1], (uint32_t)row) : NULL;
+        uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
+        if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
+        PyObject *data = !items  ? PyBytes_FromStringAndSize((const char *)r.data, (Py_ssize_t)r.length)
+                         : offered ? frames(&r, offered)
+                                   : frames(&r, items - drained);
+        PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
+        if (record && offered) Py_INCREF(record);
         PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *slot = PyLong_FromUnsignedLong(r.slot),
                  *run = PyLong_FromUnsignedLong(r.run_us);
         if (!data || !record || !entry || !kind || !slot || !run) {
@@ -290,7 +294,10 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
         int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
         Py_DECREF(entry);
         if (failed) return NULL;
-        ipc_release_row(c, (uint32_t)row);
+        if (offered)
+            ipc_drained(c, (uint32_t)row, offered);
+        else
+            ipc_release_row(c, (uint32_t)row);
     }
     return PyLong_FromLong(count);
 }
@@ -345,7 +352,7 @@ FUNCTION(next_dead) {
     return Py_BuildValue("(II)", slot, reaped);
 }
 
-FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, frames) for each row of the dead */
+FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, drained, frames) for each row of the dead */
     VIEW(5, CLIENT);
     uint32_t slot = slot_of(v, args[2]), reaped = number32(args[3]);
     CHECK;
@@ -354,14 +361,16 @@ FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record,
     while (ipc_settle(c, slot, reaped, &dead, 1)) { /* one at a time: a released row is not found again */
         struct ipc_result r;
         PyObject *done = NULL;
-        if (c->items[dead.row] && dead.item > 1) {
-            if (dead.item > c->items[dead.row] || ipc_read_result(c, dead.row, &r) < 0) return damaged("a chunk claims more results than it has");
-            done = frames(&r, dead.item - 1);
+        uint32_t items = c->items[dead.row], drained = c->drained[dead.row];
+        if (items && dead.item > 1) {
+            if (dead.item > items || dead.item - 1 < drained || ipc_read_result(c, dead.row, &r) < 0)
+                return damaged("a chunk claims more results than it has");
+            done = frames(&r, dead.item - 1 - drained);
         } else {
             done = PyList_New(0);
         }
         PyObject *record = done ? take_record(args[1], dead.row) : NULL;
-        PyObject *entry = record ? Py_BuildValue("(NIIIN)", record, dead.state, dead.item, dead.generation, done) : NULL;
+        PyObject *entry = record ? Py_BuildValue("(NIIIIN)", record, dead.state, dead.item, dead.generation, drained, done) : NULL;
         if (!entry) return NULL;
         int failed = PyList_Append(args[4], entry);
         Py_DECREF(entry);

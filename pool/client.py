@@ -49,7 +49,7 @@ class Sink(Protocol):
     dropped: bool  # nobody wants it: the queue skips its tasks
 
     def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
-    def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None: ...
+    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None: ...
     def fail(self, task: Task, error: BaseException) -> None: ...
 
 
@@ -281,14 +281,14 @@ class Client(Waiting):
 
     def _settle(self, slot: int, reaped: int) -> None:
         self._read_messages()
-        dead: list[tuple[Task, int, int, int, list[Any]]] = []
+        dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
         _core.settle(self.segment, self.tasks, slot, reaped, dead)
-        for task, state, item, generation, committed in dead:
+        for task, state, item, generation, drained, committed in dead:
             # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
             full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
             error, again = self._why(task, state, slot, full, item)
             self.crashes += isinstance(error, WorkerCrashed)
-            task.sink.crashed(task, item, committed, error, again)
+            task.sink.crashed(task, item, drained, committed, error, again)
         _core.settled(self.segment, slot, reaped)
 
     def _why(self, task: Task, state: int, slot: int, generation: int, item: int) -> tuple[BaseException, bool]:

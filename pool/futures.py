@@ -49,7 +49,7 @@ class Future(concurrent.futures.Future[Any]):
         self._name = task.function.name
         self._end(FINISHED)
 
-    def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None:
+    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None:
         if again and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
         else:

@@ -47,7 +47,7 @@ class InlineClient(Client):
             frames: list[Any] = []
             for item in codec.loads(task.data):
                 frames += self._attempt(fn, task, item)
-            task.sink.arrive(task, codec.VALUE, frames, 0, 0)
+            task.sink.arrive(task, 0, frames, 0, 0)
         else:
             task.sink.arrive(task, *self._attempt(fn, task, codec.loads(task.data)), 0, 0)
         return True

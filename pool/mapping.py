@@ -79,7 +79,7 @@ class MapRun:
             return
         self._last = data
         if task.count:
-            self._chunk_arrived(task, data)
+            self._chunk_arrived(task, kind, data)
         elif kind:
             self._item_arrived(task.index, task.item, task.attempt, kind, data)
         else:
@@ -105,9 +105,10 @@ class MapRun:
         if self.eager:
             self.client.unfinished -= count
 
-    def _chunk_arrived(self, task: Task, frames: list[Any]) -> None:
+    def _chunk_arrived(self, task: Task, drained: int, frames: list[Any]) -> None:
         for k in range(len(frames) // 2):
-            self._item_arrived(task.index + k, task.item[k], task.attempt, frames[2 * k], frames[2 * k + 1])
+            at = drained + k
+            self._item_arrived(task.index + at, task.item[at], task.attempt, frames[2 * k], frames[2 * k + 1])
 
     def _single(self, index: int, item: Any, attempt: int) -> None:
         """Offer one item by itself (again)."""
@@ -118,11 +119,11 @@ class MapRun:
             return
         self.client.again(Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt))
 
-    def crashed(self, task: Task, item: int, committed: list[Any], error: BaseException, again: bool) -> None:
+    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None:
         if not task.count:
             self._item_crashed(task.index, task.item, task.attempt, error, again)
             return
-        self._chunk_arrived(task, committed)
+        self._chunk_arrived(task, drained, committed)
         # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself, uncharged. Else those behind
         # the guilty one never started.
         for k in reversed(range(item, task.count)):

@@ -128,8 +128,10 @@ def _limit_threads(threads: int) -> None:
     """BLAS and OpenMP pools that are already loaded; those loaded later obey the environment that the monitor has set."""
     if not any(name in sys.modules for name in ("numpy", "scipy", "torch", "sklearn")):
         return
-    import threadpoolctl
-
+    try:
+        import threadpoolctl
+    except ImportError:
+        return
     threadpoolctl.threadpool_limits(threads)
 
 

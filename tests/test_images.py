@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_layout import DEATH, HEADER, ROW, SLOT, owner, owners_at, ring_at, rows_at, slots_at, word
+from test_layout import CONSTANTS, DEATH, HEADER, ROW, SIZES, SLOT, owner, owners_at, ring_at, rows_at, slots_at, word
 
 from ipc import Damaged, _core
 from ipc.segment import Segment
 
 ROWS, SLOTS, UNITS = 8, 3, 8
 UNIT = 65536
-INLINE = 432
+INLINE = CONSTANTS["IPC_INLINE"]
 BIG = b"b" * (UNIT + 1)  # two units
 U32, U64 = "<I", "<Q"
 NO_UNIT = 0xFFFF_FFFF
@@ -35,7 +35,7 @@ class Image:
         self.bytes = mmap.mmap(self.segment.control, os.fstat(self.segment.control).st_size)
         self.client: Handle = self.segment.attach()
         _core.open_client(self.client)
-        self.tasks: list[str | None] = [None] * ROWS
+        self.tasks: list[tuple[str] | None] = [None] * ROWS
 
     # -- bytes
 
@@ -64,7 +64,7 @@ class Image:
     # -- steps
 
     def publish(self, record: str, args: bytes = b"", *, items: int = 0, timeout_ms: int = 0) -> int:
-        row = _core.publish(self.client, self.tasks, record, 0, 0, 0, 0, args, items, timeout_ms, 0, 1)
+        row = _core.publish(self.client, self.tasks, (record,), 0, 0, 0, 0, args, items, timeout_ms, 0, 1)
         assert row >= 0
         return row
 
@@ -76,8 +76,8 @@ class Image:
 
     def collect(self) -> list[Any]:
         inbox: list[Any] = []
-        assert _core.collect(self.client, self.tasks, inbox, 100) == len(inbox)
-        return inbox
+        assert _core.collect(self.client, self.tasks, inbox, 100, object(), []) == len(inbox)
+        return [(record[0], *rest) for record, *rest in inbox]
 
     def results(self) -> list[tuple[str, Any]]:
         return [(record, data) for record, _, data, _, _ in self.collect()]
@@ -90,7 +90,7 @@ class Image:
         while (dead := _core.next_dead(self.client)) is not None:
             _core.settle(self.client, self.tasks, *dead, out)
             _core.settled(self.client, *dead)
-        return out
+        return [(record[0], *rest) for record, *rest in out]
 
     def state(self, row: int) -> int:
         return _core.row_word(self.client, row)[0]
@@ -131,7 +131,7 @@ def frame(kind: int, data: bytes) -> bytes:
         ("layout", U32, 0),
         ("layout", U32, 2),
         ("size", U64, 0),
-        ("size", U64, 6975),
+        ("size", U64, _core.size(ROWS, SLOTS, UNITS) - 1),
         ("size", U64, 1 << 63),
         ("rows", U32, 0),
         ("rows", U32, 9),
@@ -150,7 +150,7 @@ def test_wrong_identity(image: Image, field: str, form: str, number: int) -> Non
         image.segment.attach()
 
 
-@pytest.mark.parametrize("size", [1, 1535, 1536, 4096])
+@pytest.mark.parametrize("size", [1, SIZES["ipc_header"] - 1, SIZES["ipc_header"], 4096])
 def test_files_that_are_no_segment(image: Image, size: int) -> None:
     other = os.memfd_create("other")
     try:
@@ -205,7 +205,7 @@ def test_claimed_but_head_not_moved(image: Image) -> None:
     assert _core.running(worker, 1)[2] == second  # type: ignore[index]
     assert image.get(HEADER["head"]) == 2
     image.die(0)
-    assert image.settle() == [("first", _core.RUNNING, 0, 0, [])]
+    assert image.settle() == [("first", _core.RUNNING, 0, 0, 0, [])]
     assert image.state(first) == _core.FREE
     assert _core.complete(worker, 0, b"2") == 0
     assert image.results() == [("second", b"2")]
@@ -219,7 +219,7 @@ def test_row_is_not_used_again_before_head_has_passed_it(image: Image) -> None:
     image.put(HEADER["head"], 0)
     image.die(0)
     assert [record for record, *_ in image.settle()] == ["0"]
-    assert _core.publish(image.client, image.tasks, "9", 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
+    assert _core.publish(image.client, image.tasks, ("9",), 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
     assert claim(worker)
     assert image.publish("9") == rows[0]
 
@@ -312,7 +312,7 @@ def test_units_taken_but_no_reference(image: Image, state: int) -> None:
         image.put(image.unit(unit), owner(row, 1))
     assert image.units() == 5
     image.die()
-    assert image.settle() == [("task", state, 0, 0, [])]
+    assert image.settle() == [("task", state, 0, 0, 0, [])]
     assert image.units() == 2
     assert image.state(kept) == _core.RUNNING
     assert image.get(image.unit(0)) == image.get(image.unit(1)) == owner(kept, 1)
@@ -332,7 +332,7 @@ def test_chunk_died_while_it_stored(image: Image) -> None:
         image.put(image.unit(unit), owner(row, 1))
     assert image.units() == held + 2
     image.die()
-    assert image.settle() == [("chunk", _core.STORING, 3, 0, [0, b"1", 0, BIG])]
+    assert image.settle() == [("chunk", _core.STORING, 3, 0, 0, [0, b"1", 0, BIG])]
     assert image.at_rest()
 
 
@@ -346,7 +346,7 @@ def test_result_written_but_not_committed(image: Image) -> None:
     image.bytes[at : at + 11] = frame(9, b"two")
     image.put(image.row(row, "result_len"), 22)
     image.die()
-    assert image.settle() == [("chunk", _core.RUNNING, 2, 0, [7, b"one"])]
+    assert image.settle() == [("chunk", _core.RUNNING, 2, 0, 0, [7, b"one"])]
     assert image.at_rest()
 
 
@@ -370,7 +370,7 @@ def test_all_rows_cancelled_none_free_until_head_moves(image: Image) -> None:
     for row in [image.publish("x", BIG if n < 2 else b"") for n in range(ROWS)]:
         assert _core.cancel(image.client, image.tasks, row)
     assert image.at_rest()
-    assert _core.publish(image.client, image.tasks, "9", 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
+    assert _core.publish(image.client, image.tasks, ("9",), 0, 0, 0, 0, b"", 0, 0, 0, 1) == _core.FULL
     assert _core.flush(image.client) == 0  # nobody sleeps
     assert claim(image.worker()) is None
     image.publish("9")
@@ -434,7 +434,7 @@ def test_the_dead_and_the_living_successor(image: Image) -> None:
     successor = image.worker(0, 1)
     claim(successor)
     image.die(0, 0)
-    assert image.settle() == [("old", _core.RUNNING, 0, 0, [])]
+    assert image.settle() == [("old", _core.RUNNING, 0, 0, 0, [])]
     assert (image.state(old), image.state(young)) == (_core.FREE, _core.RUNNING)
     assert _core.running(successor, 0)[1:3] == (1, young)  # type: ignore[index]
     assert _core.complete(successor, 0, b"") == 0
@@ -452,9 +452,9 @@ def test_generations_wrap(image: Image, dead: int) -> None:
     image.put(image.slot(0, "reaped"), dead, U32)
     image.put(image.slot(0, "settled"), dead, U32)
     image.die(0, dead)
-    assert image.settle() == [("task 0", _core.RUNNING, 0, 0xFFFF, [])]
+    assert image.settle() == [("task 0", _core.RUNNING, 0, 0xFFFF, 0, [])]
     image.die(0, alive)
-    assert image.settle() == [("task 1", _core.RUNNING, 0, 0, [])]
+    assert image.settle() == [("task 1", _core.RUNNING, 0, 0, 0, [])]
     assert image.at_rest()
 
 
@@ -467,7 +467,7 @@ def test_several_deaths_at_once(image: Image) -> None:
     assert not _core.may_fork(image.client, 0, _core.DEATHS)
     assert _core.next_dead(image.client) == (0, 4)
     assert [_core.death(image.client, 0, g) for g in range(5)] == [*((1000 + g, g, 0) for g in range(4)), None]
-    assert [(record, generation) for record, _, _, generation, _ in image.settle()] == [
+    assert [(record, generation) for record, _, _, generation, *_ in image.settle()] == [
         (f"task {g}", g) for g in range(4)
     ]
     assert _core.may_fork(image.client, 0, _core.DEATHS)
@@ -533,7 +533,7 @@ def test_condemn_only_what_it_saw(image: Image) -> None:
     assert _core.complete(worker, 0, b"late") == _core.LOST
     assert image.collect() == []
     image.die()
-    assert image.settle() == [("task", _core.CONDEMNED, 0, 0, [])]
+    assert image.settle() == [("task", _core.CONDEMNED, 0, 0, 0, [])]
     assert image.at_rest()
 
 
@@ -542,10 +542,10 @@ def test_more_deadlines_than_fit() -> None:
     segment = Segment.create(70, 70, rows=70, room=UNIT)
     client = segment.attach()
     _core.open_client(client)
-    tasks: list[int | None] = [None] * 70
+    tasks: list[tuple[int] | None] = [None] * 70
     workers = []
     for k in range(70):
-        _core.publish(client, tasks, k, 0, 0, 0, 0, b"", 0, 1_000_000, 0, 1)
+        _core.publish(client, tasks, (k,), 0, 0, 0, 0, b"", 0, 1_000_000, 0, 1)
         worker = segment.attach()
         _core.slot_begin(worker, k, 0)
         _core.open_worker(worker, k, 0)
@@ -629,7 +629,8 @@ def test_reference_to_units_of_an_older_use_of_the_row(image: Image) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "length"), [(b"x", 433), (b"x", (1 << 64) - 1), (BIG, 2 * UNIT + 1), (BIG, 1 << 63), (BIG, (1 << 64) - 1)]
+    ("data", "length"),
+    [(b"x", INLINE + 1), (b"x", (1 << 64) - 1), (BIG, 2 * UNIT + 1), (BIG, 1 << 63), (BIG, (1 << 64) - 1)],
 )
 def test_length_beyond_the_room(image: Image, data: bytes, length: int) -> None:
     row = finished(image, data)
@@ -645,7 +646,7 @@ def test_bad_reference_of_the_dead_frees_nothing_of_others(image: Image) -> None
     for ref in (0 << 32 | 2, 0 << 32 | NO_UNIT, NO_UNIT << 32 | NO_UNIT, 7 << 32 | 9):
         image.put(image.row(row, "result_ref"), ref)
     image.die()
-    assert image.settle() == [("task", _core.RUNNING, 0, 0, [])]
+    assert image.settle() == [("task", _core.RUNNING, 0, 0, 0, [])]
     assert image.get(image.unit(0)) == image.get(image.unit(1)) == owner(victim, 1)
 
 
@@ -671,7 +672,7 @@ def test_frames_that_do_not_add_up(image: Image, at: str, number: int) -> None:
     [
         ("result_len", 0, "do not add up"),
         ("result_len", 19, "do not add up"),
-        ("result_len", 433, "more results than it has"),
+        ("result_len", INLINE + 1, "more results than it has"),
         ("result_ref", 8 << 32 | 1, "more results than it has"),
         ("body", 1 << 40, "do not add up"),
         ("word", word(2, 0, 0, 1, 5), "more results than it has"),
@@ -690,7 +691,7 @@ def test_frames_of_the_dead_do_not_add_up(image: Image, at: str, number: int, ma
     for _ in range(2):  # the row stays, so does the record
         with pytest.raises(Damaged, match=match):
             image.settle()
-        assert image.tasks[row] == "chunk"
+        assert image.tasks[row] == ("chunk",)
 
 
 def test_row_says_another_number_of_items(image: Image) -> None:
@@ -709,7 +710,7 @@ def test_row_says_another_number_of_items(image: Image) -> None:
 @pytest.mark.parametrize(
     ("field", "form", "number"),
     [
-        ("args_len", U64, 433),
+        ("args_len", U64, INLINE + 1),
         ("args_len", U64, (1 << 64) - 1),
         ("args_unit", U32, 8),
         ("args_unit", U32, NO_UNIT - 1),
@@ -747,7 +748,7 @@ def test_large_arguments_outside_the_room(image: Image, field: str, form: str, n
 def test_function_outside_the_room(image: Image, field: str, number: int) -> None:
     worker = image.worker()
     unit = _core.store_function(image.client, b"f" * 10)
-    row = _core.publish(image.client, image.tasks, "task", 1, 1, unit, 10, b"", 0, 0, 0, 1)
+    row = _core.publish(image.client, image.tasks, ("task",), 1, 1, unit, 10, b"", 0, 0, 0, 1)
     assert claim(worker)
     assert _core.claimed_function(worker) == b"f" * 10
     image.put(image.row(row, field), number, U32)

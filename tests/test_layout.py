@@ -31,9 +31,10 @@ HEADER = {
     "armed": 648,
     "monitor_idle": 652,
     "shortest_ms": 656,
-    "sleepers": 768,
-    "spinners": 896,
-    "done": 1024,
+    "guard": 768,
+    "sleepers": 896,
+    "spinners": 1024,
+    "done": 1152,
 }
 SLOT = {
     "started": 0,
@@ -67,10 +68,12 @@ ROW = {
     "run_us": 60,
     "result_ref": 64,
     "result_len": 72,
-    "body": 80,
+    "offered": 80,
+    "drained": 84,
+    "body": 88,
 }
 DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12}
-SIZES = {"ipc_header": 1536, "ipc_slot": 384, "ipc_row": 512, "ipc_death": 16}
+SIZES = {"ipc_header": 1664, "ipc_slot": 384, "ipc_row": 512, "ipc_death": 16}
 CONSTANTS = {
     "IPC_MAGIC": 0x676573206C6F6F70,
     "IPC_LAYOUT_VERSION": 1,
@@ -109,7 +112,7 @@ CONSTANTS = {
     "IPC_BUSY": 2,
     "IPC_LEAVING": 3,
     "IPC_TIMED": 1,
-    "IPC_INLINE": 432,
+    "IPC_INLINE": 424,
     "IPC_FRAME": 8,
     "IPC_OWNER_FUNCTION": 1 << 62,
 }
@@ -217,13 +220,13 @@ def test_module_constants() -> None:
 @pytest.mark.parametrize(
     ("rows", "slots", "units", "size"),
     [
-        (1, 1, 0, 2560),
-        (1, 1, 1, 2568),
-        (8, 3, 8, 6976),
-        (100, 3, 7, 54968),
-        (1024, 1, 131072, 1582976),
-        (1024, 8, 131072, 1585664),
-        (4096, 512, 131072, 3376640),
+        (1, 1, 0, 2688),
+        (1, 1, 1, 2696),
+        (8, 3, 8, 7104),
+        (100, 3, 7, 55096),
+        (1024, 1, 131072, 1583104),
+        (1024, 8, 131072, 1585792),
+        (4096, 512, 131072, 3376768),
         (0, 1, 1, 0),
         (1, 0, 1, 0),
         (4097, 1, 1, 0),

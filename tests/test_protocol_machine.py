@@ -15,16 +15,17 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from test_layout import HEADER, owner, owners_at, rows_at
+from test_layout import CONSTANTS, HEADER, owner, owners_at, rows_at
 
 from ipc import _core
 from ipc.segment import Segment
 
 ROWS, SLOTS, UNITS = 8, 3, 8
 UNIT = 65536
+INLINE = CONSTANTS["IPC_INLINE"]
 ATTEMPTS = 3
 FUNCTION = 1 << 62
-SIZES = st.sampled_from([0, 1, 100, 216, 432, 433, UNIT, UNIT + 1, 3 * UNIT, 4 * UNIT, 5 * UNIT, 8 * UNIT + 1])
+SIZES = st.sampled_from([0, 1, 100, 212, INLINE, INLINE + 1, UNIT, UNIT + 1, *(n * UNIT for n in (3, 4, 5)), 8 * UNIT + 1])
 SLOT = st.integers(0, SLOTS - 1)
 
 
@@ -60,7 +61,7 @@ class Use:
     generation: int = -1
     item: int = 0  # as in the row word
     results: list[bytes] = field(default_factory=list, repr=False)
-    room: int = 432
+    room: int = INLINE
     used: int = 0
     hinted: bool = True
 
@@ -77,7 +78,7 @@ class Protocol(RuleBasedStateMachine):
         self.client: Any = self.segment.attach()
         self.monitor: Any = self.segment.attach()
         _core.open_client(self.client)
-        self.records: list[Use | None] = [None] * ROWS
+        self.records: list[tuple[Use] | None] = [None] * ROWS
         self.tasks: list[Task] = []
         self.live: dict[int, Use] = {}  # row → use, published and not given back
         self.ring: list[tuple[int, Use]] = []  # entries between head and tail
@@ -132,11 +133,11 @@ class Protocol(RuleBasedStateMachine):
         use.args = (b"%d " % task.number).ljust(size, b".")
         unit, data = function if function else (0, b"")
         row = _core.publish(
-            self.client, self.records, use, 7 if function else 0, 1, unit, len(data), use.args,
+            self.client, self.records, (use,), 7 if function else 0, 1, unit, len(data), use.args,
             len(items) if use.chunk else 0, 3_600_000 if armed else 0, 5 << 8, use.attempt,
         )  # fmt: skip
         busy = set(self.live) | {row for row, _ in self.ring}
-        need = -(-len(use.args) // UNIT) if len(use.args) > 432 else 0
+        need = -(-len(use.args) // UNIT) if len(use.args) > INLINE else 0
         if row == _core.FULL:
             assert len(busy) == ROWS
         elif row == _core.TOO_LARGE:
@@ -206,10 +207,10 @@ class Protocol(RuleBasedStateMachine):
     def collect(self, most: int) -> None:
         inbox: list[Any] = []
         hinted = [use for use in self.live.values() if use.state == _core.DONE and use.hinted]
-        assert _core.collect(self.client, self.records, inbox, most) == len(inbox)
+        assert _core.collect(self.client, self.records, inbox, most, object(), []) == len(inbox)
         # Each word of done bits is one; those whose hint got lost may come with their neighbours' scan, never without.
         assert min(most, len(hinted)) <= len(inbox) <= most
-        for use, kind, data, slot, _ in inbox:
+        for (use,), kind, data, slot, _ in inbox:
             assert self.live.pop(use.row) is use
             assert self.records[use.row] is None
             assert use.state == _core.DONE
@@ -244,9 +245,10 @@ class Protocol(RuleBasedStateMachine):
                 for use in self.live.values()
                 if use.slot == slot and use.generation < reaped and use.state in (_core.RUNNING, _core.CONDEMNED)
             }
-            for use, state, item, generation, results in out:
+            for (use,), state, item, generation, drained, results in out:
                 assert expected.pop(use.row) is use
                 assert (state, item, generation) == (use.state, use.item, use.generation)
+                assert drained == 0  # that takes a worker that waits for room
                 assert results[1::2] == use.results
                 del self.live[use.row]
                 use.task.attempts += 1
@@ -377,13 +379,18 @@ class Protocol(RuleBasedStateMachine):
         """True: there is room for such a result now; False: there never will be; None: somebody else has it."""
         if need <= use.room:
             return True
-        owners, own, units = self.owners(), self.owner_of(use), -(-need // UNIT)
-        if self.longest_run([o in (own, FUNCTION) for o in owners]) < units:
+        owners, own, units = self.owners(), self.owner_of(use), -(-(need - use.used) // UNIT)
+        if units > UNITS:
             return False
+        if use.room == INLINE and self.longest_run([o in (own, FUNCTION) for o in owners]) < units:
+            return False  # its own arguments and the functions stay where they are
+        units = -(-need // UNIT)
+        if use.chunk and 2 * units <= UNITS // 4:
+            units *= 2
         if self.longest_run([o != 0 for o in owners]) < units:
             return None
-        # What a chunk takes beyond its need is the core's own affair: read it back from what it holds afterwards.
-        use.room = units * UNIT
+        if use.state != _core.CONDEMNED:
+            use.room = units * UNIT
         return True
 
     @precondition(lambda self: self.busy_workers())
@@ -486,6 +493,12 @@ class Protocol(RuleBasedStateMachine):
     # ---- always
 
     @invariant()
+    def agree(self) -> None:
+        self.rows_agree()
+        self.counters_agree()
+        self.units_agree()
+        self.deadlines_agree()
+
     def rows_agree(self) -> None:
         for row in range(ROWS):
             state, slot, generation, item, _ = _core.row_word(self.monitor, row)
@@ -495,13 +508,12 @@ class Protocol(RuleBasedStateMachine):
                 assert self.records[row] is None
             else:
                 assert state == use.state
-                assert self.records[row] is use
+                assert self.records[row] == (use,)
                 if state != _core.READY:
                     assert (slot, generation) == (use.slot, use.generation)
                     if state != _core.DONE:
                         assert item == use.item
 
-    @invariant()
     def counters_agree(self) -> None:
         counters = _core.counters(self.client)
         assert counters["in_flight"] == len(self.live)
@@ -509,22 +521,16 @@ class Protocol(RuleBasedStateMachine):
         assert counters["sleepers"] == 0
         assert self.get32(HEADER["armed"]) == sum(use.armed for use in self.live.values())
 
-    @invariant()
     def units_agree(self) -> None:
         owners = [o for o in self.owners() if o]
         allowed = {self.owner_of(use): use for use in self.live.values()}
         assert owners.count(FUNCTION) == sum(-(-len(data) // UNIT) for _, data in self.functions)
         for mine, use in allowed.items():
-            arguments = -(-len(use.args) // UNIT) if len(use.args) > 432 else 0
-            results = 0 if use.room == 432 else use.room // UNIT
-            assert owners.count(mine) >= arguments + results
-            if use.chunk and results:  # it may have taken twice its need
-                use.room = (owners.count(mine) - arguments) * UNIT
-            else:
-                assert owners.count(mine) == arguments + results
+            arguments = -(-len(use.args) // UNIT) if len(use.args) > INLINE else 0
+            results = 0 if use.room == INLINE else use.room // UNIT
+            assert owners.count(mine) == arguments + results
         assert set(owners) <= {FUNCTION, *allowed}
 
-    @invariant()
     def deadlines_agree(self) -> None:
         after, expired = _core.deadlines(self.monitor, False)
         assert expired == []
@@ -551,9 +557,7 @@ class Protocol(RuleBasedStateMachine):
                 if not self.advance(slot, 1):
                     self.kill(slot)  # two that wait for each other's room: the pool would go on when one is killed
             self.collect(ROWS)
-            self.rows_agree()
-            self.counters_agree()
-            self.units_agree()
+            self.agree()
         else:
             raise AssertionError("never at rest")
         for task in self.tasks:
@@ -570,7 +574,7 @@ class Protocol(RuleBasedStateMachine):
         assert (counters["units"], counters["in_flight"], counters["ready"]) == (0, 0, 0)
         _core.trim(self.client)
         assert os.fstat(self.segment.payload).st_blocks >= 0
-        rows = {_core.publish(self.client, self.records, None, 0, 0, 0, 0, b"", 0, 0, 0, 1) for _ in range(ROWS)}
+        rows = {_core.publish(self.client, self.records, (None,), 0, 0, 0, 0, b"", 0, 0, 0, 1) for _ in range(ROWS)}
         assert rows == set(range(ROWS))  # every row can be used again
 
 

@@ -21,7 +21,8 @@ static uint64_t load_word(struct ipc_segment *s, uint32_t row) {
 /* ---- rows: a row is used again only when head has passed its last entry, so each row has at most one entry in the ring */
 
 static int head_has_passed(struct ipc_client *c, uint32_t row) {
-    return atomic_load_explicit(&c->s->header->head, memory_order_acquire) > c->position[row];
+    /* seq_cst: in want of a row we say that we sleep, then look at head; the worker moves head, then looks whether we sleep. */
+    return atomic_load_explicit(&c->s->header->head, memory_order_seq_cst) > c->position[row];
 }
 
 static void put_row(struct ipc_client *c, uint32_t row) {
@@ -99,13 +100,16 @@ static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *
     r->run_us = 0;
     atomic_store_explicit(&r->result_ref, 0, memory_order_relaxed);
     atomic_store_explicit(&r->result_len, 0, memory_order_relaxed);
+    atomic_store_explicit(&r->offered, 0, memory_order_relaxed);
+    atomic_store_explicit(&r->drained, 0, memory_order_relaxed);
 }
 
 int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     struct ipc_segment *s = c->s;
     struct ipc_header *h = s->header;
     uint32_t row;
-    if (!take_row(c, &row)) return IPC_FULL;
+    c->wanting = !take_row(c, &row);
+    if (c->wanting) return IPC_FULL;
     struct ipc_row *r = &s->row[row];
     uint32_t seq = (c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS);
     c->args_ref[row][1] = 0;
@@ -124,6 +128,7 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     if (task->timeout_ms) arm(c, row, task->timeout_ms);
     c->seq[row] = seq;
     c->items[row] = task->items;
+    c->drained[row] = 0;
     c->published[row] = ipc_word(IPC_READY, 0, 0, seq, 0);
     c->in_flight++;
     /* SYNC POINT: release; whoever claims (acquire) sees the arguments. */
@@ -170,7 +175,8 @@ int ipc_next_done(struct ipc_client *c) {
                 /* A bit is a hint, never proof: only the row word says DONE. */
                 if (row >= c->s->rows || !c->published[row]) continue;
                 uint64_t word = load_word(c->s, row);
-                if (ipc_word_state(word) == IPC_DONE && ipc_word_seq(word) == c->seq[row]) return (int)row;
+                if (ipc_word_seq(word) != c->seq[row]) continue;
+                if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;
             }
             c->swept_summary &= ~(UINT64_C(1) << k);
         }
@@ -184,6 +190,21 @@ int ipc_next_done(struct ipc_client *c) {
             if (c->swept[k]) c->swept_summary |= UINT64_C(1) << k;
         }
     }
+}
+
+/* A chunk without room for its next result offers what it has committed, so that no chunk can hold room that another one waits for. Its frames
+ * are those of items drained+1 .. offered. */
+int ipc_offers(struct ipc_client *c, uint32_t row) {
+    if (!c->items[row] || ipc_word_state(load_word(c->s, row)) != IPC_STORING) return 0;
+    /* SYNC POINT: acquire pairs with the worker's release of `offered`: the frames are whole. */
+    uint32_t offered = atomic_load_explicit(&c->s->row[row].offered, memory_order_acquire);
+    return offered > c->drained[row] && offered <= c->items[row] ? (int)(offered - c->drained[row]) : 0;
+}
+
+void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items) {
+    c->drained[row] += items;
+    /* SYNC POINT: release after the copy: the worker that sees it may free the run that held the frames. */
+    atomic_store_explicit(&c->s->row[row].drained, c->drained[row], memory_order_release);
 }
 
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result) {
@@ -296,8 +317,15 @@ void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped) {
 
 /* ---- sleep */
 
+static int row_has_cooled(struct ipc_client *c) {
+    for (uint32_t k = 0; k < c->cooling_count; k++)
+        if (head_has_passed(c, c->cooling[k])) return 1;
+    return 0;
+}
+
 static int something_to_do(struct ipc_client *c) {
     struct ipc_header *h = c->s->header;
+    if (c->wanting && row_has_cooled(c)) return 1;
     return c->swept_summary || atomic_load_explicit(&h->done_summary, memory_order_seq_cst) ||
            atomic_load_explicit(&h->deaths, memory_order_seq_cst) != c->deaths_seen;
 }
@@ -320,7 +348,7 @@ int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns)
     ipc_flush_wakes(c);
     uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
     /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
-    atomic_store_explicit(&h->client_asleep, 1, memory_order_seq_cst);
+    atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst);
     int code = something_to_do(c) ? 0 : ipc_futex_wait(&h->client_bell, seen, timeout_ns);
     atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
     return something_to_do(c) ? 0 : code;

@@ -87,7 +87,8 @@ struct ipc_client {
     struct ipc_segment *s;
     uint64_t tail, judged_at, judged_head;
     uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
-    uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS];
+    uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS], drained[IPC_MAX_ROWS];
+    int wanting;                          /* the last publish found no row */
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
     uint64_t published[IPC_MAX_ROWS];     /* the READY word of the row's use, 0 = not in flight */
     uint8_t deadline[IPC_MAX_ROWS];       /* 1: counts in armed */
@@ -100,7 +101,9 @@ struct ipc_client {
 void ipc_client_init(struct ipc_client *c, struct ipc_segment *s);
 int ipc_publish(struct ipc_client *c, const struct ipc_task *task); /* row number, IPC_FULL, IPC_NO_ROOM, IPC_TOO_LARGE */
 unsigned ipc_flush_wakes(struct ipc_client *c);
-int ipc_next_done(struct ipc_client *c);                            /* row number or IPC_EMPTY */
+int ipc_next_done(struct ipc_client *c);                            /* row number or IPC_EMPTY; DONE, or a chunk that offers items */
+int ipc_offers(struct ipc_client *c, uint32_t row);                 /* items of a chunk in STORING that may be drained now, 0 = it is DONE */
+void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items);
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
 void ipc_release_row(struct ipc_client *c, uint32_t row);
 int ipc_cancel(struct ipc_client *c, uint32_t row);                 /* 1 cancelled, 0 too late */
@@ -115,12 +118,13 @@ void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give th
 /* ---- worker.c */
 struct ipc_worker {
     struct ipc_segment *s;
-    uint64_t word, started, used; /* current row word; start of the current item; bytes of results so far */
+    uint64_t word, started, used; /* current row word; start of the current item; bytes of results in the area */
     uint32_t slot, generation, row;
     uint32_t items, timeout_ms, flags;
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
     uint64_t busy_ns, tasks;
+    int offering;         /* its committed items are the client's to read */
     int worked;           /* it has claimed since it last was the guard for nothing */
 };
 void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation);

@@ -63,7 +63,7 @@ struct ipc_header {
     /* head: anybody, h -> h+1 */
     _Alignas(IPC_LINE) _Atomic uint64_t head;
     _Alignas(IPC_LINE) _Atomic uint64_t done_summary; /* bit k: some bit of done[k] may be set */
-    _Alignas(IPC_LINE) _Atomic uint32_t client_asleep;
+    _Alignas(IPC_LINE) _Atomic uint32_t client_asleep; /* 0 awake, 1 asleep, 2 asleep and in want of a row: head passing one would do */
     _Atomic uint32_t client_bell;
     /* control: rarely written, read by all */
     _Alignas(IPC_LINE) _Atomic uint32_t deaths; /* monitor: +1 after each slot.reaped */
@@ -127,12 +127,14 @@ struct ipc_row {
     uint32_t run_us;       /* worker: run time of a timed row, saturated */
     _Atomic uint64_t result_ref; /* worker: unit:32 (high) · count:32, or 0 = inline; one word, so never half written */
     _Atomic uint64_t result_len;
-    unsigned char body[IPC_ROW_SIZE - 80];
+    _Atomic uint32_t offered; /* worker, chunk in STORING without room: so many items are committed and may be drained */
+    _Atomic uint32_t drained; /* client: so many of them it has taken */
+    unsigned char body[IPC_ROW_SIZE - 88];
 };
-#define IPC_INLINE (IPC_ROW_SIZE - 80u)
+#define IPC_INLINE (IPC_ROW_SIZE - 88u)
 #define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · length:56, then the bytes */
 
-_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 80, "row");
+_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 88, "row");
 _Static_assert(sizeof(struct ipc_slot) == IPC_SLOT_SIZE, "slot");
 _Static_assert(IPC_ITEM_SHIFT + IPC_ITEM_BITS == 64, "row word");
 _Static_assert(IPC_MAX_SLOTS <= 1u << IPC_SLOT_BITS && IPC_MAX_ITEMS < 1u << IPC_ITEM_BITS, "widths");

@@ -48,8 +48,15 @@ int ipc_claim(struct ipc_worker *w) {
             IPC_POINT("claim:owned");
         }
         /* Whether or not it was ours: a claimer that died before this step is helped. */
-        atomic_compare_exchange_strong_explicit(&h->head, &head, head + 1, memory_order_acq_rel, memory_order_relaxed);
-        if (!claimed) continue;
+        int moved = atomic_compare_exchange_strong_explicit(&h->head, &head, head + 1, memory_order_seq_cst, memory_order_relaxed);
+        if (!claimed) {
+            /* A cancelled or settled row may be used again now, and no DONE will say so: the client may sleep in want of just that (seq_cst above
+             * and here: it says that it sleeps, then looks at head). */
+            if (moved && atomic_load_explicit(&h->client_asleep, memory_order_seq_cst) == 2 &&
+                atomic_exchange_explicit(&h->client_asleep, 0, memory_order_seq_cst))
+                ipc_ring_client(s);
+            continue;
+        }
         w->worked = 1;
         struct ipc_row *r = &s->row[row];
         w->row = row;
@@ -57,6 +64,7 @@ int ipc_claim(struct ipc_worker *w) {
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
         w->flags = r->flags;
         w->used = 0;
+        w->offering = 0;
         w->area = r->body;
         w->room = IPC_INLINE;
         stamp(w);
@@ -118,33 +126,67 @@ static void account(struct ipc_worker *w, int last) {
     if (last) w->started = 0;
 }
 
-/* Room for `need` bytes of results. Enters STORING: from here on no deadline, because waiting for room is the pool's fault, not the task's. */
-static int grow(struct ipc_worker *w, uint64_t need) {
+/* A chunk that waits for room offers its committed items; when the client has taken them their run is given back. */
+static void offer_items(struct ipc_worker *w) {
+    struct ipc_row *r = &w->s->row[w->row];
+    uint32_t committed = ipc_word_item(w->word) - 1;
+    if (w->used == 0) return;
+    if (!w->offering) {
+        w->offering = 1; /* until it is taken: the client may be reading, so the frames stay where they are, and the row in STORING */
+        atomic_store_explicit(&r->offered, committed, memory_order_release);
+        tell_client(w, w->row);
+    }
+    if (atomic_load_explicit(&r->drained, memory_order_acquire) != committed) return;
+    uint64_t old = atomic_load_explicit(&r->result_ref, memory_order_relaxed);
+    atomic_store_explicit(&r->result_len, 0, memory_order_relaxed);
+    atomic_store_explicit(&r->result_ref, 0, memory_order_release);
+    if (old) ipc_units_free(w->s, (uint32_t)(old >> 32), (uint32_t)old, ipc_owner(w->row, ipc_word_seq(w->word)));
+    w->area = r->body;
+    w->room = IPC_INLINE;
+    w->used = 0;
+    w->offering = 0;
+}
+
+/* Our own arguments stay until the row ends, functions longer: what does not fit beside them never will. Earlier results can be drained. */
+static int never_fits(struct ipc_worker *w, uint64_t length) {
+    uint64_t count = ipc_units_for(length);
+    if (count > w->s->units) return 1;
+    return atomic_load_explicit(&w->s->row[w->row].result_ref, memory_order_relaxed) == 0 &&
+           !ipc_units_could_fit(w->s, count, ipc_owner(w->row, ipc_word_seq(w->word)));
+}
+
+/* Room for `length` more bytes of results (with their frame, in a chunk). Enters STORING: from here on no deadline, because waiting for room is
+ * the pool's fault, not the task's. */
+static int grow(struct ipc_worker *w, uint64_t length) {
     struct ipc_segment *s = w->s;
     struct ipc_row *r = &s->row[w->row];
-    uint64_t least = ipc_units_for(need), count = least, owner = ipc_owner(w->row, ipc_word_seq(w->word));
-    /* Our own arguments and earlier results stay until the row ends: what does not fit beside them never will. */
-    if (!ipc_units_could_fit(s, least, owner)) return IPC_TOO_LARGE;
-    if (w->items && count * 2 <= s->units / 4) count *= 2; /* a chunk that has outgrown its room will grow again */
+    uint64_t owner = ipc_owner(w->row, ipc_word_seq(w->word));
+    if (never_fits(w, length)) return IPC_TOO_LARGE;
     if (ipc_word_state(w->word) == IPC_RUNNING && change(w, ipc_word_with_state(w->word, IPC_STORING)) < 0) return IPC_LOST;
-    int64_t unit;
-    while ((unit = ipc_units_take(s, count, owner)) < 0) {
-        count = least;
-        if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
-        if (!ipc_units_could_fit(s, least, owner)) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
-        _Atomic uint32_t *bell = &s->slot[w->slot].bell;
-        ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 2000000); /* no one rings for room: look again every 2 ms */
+    for (;;) {
+        uint64_t count = ipc_units_for(w->used + length);
+        if (w->items && count * 2 <= s->units / 4) count *= 2; /* a chunk that has outgrown its room will grow again */
+        int64_t unit = w->offering ? IPC_NO_ROOM : ipc_units_take(s, count, owner);
+        if (unit < 0) {
+            if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
+            offer_items(w);
+            if (w->used + length <= w->room) return 0;
+            if (never_fits(w, length)) return IPC_TOO_LARGE;
+            _Atomic uint32_t *bell = &s->slot[w->slot].bell;
+            ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 1000000); /* no one rings for room: look again every 1 ms */
+            continue;
+        }
+        unsigned char *area = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
+        memcpy(area, w->area, w->used);
+        uint64_t old = atomic_load_explicit(&r->result_ref, memory_order_relaxed);
+        IPC_POINT("store:copied");
+        /* One word, and release after the copy: at a death here either the old run or the new one holds all committed results. */
+        atomic_store_explicit(&r->result_ref, (uint64_t)unit << 32 | count, memory_order_release);
+        if (old) ipc_units_free(s, (uint32_t)(old >> 32), (uint32_t)old, owner);
+        w->area = area;
+        w->room = count * IPC_UNIT_SIZE;
+        return 0;
     }
-    unsigned char *area = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
-    memcpy(area, w->area, w->used);
-    uint64_t old = atomic_load_explicit(&r->result_ref, memory_order_relaxed);
-    IPC_POINT("store:copied");
-    /* One word, and release after the copy: at a death here either the old run or the new one holds all committed results. */
-    atomic_store_explicit(&r->result_ref, (uint64_t)unit << 32 | count, memory_order_release);
-    if (old) ipc_units_free(s, (uint32_t)(old >> 32), (uint32_t)old, owner);
-    w->area = area;
-    w->room = count * IPC_UNIT_SIZE;
-    return 0;
 }
 
 int ipc_begin_items(struct ipc_worker *w) {
@@ -153,29 +195,31 @@ int ipc_begin_items(struct ipc_worker *w) {
     return code;
 }
 
+static int finish(struct ipc_worker *w) {
+    uint32_t row = w->row;
+    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
+    if (code == 0) tell_client(w, row);
+    return code;
+}
+
 int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
     struct ipc_row *r = &w->s->row[w->row];
     uint32_t item = ipc_word_item(w->word);
-    uint64_t need = w->used + IPC_FRAME + length, frame = (uint64_t)kind << 56 | length;
-    if (need > w->room) {
-        int code = grow(w, need);
+    uint64_t frame = (uint64_t)kind << 56 | length;
+    if (w->used + IPC_FRAME + length > w->room) {
+        int code = grow(w, IPC_FRAME + length);
         if (code < 0) return code;
     }
     memcpy(w->area + w->used, &frame, IPC_FRAME);
     memcpy(w->area + w->used + IPC_FRAME, data, length);
     IPC_POINT("commit:written");
-    w->used = need;
-    atomic_store_explicit(&r->result_len, need, memory_order_relaxed);
+    w->used += IPC_FRAME + length;
+    atomic_store_explicit(&r->result_len, w->used, memory_order_relaxed);
     int last = item == w->items;
     account(w, last);
-    if (!last) {
-        int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), item + 1));
-        if (code == 0) stamp(w);
-        return code;
-    }
-    uint32_t row = w->row;
-    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
-    if (code == 0) tell_client(w, row);
+    if (last) return finish(w);
+    int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), item + 1));
+    if (code == 0) stamp(w);
     return code;
 }
 
@@ -190,10 +234,7 @@ int ipc_complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t
     r->kind = kind;
     atomic_store_explicit(&r->result_len, length, memory_order_relaxed);
     account(w, 1);
-    uint32_t row = w->row;
-    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
-    if (code == 0) tell_client(w, row);
-    return code;
+    return finish(w);
 }
 
 /* ---- sleep */

@@ -128,17 +128,13 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
     atomic_store(&S.header->client_asleep, 1); /* the first completion finds the client asleep */
     forks(0, 0, 1, waker);
     if (mate && !waker) forks(1, 0, 0, 0);
-    while (!ended && (driver_live(&D) || waker)) {
+    for (int rounds = 0; !ended;) { /* two rounds of work with a sleep behind each: into the futex, and up from it */
         if (waker) ended = reaped(0, 0, &status);
-        else if (!(ended = reaped(0, WNOHANG, &status))) client_round(1000000);
-    }
-    while (!ended && !asleep(0)) { /* all is done, but on its way to sleep there are steps left */
-        ended = reaped(0, WNOHANG, &status);
-        sched_yield();
-    }
-    if (!ended) { /* and on its way up */
-        submit_some();
-        while (driver_live(&D) && !ended) if (!(ended = reaped(0, WNOHANG, &status))) client_round(1000000);
+        else if ((ended = reaped(0, WNOHANG, &status))) break;
+        else if (driver_live(&D)) client_round(1000000);
+        else if (!asleep(0)) sched_yield();
+        else if (rounds++) break;
+        else submit_some();
     }
     if (ended) {
         killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
@@ -160,8 +156,18 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         while (driver_live(&D)) client_round(LONG);
     }
     ipc_stop_workers(&S);
-    for (uint32_t slot = 0; slot < 2; slot++)
-        if (crew[slot].pid) CHECK(reaped(slot, 0, &status) && WIFEXITED(status) && WEXITSTATUS(status) == 0, "the living stop by themselves");
+    for (uint32_t slot = 0; slot < 2; slot++) {
+        if (!crew[slot].pid) continue;
+        reaped(slot, 0, &status);
+        if (slot == 0 && !ended && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) { /* on its way out */
+            struct ipc_death death = {0, 1, status, IPC_STOPPED};
+            ipc_record_death(&S, 0, &death);
+            CHECK(driver_settle(&D) == 0, "an idle worker's death costs nobody an attempt");
+            killed = 1;
+        } else {
+            CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the living stop by themselves");
+        }
+    }
     CHECK(atomic_load(&S.header->sleepers[0]) == 0, "nobody's bit is left");
     check_all_free(&D);
     return killed;

@@ -84,7 +84,7 @@ static inline uint32_t kind_of(uint64_t id, uint32_t item) { return (uint32_t)(m
 
 struct job { /* the first bytes of its arguments are this struct */
     uint64_t id;
-    uint32_t items, base; /* 0: a single task; base: items that stand from earlier attempts */
+    uint32_t items, base; /* 0: a single task; base: items that stand from earlier attempts, or were drained (the ledger's copy only) */
     uint32_t size, args_len, timeout_ms, attempts;
     uint32_t group, group_size; /* jobs of one group wait for each other while they run */
 };
@@ -95,7 +95,7 @@ struct driver {
     struct ipc_segment *s;
     struct job job[IPC_MAX_ROWS], backlog[IPC_MAX_ROWS]; /* by row, id 0 = none; jobs to be published again */
     uint32_t waiting;
-    uint64_t last_id, submitted, done, cancelled, charged;
+    uint64_t last_id, submitted, done, cancelled, charged, drained;
     unsigned char args[MOST_BYTES];
 };
 
@@ -103,7 +103,7 @@ static void driver_open(struct driver *d, struct ipc_segment *s, uint64_t last_i
     memset(d->job, 0, sizeof(d->job));
     d->s = s;
     d->waiting = 0;
-    d->submitted = d->done = d->cancelled = d->charged = 0;
+    d->submitted = d->done = d->cancelled = d->charged = d->drained = 0;
     d->last_id = last_id;
     ipc_client_init(&d->c, s);
 }
@@ -153,8 +153,16 @@ static uint32_t driver_collect(struct driver *d) {
         struct job *j = &d->job[row];
         struct ipc_result r;
         CHECK(j->id, "only a row in flight is handed out");
-        CHECK(ipc_word_state(word_of(d->s, (uint32_t)row)) == IPC_DONE, "a done bit is a hint, only the word says DONE");
+        uint32_t offered = (uint32_t)ipc_offers(&d->c, (uint32_t)row);
+        CHECK(offered || ipc_word_state(word_of(d->s, (uint32_t)row)) == IPC_DONE, "a done bit is a hint, only the word says DONE");
         CHECK(ipc_read_result(&d->c, (uint32_t)row, &r) == 0, "a result lies inside its room");
+        if (offered) { /* a chunk that waits for room hands over what it has */
+            check_frames(&r, j, offered);
+            j->base += offered;
+            ipc_drained(&d->c, (uint32_t)row, offered);
+            d->drained += offered;
+            continue;
+        }
         if (j->items) {
             CHECK(check_frames(&r, j, j->items - j->base) == r.length, "a chunk has as many results as items");
         } else {
@@ -190,10 +198,11 @@ static uint32_t driver_settle(struct driver *d) {
             CHECK(j->id, "only a row in flight is settled");
             CHECK(x.state == IPC_RUNNING || x.state == IPC_STORING || x.state == IPC_CONDEMNED, "only a claimed task is charged");
             if (j->items && x.item > 1) {
-                CHECK(x.item <= j->items - j->base, "a dead chunk was at one of its items");
+                uint32_t drained = d->c.drained[x.row];
+                CHECK(x.item <= d->c.items[x.row] && x.item - 1 >= drained, "a dead chunk was at one of its items");
                 CHECK(ipc_read_result(&d->c, x.row, &r) == 0, "what a dead chunk had committed lies inside its room");
-                check_frames(&r, j, x.item - 1);
-                next.base += x.item - 1;
+                check_frames(&r, j, x.item - 1 - drained);
+                next.base += x.item - 1 - drained;
             }
             next.attempts++;
             memset(j, 0, sizeof(*j));

@@ -25,6 +25,7 @@ static const struct phase phases[] = {
     {"chunks", "a chunk gives one result for each item", 3, 8, 24, 2, 15, 70, 0, 0, 0, 0, 0, 1},
     {"cancels", "a task is cancelled or run, never both", 3, 4, 16, 2, 10, 10, 60, 0, 0, 0, 0, 1},
     {"condemns", "a condemned task pays one attempt, a finished one none", 3, 8, 24, 2, 20, 40, 10, 20, 20, 0, 0, 1},
+    {"crowded", "chunks that wait for room hand over what they have, and nobody waits for ever", 3, 6, 6, 2, 10, 80, 0, 0, 0, 0, 0, 1},
     {"sleep1", "no wake-up is lost, one worker", 1, 1, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
     {"sleep2", "no wake-up is lost, two workers", 2, 4, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
     {"sleep8", "no wake-up is lost, eight workers", 8, 8, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
@@ -133,11 +134,13 @@ static struct job random_job(uint64_t *random) {
     struct job j = {.size = (uint32_t)(draw(random) % 300)};
     if (chance(random, P->payload)) {
         uint64_t big = draw(random) % 150000 + IPC_INLINE;
+        if (P->units < 8) big %= 3 * IPC_UNIT_SIZE;
         if (chance(random, 50)) j.size = (uint32_t)big; else j.args_len = (uint32_t)big;
     }
     if (chance(random, P->chunks)) {
         j.items = (uint32_t)(draw(random) % 5 + 1);
-        if (j.size > 40000) j.size = 40000;
+        if (P->units < 8) j.size = (uint32_t)(draw(random) % 60000), j.args_len = 0; /* up to 5 units of 6 */
+        if (j.size > 60000) j.size = 60000;
     }
     if (P->deadlines && chance(random, 50)) j.timeout_ms = 1000;
     return j;
@@ -276,6 +279,7 @@ static void run(const struct phase *p) {
            (unsigned long long)D.cancelled, (unsigned long long)condemned, (unsigned long long)sleeps, p->promise);
     CHECK(!p->cancels || D.cancelled, "cancels happened");
     CHECK(!p->kills || D.charged, "deaths happened");
+    CHECK(p->units != 6 || D.drained, "some results were handed over early");
     munmap(S.header, ipc_segment_size(S.rows, S.slots, S.units));
     munmap(S.payload, (size_t)S.units * IPC_UNIT_SIZE);
 }
