@@ -12,7 +12,7 @@ from typing_extensions import Buffer
 
 _Segment: TypeAlias = object
 _Running: TypeAlias = tuple[int, int, int, int, int, int]
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=tuple[Any, ...])
 
 class Damaged(Exception):
     """A number read from the segment is impossible: something else wrote into shared memory. The pool cannot go on."""
@@ -39,7 +39,7 @@ FULL: Final = -2
 NO_ROOM: Final = -3
 """No run of payload units is free now: collect, then try again."""
 TOO_LARGE: Final = -4
-"""It would not fit even if everybody else gave their room back. Arguments may take half of the room."""
+"""It would not fit even if all others gave their room back. Arguments and functions may take half of the room each."""
 LOST: Final = -5
 """The row was condemned: the worker drops everything and exits."""
 STOP: Final = -6
@@ -81,7 +81,7 @@ MAX_SLOTS: Final = 512
 """Most workers of a segment."""
 MAX_ITEMS: Final = 4094
 """Most items of a chunk."""
-INLINE: Final = 432
+INLINE: Final = 424
 """Bytes of arguments, and later of results, that a row holds itself; more takes payload units."""
 UNIT_SIZE: Final = 65536
 """Bytes of a payload unit."""
@@ -145,15 +145,24 @@ def publish(
     """Publish a task (`items` 0) or a chunk, and set `tasks[row] = record`, in one step. The row, or FULL, NO_ROOM,
     TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` 0: none; `flags`: TIMED | calling convention << 8."""
 
-def collect(segment: _Segment, tasks: list[_T | None], inbox: list[tuple[_T, int, Any, int, int]], most: int, /) -> int:
-    """Append (record, kind, data, slot, run_us) to `inbox` for at most `most` finished rows and free them; how many.
-    `data`: bytes, or of a chunk [kind, bytes, kind, bytes, ...]. Damaged; what is in `inbox` by then still counts."""
+def collect(
+    segment: _Segment,
+    tasks: list[_T | None],
+    inbox: list[tuple[_T, int, Any, int, int]],
+    most: int,
+    sink: object,
+    own: list[tuple[_T, int, Any, int, int]],
+    /,
+) -> int:
+    """Append (record, kind, data, slot, run_us) for at most `most` rows that are done or offer items, and free the done
+    ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and bytes of its result. A chunk:
+    how many of its items came before, and [kind, bytes, ...] of the next ones. Damaged; what is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
 
 def wait(segment: _Segment, spin_us: int, timeout_ms: int, /) -> bool:
-    """Sleep until a row is done or a worker died. False: the time is over. True: look again (also after a signal,
+    """Sleep until a row is done or a worker died, or, after FULL, until one may be free. False: the time is over. True: look again (also after a signal,
     whose Python handler has run then, and may have raised)."""
 
 def cancel(segment: _Segment, tasks: list[_T | None], row: int, /) -> bool:
@@ -173,11 +182,12 @@ def settle(
     tasks: list[_T | None],
     slot: int,
     reaped: int,
-    out: list[tuple[_T, int, int, int, list[Any]]],
+    out: list[tuple[_T, int, int, int, int, list[Any]]],
     /,
 ) -> None:
     """Free all rows that generations < `reaped` of the slot left unfinished; append (record, state, item, generation,
-    [kind, bytes, ...] of items 1..item-1) to `out` for each. Their DONE rows go to `collect`. Damaged."""
+    n, [kind, bytes, ...] of items n+1..item-1) to `out` for each: n items were collected before. DONE rows go to
+    `collect`. Damaged, and then this row stays."""
 
 def settled(segment: _Segment, slot: int, reaped: int, /) -> None:
     """After `settle` and every use of `death`: the monitor may overwrite the records of generations < `reaped`."""
@@ -222,7 +232,8 @@ def begin_items(segment: _Segment, /) -> int:
 
 def commit(segment: _Segment, kind: int, data: Buffer, /) -> int:
     """The result of the running item of a chunk; the next one runs, or the row is done: 0, LOST, STOP, or TOO_LARGE,
-    and then the item is still running: commit something smaller. May wait for room. `kind` < 256."""
+    and then the item is still running: commit something smaller. May wait for room, and meanwhile offers what is
+    committed to `collect`. `kind` < 256."""
 
 def complete(segment: _Segment, kind: int, data: Buffer, /) -> int:
     """The result of a single task: 0, LOST, STOP, or TOO_LARGE, and then it is still running. May wait for room."""

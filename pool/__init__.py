@@ -8,7 +8,8 @@
         for thumbnail in pool.imap_unordered(make_thumbnail, paths):
             ...
 
-``Pool`` is a ``concurrent.futures.Executor``; a worker that crashes, hangs or is killed costs one attempt of one task. See README.md.
+``Pool`` is a ``concurrent.futures.Executor``; a worker that crashes, hangs or is killed costs one attempt of one task.
+See README.md.
 """
 
 from pool import errors

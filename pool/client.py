@@ -6,12 +6,13 @@
          │            ▲ no row          │ dies        ▲
          └──▶ queue ──┘                 └──▶ settle ──┴──▶ sink.crashed ──▶ again | sink.fail
 
-A *sink* is who wants the outcome: a Future or a running map. Whoever waits collects for everybody (pool/waiting.py). Everything here runs under
-``lock`` unless it says otherwise, and never calls user code under it.
+A *sink* is who wants the outcome: a Future or a running map. Whoever waits collects for everybody (pool/waiting.py).
+Everything here runs under ``lock`` unless it says otherwise, and never calls user code under it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import reprlib
@@ -22,7 +23,16 @@ from typing import Any, NamedTuple, Protocol
 
 from ipc import _core, process
 from pool import codec, launch, monitor
-from pool.errors import PayloadTooLarge, PoolBroken, PoolClosed, PoolStartError, SegmentCorrupt, TaskKilled, TaskTimeout, WorkerCrashed
+from pool.errors import (
+    PayloadTooLarge,
+    PoolBroken,
+    PoolClosed,
+    PoolStartError,
+    SegmentCorrupt,
+    TaskKilled,
+    TaskTimeout,
+    WorkerCrashed,
+)
 from pool.functions import Function, FunctionStore
 from pool.waiting import Waiting
 from pool.worker import WorkerOptions
@@ -31,7 +41,8 @@ OPEN, DRAINING, CLOSED = range(3)
 
 
 class Policy(NamedTuple):
-    """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a failed one."""
+    """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
+    failed one."""
 
     timeout: float | None = None
     retries: int = 0
@@ -49,7 +60,9 @@ class Sink(Protocol):
     dropped: bool  # nobody wants it: the queue skips its tasks
 
     def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
-    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None: ...
+    def crashed(
+        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
+    ) -> None: ...
     def fail(self, task: Task, error: BaseException) -> None: ...
 
 
@@ -57,13 +70,13 @@ class Task(NamedTuple):
     """One publication: a single call, or a chunk of ``count`` calls."""
 
     sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
-    index: int
+    position: int  # of the (first) item in a map
     function: Function
     data: bytes
     flags: int  # calling convention << 8 | TIMED
     timeout_ms: int
     item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
-    count: int = 0
+    items: int = 0  # in a chunk, else 0
     attempt: int = 1
 
 
@@ -108,7 +121,8 @@ class Client(Waiting):
     # ---- start and end
 
     def start(self) -> None:
-        """Fork the monitor, which forks the workers. Raises OSError or MemoryError if the segment does not fit into memory."""
+        """Fork the monitor, which forks the workers. Raises OSError or MemoryError if the segment does not fit into
+        memory."""
         if self._running is not None:
             return
         self._running = running = launch.start(self.workers, self.options)
@@ -122,7 +136,9 @@ class Client(Waiting):
 
     def check_open(self) -> None:
         if not self.owned():
-            raise PoolClosed(f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}")
+            raise PoolClosed(
+                f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
+            )
         if self.error is not None:
             raise self.error.with_traceback(None)
         if self.state != OPEN:
@@ -142,11 +158,19 @@ class Client(Waiting):
 
     def idle_or_closed(self) -> bool:
         """Whether nothing that was accepted is unfinished."""
-        return self.state == CLOSED or self.segment is None or not (self.queue or any(task is not None for task in self.tasks))
+        return (
+            self.state == CLOSED
+            or self.segment is None
+            or not (self.queue or any(task is not None for task in self.tasks))
+        )
 
     def pending_futures(self) -> list[Any]:
         """The sinks of everything that is queued or published, once each. Under the lock."""
-        return list({id(t.sink): t.sink for t in [*self.tasks, *self.queue] if t is not None and hasattr(t.sink, "cancel")}.values())
+        return list(
+            {
+                id(t.sink): t.sink for t in [*self.tasks, *self.queue] if t is not None and hasattr(t.sink, "cancel")
+            }.values()
+        )
 
     def abandoned(self) -> None:
         """Nobody holds the pool any more. Called by a finaliser, so without the lock: the collector does the rest."""
@@ -158,13 +182,22 @@ class Client(Waiting):
             self.stop()
         return self.state == CLOSED
 
+    def tidy(self) -> None:
+        """With nothing in flight: give memory back, drop functions that nobody has used lately. Takes the lock."""
+        with self.lock, self.functions_lock:
+            if self.segment is not None and self.idle_or_closed():
+                _core.trim(self.segment)
+                self.functions.trim()
+
     def function(self, fn: Any, *, once: bool) -> Function:
-        """The key of a callable. Raises what pickling raised. Takes a lock of its own, because pickling runs code of the caller."""
+        """The key of a callable. Raises what pickling raised. Takes a lock of its own, because pickling runs code of
+        the caller."""
         with self.functions_lock:
             return self.functions.key(fn, once=once)
 
     def stop(self, kill: bool = False) -> None:
-        """End the processes: workers leave by themselves, or are killed with their groups. Not under the lock. Idempotent."""
+        """End the processes: workers leave by themselves, or are killed with their groups. Not under the lock.
+        Idempotent."""
         with self.lock:
             self.state = CLOSED
             running, self._running = self._running, None
@@ -216,8 +249,8 @@ class Client(Waiting):
     def _publish(self, task: Task) -> bool:
         function = task.function
         row = _core.publish(
-            self.segment, self.tasks, task, function.id, function.generation, function.unit, function.length, task.data, task.count, task.timeout_ms,
-            task.flags, task.attempt,
+            self.segment, self.tasks, task, function.id, function.generation, function.unit, function.length,
+            task.data, task.items, task.timeout_ms, task.flags, task.attempt,
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
@@ -240,15 +273,15 @@ class Client(Waiting):
 
     def _command(self, message: bytes) -> None:
         if self._running is not None:
-            try:
+            # Full or gone: the monitor is looking anyway, or its death is noticed by the wait.
+            with contextlib.suppress(OSError):
                 self._running.commands.send(message)
-            except OSError:  # full or gone: the monitor is looking anyway, or its death is noticed by the wait
-                pass
 
     # ---- collect and settle
 
     def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
-        """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything was done.
+        """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything
+        was done.
 
         What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, slot, run_us).
         """
@@ -271,7 +304,8 @@ class Client(Waiting):
         return bool(done)
 
     def _deliver(self) -> None:
-        """Arrive, then pop: an interrupt between the two repeats an arrival, which sinks ignore; the other way round would lose one."""
+        """Arrive, then pop: an interrupt between the two repeats an arrival, which sinks ignore; the other way round
+        would lose one."""
         inbox = self.inbox
         inbox.reverse()
         while inbox:
@@ -298,14 +332,18 @@ class Client(Waiting):
         stack = self.notices.pop((slot, generation), "")
         if state == _core.CONDEMNED and reason == _core.DEADLINE:
             assert task.sink.policy.timeout is not None
-            return TaskTimeout(timeout=task.sink.policy.timeout, task=name, stack=stack, slot=slot, pid=pid, attempt=attempt), True
+            return TaskTimeout(
+                timeout=task.sink.policy.timeout, task=name, stack=stack, slot=slot, pid=pid, attempt=attempt
+            ), True
         if state == _core.CONDEMNED:
             return TaskKilled(task=name, slot=slot, pid=pid, attempt=attempt), False
         unknown = status == process.UNKNOWN_STATUS
         number = os.WTERMSIG(status) if not unknown and os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if not unknown and os.WIFEXITED(status) else None
         args = describe_args(task, item)
-        return WorkerCrashed(task=name, args_repr=args, slot=slot, pid=pid, signal=number, exitcode=code, stack=stack, attempt=attempt), True
+        return WorkerCrashed(
+            task=name, args_repr=args, slot=slot, pid=pid, signal=number, exitcode=code, stack=stack, attempt=attempt
+        ), True
 
     def _read_messages(self) -> None:
         """Logs of dead workers, which the monitor sent before it recorded their deaths; and why it gave up."""
@@ -316,7 +354,9 @@ class Client(Waiting):
                 return
             if message[:1] == monitor.NOTICE:
                 slot, generation = monitor.WHO.unpack_from(message, 1)
-                self.notices = {k: v for k, v in self.notices.items() if k[0] != slot or k[1] >= generation - _core.DEATHS}
+                self.notices = {
+                    k: v for k, v in self.notices.items() if k[0] != slot or k[1] >= generation - _core.DEATHS
+                }
                 self.notices[slot, generation] = message[1 + monitor.WHO.size :].decode(errors="replace")
             elif message[:1] == monitor.FAILED:
                 reason, _, text = message[1:].decode(errors="replace").partition("\0")
@@ -330,12 +370,18 @@ class Client(Waiting):
             return
         if launch.monitor_is_dead(self._running):
             self._read_messages()
-            self._break(self.error or PoolBroken("the monitor process died: all workers are gone, and nothing that was unfinished is run again"))
+            self._break(
+                self.error
+                or PoolBroken(
+                    "the monitor process died: all workers are gone, and nothing that was unfinished is run again"
+                )
+            )
             return
         _core.idle_scan(self.segment)
 
     def _replace_segment(self, damage: BaseException) -> None:
-        """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a fresh segment."""
+        """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
+        fresh segment."""
         running, self._running = self._running, None
         published = [task for task in self.tasks if task is not None]
         self.tasks, self.segment, self.inbox = [], None, []
@@ -395,7 +441,7 @@ def describe_args(task: Task, item: int) -> str:
     short.maxstring = short.maxother = 80
     call = task.flags >> 8
     try:
-        if task.count:
+        if task.items:
             return short.repr(task.item[max(0, item - 1)])
         if call in (codec.CALL_ONE, codec.CALL_STAR):
             return short.repr(task.item)

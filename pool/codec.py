@@ -1,12 +1,14 @@
 """How tasks, values and errors become bytes and back.
 
-Arguments, values and exceptions travel as pickle protocol 5. What plain pickle cannot take (lambdas, closures, local classes), and functions of
-``__main__``, go by value through cloudpickle, which also keeps class identity: an instance of a class sent by value comes back as an instance
-of the very class it left from. (dill, the alternative, makes a new class at each load.)
+Arguments, values and exceptions travel as pickle protocol 5. What plain pickle cannot take (lambdas, closures, local
+classes), and functions of ``__main__``, go by value through cloudpickle, which also keeps class identity: an instance
+of a class sent by value comes back as an instance of the very class it left from. (dill, the alternative, makes a new
+class at each load.)
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
@@ -22,7 +24,8 @@ VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE = range(5)
 
 # How a row's arguments are called.
 CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
-"""``fn(*args, **kwargs)`` · ``fn(item)`` · ``fn(*item)`` · the arguments carry the function: ``item[0](*item[1], **item[2])``."""
+"""``fn(*args, **kwargs)`` · ``fn(item)`` · ``fn(*item)`` · the arguments carry the function: ``item[0](*item[1],
+**item[2])``."""
 
 _TEXT_LIMIT = 64 * 1024
 _MAIN = b"__main__"
@@ -31,7 +34,8 @@ loads = pickle.loads
 
 
 class _MainNames:
-    """The classes that ``__main__`` had when the workers were forked: they exist there too, so they may travel by reference."""
+    """The classes that ``__main__`` had when the workers were forked: they exist there too, so they may travel by
+    reference."""
 
     classes: frozenset[type] = frozenset()
 
@@ -42,43 +46,60 @@ def snapshot_main() -> None:
     _MainNames.classes = frozenset(v for v in vars(main).values() if isinstance(v, type)) if main else frozenset()
 
 
-def by_value(obj: Any) -> bytes:
-    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now."""
+@functools.cache
+def _pickler() -> type[Any]:
+    """cloudpickle's pickler, but classes that the workers have inherited go by reference. Made at first use: the
+    import costs."""
     import cloudpickle
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type) and obj in _MainNames.classes:
                 return NotImplemented
             return super().reducer_override(obj)
 
+    return ByValue
+
+
+def by_value(obj: Any) -> bytes:
+    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now."""
     out = io.BytesIO()
-    Pickler(out, protocol=5).dump(obj)
+    _pickler()(out, protocol=5).dump(obj)
     return out.getvalue()
 
 
 def encode_args(obj: Any) -> bytes:
     """Arguments for a worker. Raises what plain pickle raised if nothing can take them."""
+    data = _plain(obj)
+    if isinstance(data, Exception) or _MAIN in data:
+        return _by_value_or(obj, data)
+    return data
+
+
+def _plain(obj: Any) -> bytes | Exception:
     try:
-        data = _dumps(obj, 5)
+        return _dumps(obj, 5)
+    except Exception as error:
+        return error
+
+
+def _by_value_or(obj: Any, plain: bytes | Exception) -> bytes:
+    """By value; if that fails too, what plain pickle made of it, be it an error: the one that people know."""
+    try:
+        return by_value(obj)
     except Exception:
-        try:
-            return by_value(obj)
-        except Exception:
-            pass  # the first error is the one people know
-        raise
-    return by_value(obj) if _MAIN in data else data
+        if isinstance(plain, Exception):
+            raise plain from None
+        return plain
 
 
 def encode_value(value: Any) -> tuple[int, bytes]:
     """A task's result: (kind, bytes). By reference where possible, so that the client finds its own classes again."""
     try:
-        return VALUE, _dumps(value, 5)
+        data = _plain(value)
+        return VALUE, _by_value_or(value, data) if isinstance(data, Exception) else data
     except Exception as error:
-        try:
-            return VALUE, by_value(value)
-        except Exception:
-            return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
+        return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
 
 
 def _text(error: BaseException) -> str:
@@ -105,20 +126,17 @@ def _trace(error: BaseException, skip: int) -> str:
 def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
     """A task's exception: (kind, bytes). ``skip`` frames of our own are left out of the traceback.
 
-    The exception is pickled inside an envelope of plain strings, so that one that cannot be rebuilt still reports its type, text and traceback.
-    """
-    inner: bytes | None = None
-    for dump in (lambda e: _dumps(e, 5), by_value):
-        try:
-            inner = dump(error)
-            break
-        except Exception:
-            continue
+    The exception is pickled inside an envelope of plain strings, so that one that cannot be rebuilt still reports its
+    type, text and traceback."""
+    kind, data = encode_value(error)
+    inner = data if kind == VALUE else None
     kind = ABORT if isinstance(error, Abort) else ERROR
     return kind, _dumps((inner, type(error).__qualname__, _text(error), _trace(error, skip)), 5)
 
 
-EMERGENCY = _dumps((_dumps(MemoryError("while the error was reported"), 5), "MemoryError", "while the error was reported", ""), 5)
+EMERGENCY = _dumps(
+    (_dumps(MemoryError("while the error was reported"), 5), "MemoryError", "while the error was reported", ""), 5
+)
 """Made beforehand: an error record for the moment in which no memory is left to make one."""
 
 

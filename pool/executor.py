@@ -24,6 +24,13 @@ from pool.worker import WorkerOptions
 _MOST_WORKERS = 512
 
 
+class _Unset:
+    """The default of an option that may itself be None."""
+
+
+_UNSET = _Unset()
+
+
 class _Calls(Executor):
     """The ways to call functions on workers, with a policy: shared by ``Pool`` and by what ``options()`` returns."""
 
@@ -34,9 +41,9 @@ class _Calls(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run ``fn(*args, **kwargs)`` on a worker; returns its Future at once.
 
-        The arguments are encoded before it returns; if that fails, the error is the future's. It blocks only if the pool was made with
-        ``buffersize=`` and that many are unfinished. Raises PoolClosed after shutdown, PoolBroken if the pool has ended.
-        """
+        The arguments are encoded before it returns; if that fails, the error is the future's. It blocks only if the
+        pool was made with ``buffersize=`` and that many are unfinished. Raises PoolClosed after shutdown, PoolBroken
+        if the pool has ended."""
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
         client = self._client
@@ -69,11 +76,16 @@ class _Calls(Executor):
         """Overridden where somebody waits for exactly what went through here."""
 
     def map(  # type: ignore[override]
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, buffersize: int | None = None
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
-        """As ``Executor.map`` of Python 3.14: everything is submitted before this returns (with ``buffersize`` only that many, the rest as results
-        are taken); results in order; ``timeout`` is how long the caller waits from the call on. A chunk's items still fail one by one.
-        """
+        """As ``Executor.map`` of Python 3.14: everything is submitted before this returns (with ``buffersize`` only
+        that many, the rest as results are taken); results in order; ``timeout`` is how long the caller waits from the
+        call on. A chunk's items still fail one by one."""
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and buffersize < 1:
@@ -82,10 +94,14 @@ class _Calls(Executor):
         calls = zip(*iterables, strict=False)
         if chunksize > 1:
             return self._keep(self._chunked_map(fn, calls, end, chunksize, buffersize))
-        futures = deque(self.submit(fn, *call) for call in (calls if buffersize is None else itertools.islice(calls, buffersize)))
+        futures = deque(
+            self.submit(fn, *call) for call in (calls if buffersize is None else itertools.islice(calls, buffersize))
+        )
         return self._results(fn, futures, iter(()) if buffersize is None else calls, end)
 
-    def _results(self, fn: Callable[..., Any], futures: deque[Future], calls: Iterator[Any], end: float | None) -> Iterator[Any]:
+    def _results(
+        self, fn: Callable[..., Any], futures: deque[Future], calls: Iterator[Any], end: float | None
+    ) -> Iterator[Any]:
         try:
             while futures:
                 for call in itertools.islice(calls, 1):
@@ -101,27 +117,26 @@ class _Calls(Executor):
         run = self._run(fn, codec.CALL_STAR, chunksize, None if buffersize is None else buffersize * chunksize)
         if buffersize is not None:
             return run_map(run, calls, True, "raise", end=end)
-        given = 0
         run.eager = True
         client = self._client
         while batch := list(itertools.islice(calls, run.chunksize)):
             with client.lock:
                 client.unfinished += len(batch)
                 client.submitted()
-            run.give(given, batch)
-            given += len(batch)
-        return run_map(run, (), True, "raise", given, end)
+            run.give_chunk(batch)
+        return run_map(run, (), True, "raise", end)
 
     def imap(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
         """Results of ``fn(item)`` in order, lazily: the input is read only as far ahead as keeps the workers busy.
 
         Options:
             buffersize: at most so many items given out and not yet taken (default: about 10 ms of work).
-            chunksize: items handed over at a time; ``"auto"`` (default) measures. An error, a crash or a timeout is charged to its item alone.
-            on_error: ``"raise"`` (default) stops at the first failure, ``"return"`` yields a ``Failure`` in its place, ``"skip"`` drops it.
+            chunksize: items handed over at a time; ``"auto"`` (default) measures. An error, a crash or a timeout is
+                charged to its item alone. on_error: ``"raise"`` (default) stops at the first failure, ``"return"``
+                yields a ``Failure`` in its place, ``"skip"`` drops it.
 
-        A stopped or abandoned iteration takes back what has not started; what runs finishes and is dropped; the pool stays usable.
-        """
+        A stopped or abandoned iteration takes back what has not started; what runs finishes and is dropped; the pool
+        stays usable."""
         return self._imap(fn, iterable, codec.CALL_ONE, True, **options)
 
     def imap_unordered(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
@@ -132,7 +147,9 @@ class _Calls(Executor):
         """As ``imap`` with ``fn(*item)``."""
         return self._imap(fn, iterable, codec.CALL_STAR, True, **options)
 
-    def istarmap_unordered(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> Iterator[Any]:
+    def istarmap_unordered(
+        self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any
+    ) -> Iterator[Any]:
         """As ``imap_unordered`` with ``fn(*item)``."""
         return self._imap(fn, iterable, codec.CALL_STAR, False, **options)
 
@@ -141,8 +158,8 @@ class _Calls(Executor):
         return list(self._imap(fn, iterable, codec.CALL_STAR, True, **options))
 
     def _imap(
-        self, fn: Callable[..., Any], iterable: Iterable[Any], call: int, ordered: bool, *, buffersize: int | None = None,
-        chunksize: int | str = "auto", on_error: str = "raise",
+        self, fn: Callable[..., Any], iterable: Iterable[Any], call: int, ordered: bool, *, buffersize: int | None =
+            None, chunksize: int | str = "auto", on_error: str = "raise",
     ) -> Iterator[Any]:  # fmt: skip
         run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize), buffersize)
         return self._keep(run_map(run, iterable, ordered, on_error))
@@ -154,21 +171,24 @@ class _Calls(Executor):
         with client.lock:
             client.check_open()
             client.start()
-        return MapRun(client, client.function(fn, once=True), call, self._policy, chunksize, buffersize)
+        function = client.function(fn, once=True)
+        if function.id == 0:
+            raise MemoryError(f"no room in the payload segment to store {function.name}")
+        return MapRun(client, function, call, self._policy, chunksize, buffersize)
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return iterator
 
-    def options(self, *, timeout: float | None = ..., retries: int = ...) -> Options:  # type: ignore[assignment]
+    def options(self, *, timeout: float | _Unset | None = _UNSET, retries: int | _Unset = _UNSET) -> Options:
         """A view on the same workers with another policy; what is not given stays as it is here.
 
-        timeout: seconds that one attempt may run, then it is stopped with all processes it started (``TaskTimeout``); None: no limit.
-        retries: further attempts after a crash, a timeout or an exception of the task (but not after ``Abort`` or ``Future.kill()``).
-        """
+        timeout: seconds that one attempt may run, then it is stopped with all processes it started (``TaskTimeout``);
+            None: no limit. retries: further attempts after a crash, a timeout or an exception of the task (but not
+            after ``Abort`` or ``Future.kill()``)."""
         policy = self._policy
-        if timeout is not ...:
+        if not isinstance(timeout, _Unset):
             policy = policy._replace(timeout=_positive("timeout", timeout))
-        if retries is not ...:
+        if not isinstance(retries, _Unset):
             policy = policy._replace(retries=_count("retries", retries))
         return Options(self, policy)
 
@@ -177,25 +197,25 @@ class Pool(_Calls):
     """A prefork pool of worker processes; a ``concurrent.futures.Executor``.
 
     Args:
-        max_workers: number of workers. Default: the CPUs this process may really use (affinity, cgroup quota). 0: run everything here, in this
+        max_workers: number of workers. Default: the CPUs this process may really use (affinity, cgroup quota). 0: run
+            everything here, in this
             process and thread (for debuggers and profilers).
         mp_context: a multiprocessing context; only ``fork`` is supported now.
-        initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing: ``PoolStartError``.
-        max_tasks_per_child: a worker is replaced after so many tasks. Default: never.
-        timeout, retries: as in ``options()``, for everything that does not say otherwise.
-        buffersize: let ``submit`` wait while so many futures are unfinished. Default: it never blocks.
-        cpu_affinity: pin worker k to the k-th CPU of this process. nice: added to the workers' niceness.
-        threads_per_worker: threads of BLAS and OpenMP in each worker, default 1.
-        name: shown in process titles.
+        initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
+            ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
+            retries: as in ``options()``, for everything that does not say otherwise. buffersize: let ``submit`` wait
+            while so many futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k to the k-th CPU
+            of this process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS and OpenMP in
+            each worker, default 1. name: shown in process titles.
 
-    Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them at once. ``with`` waits for
-    everything at its end, but kills the workers on KeyboardInterrupt and SystemExit.
-    """
+    Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them
+    at once. ``with`` waits for everything at its end, but kills the workers on KeyboardInterrupt and SystemExit."""
 
     def __init__(
         self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None, retries: int = 0,
-        buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
+        initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
+            retries: int = 0, buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None,
+            threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
         workers = available_cpus() if max_workers is None else max_workers
         if workers < 0:
@@ -216,7 +236,9 @@ class Pool(_Calls):
         self._max_workers = workers
         self._policy = Policy(_positive("timeout", timeout), _count("retries", retries))
         self._buffersize = buffersize
-        worker_options = WorkerOptions(name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity)
+        worker_options = WorkerOptions(
+            name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity
+        )
         self._client = _client_for(workers, worker_options)
         self._finalizer = weakref.finalize(self, _abandoned, self._client)
         self._finalizer.atexit = False  # _at_exit does it, before daemon threads stop
@@ -232,8 +254,9 @@ class Pool(_Calls):
         return _keep_alive(self, iterator)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more; what was accepted finishes. ``wait``: return when it has and the workers are gone; else that happens behind the
-        scenes, at the latest at interpreter exit. ``cancel_futures``: what has not started is cancelled. Idempotent."""
+        """Take nothing more; what was accepted finishes. ``wait``: return when it has and the workers are gone; else
+        that happens behind the scenes, at the latest at interpreter exit. ``cancel_futures``: what has not started is
+        cancelled. Idempotent."""
         client = self._client
         with client.lock:
             if client.state == OPEN:
@@ -249,7 +272,8 @@ class Pool(_Calls):
             client.look_after()
 
     def terminate_workers(self) -> None:
-        """Kill all workers with the processes they started; everything unfinished ends as PoolBroken. The pool cannot be used afterwards."""
+        """Kill all workers with the processes they started; everything unfinished ends as PoolBroken. The pool cannot
+        be used afterwards."""
         self._client.stop(kill=True)
 
     kill_workers = terminate_workers
@@ -257,7 +281,9 @@ class Pool(_Calls):
 
     output = staticmethod(output)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit):
             self.kill_workers()
             return
@@ -272,7 +298,8 @@ class Pool(_Calls):
 
 
 class Options(_Calls):
-    """A policy on a pool's workers; see ``Pool.options``. Its ``shutdown`` and ``with`` wait for what went through it and never stop the pool."""
+    """A policy on a pool's workers; see ``Pool.options``. Its ``shutdown`` and ``with`` wait for what went through it
+    and never stop the pool."""
 
     def __init__(self, parent: _Calls, policy: Policy) -> None:
         self._parent = parent  # keeps the pool
@@ -342,7 +369,8 @@ def _take(futures: deque[Future], end: float | None) -> Any:
 
 
 def _abandoned(client: Client) -> None:
-    """The pool was collected without shutdown: what is pending finishes, then everything ends. May run inside any code: takes no lock."""
+    """The pool was collected without shutdown: what is pending finishes, then everything ends. May run inside any
+    code: takes no lock."""
     if client.state == OPEN:
         client.state = DRAINING
     client.abandoned()

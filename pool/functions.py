@@ -1,7 +1,8 @@
 """Functions travel once to each worker, by (id, generation); tasks carry the key.
 
-The client stores a function's pickle in the payload segment; a worker that meets an unknown key reads it from there. A function whose pickle can
-change between two submissions (by value: lambdas, closures, ``__main__``) gets a new generation when it has changed.
+The client stores a function's pickle in the payload segment; a worker that meets an unknown key reads it from there. A
+function whose pickle can change between two submissions (by value: lambdas, closures, ``__main__``) gets a new
+generation when it has changed.
 """
 
 from __future__ import annotations
@@ -46,11 +47,16 @@ def _fixed(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_fixed, value))
     module = getattr(value, "__module__", None)
-    return isinstance(value, type | types.FunctionType) and module not in (None, "__main__") and "<" not in value.__qualname__
+    return (
+        isinstance(value, type | types.FunctionType)
+        and module not in (None, "__main__")
+        and "<" not in value.__qualname__
+    )
 
 
 class _Fingerprint:
-    """Whether a by-value function still pickles to what it did: the identity of everything it refers to, all of it immutable."""
+    """Whether a by-value function still pickles to what it did: the identity of everything it refers to, all of it
+    immutable."""
 
     def __init__(self, fn: types.FunctionType) -> None:
         self.code = fn.__code__
@@ -90,7 +96,8 @@ class FunctionStore:
         self._stored: dict[Any, tuple[Function, _Fingerprint | None, bool]] = {}
 
     def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
-        """The key of ``fn`` as it is now. ``once``: pickle it now for many tasks (a map); else a callable with state is carried by each task.
+        """The key of ``fn`` as it is now. ``once``: pickle it now for many tasks (a map); else a callable with state
+        is carried by each task.
 
         Raises what pickling raised.
         """
@@ -127,7 +134,11 @@ class FunctionStore:
             function = Function(old.id, old.generation + 1, unit, data, old.name)
             self._stored[object()] = self._stored[fn]
         # By reference means two short names and nothing of ours inside: such a pickle never changes.
-        by_reference = len(data) < 512 and b"cloudpickle" not in data and isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
+        by_reference = (
+            len(data) < 512
+            and b"cloudpickle" not in data
+            and isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
+        )
         try:
             self._stored[fn] = (function, None if by_reference else self._fingerprint(fn), by_reference)
         except TypeError:

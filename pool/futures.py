@@ -1,7 +1,8 @@
 """``Future``: the standard one, cheap until somebody waits for it from outside.
 
-A standard Future makes its Condition at birth, which is most of its cost. Ours makes it when somebody asks for it (``wait``, ``as_completed``), and
-keeps the result as bytes until somebody reads it, so a result that is slow or impossible to rebuild holds up nobody but its reader.
+A standard Future makes its Condition at birth, which is most of its cost. Ours makes it when somebody asks for it
+(``wait``, ``as_completed``), and keeps the result as bytes until somebody reads it, so a result that is slow or
+impossible to rebuild holds up nobody but its reader.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
 class Future(concurrent.futures.Future[Any]):
-    """A task's outcome. ``cancel()`` keeps its standard meaning (False once the task runs); ``kill()`` stops a running one."""
+    """A task's outcome. ``cancel()`` keeps its standard meaning (False once the task runs); ``kill()`` stops a running
+    one."""
 
     _result: Any = None
     _exception: BaseException | None = None
@@ -49,7 +51,9 @@ class Future(concurrent.futures.Future[Any]):
         self._name = task.function.name
         self._end(FINISHED)
 
-    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None:
+    def crashed(
+        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
+    ) -> None:
         if again and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
         else:
@@ -136,8 +140,8 @@ class Future(concurrent.futures.Future[Any]):
     # ---- the standard interface
 
     def result(self, timeout: float | None = None) -> Any:
-        """The value. Raises what the task raised (its ``__cause__`` has the remote traceback), an error of ``pool.errors``, CancelledError, or
-        TimeoutError after ``timeout`` seconds of waiting (the task runs on)."""
+        """The value. Raises what the task raised (its ``__cause__`` has the remote traceback), an error of
+        ``pool.errors``, CancelledError, or TimeoutError after ``timeout`` seconds of waiting (the task runs on)."""
         try:
             self._wait(timeout)
             self._decode()

@@ -1,11 +1,12 @@
 """``max_workers=0``: the same API in the caller's own process and thread, for debuggers and profilers.
 
-Values are encoded and decoded as on the way to a worker, so what cannot travel fails here too; exceptions keep their real traceback. Deadlines
-are not enforced: nobody is there to stop the caller.
+Values are encoded and decoded as on the way to a worker, so what cannot travel fails here too; exceptions keep their
+real traceback. Deadlines are not enforced: nobody is there to stop the caller.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +17,6 @@ from pool.functions import Function
 from pool.worker import WorkerOptions
 
 
-class _Functions:
-    def __init__(self) -> None:
-        self.targets: dict[int, Callable[..., Any]] = {}
-
-    def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
-        number = len(self.targets) + 1
-        self.targets[number] = fn
-        return Function(number, 1, 0, b"", codec.task_name(fn))
-
-
 class InlineClient(Client):
     """A client without processes: publishing a task runs it."""
 
@@ -33,17 +24,24 @@ class InlineClient(Client):
         super().__init__(1, options)
         self.lock = threading.RLock()  # type: ignore[assignment]  # a task may submit another
         self._started = False
+        self._numbers = itertools.count(1)
+        self._targets: dict[int, Callable[..., Any]] = {}
 
     def start(self) -> None:
         if not self._started:
             self._started = True
-            self.functions = _Functions()  # type: ignore[assignment]
             if self.options.initializer is not None:
                 self.options.initializer(*self.options.initargs)
 
+    def function(self, fn: Any, *, once: bool) -> Function:
+        number = next(self._numbers)
+        self._targets[number] = fn
+        return Function(number, 1, 0, b"", codec.task_name(fn))
+
     def _publish(self, task: Task) -> bool:
-        fn = self.functions.targets.pop(task.function.id) if task.flags >> 8 == codec.CALL_ARGS else self.functions.targets[task.function.id]  # type: ignore[attr-defined]
-        if task.count:
+        calls_once = task.flags >> 8 == codec.CALL_ARGS  # a map names its function many times
+        fn = (self._targets.pop if calls_once else self._targets.__getitem__)(task.function.id)
+        if task.items:
             frames: list[Any] = []
             for item in codec.loads(task.data):
                 frames += self._attempt(fn, task, item)

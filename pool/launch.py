@@ -1,4 +1,5 @@
-"""Starting the monitor, and making sure that nothing of it is left. The order of steps is the fork hygiene of DESIGN.md section 3."""
+"""Starting the monitor, and making sure that nothing of it is left. The order of steps is the fork hygiene of
+DESIGN.md section 3."""
 
 from __future__ import annotations
 
@@ -65,7 +66,9 @@ def _fork(view: object, workers: int, ours: socket.socket, theirs: socket.socket
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # 3.12+ warns about threads without naming them; we have
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # 3.12+ warns about threads without naming them; we have
             pid = os.fork()
         if pid == 0:
             try:
@@ -84,7 +87,9 @@ def _fork(view: object, workers: int, ours: socket.socket, theirs: socket.socket
 def _warn_about_threads() -> None:
     """A fork beside other threads can deadlock in a lock that one of them holds. Said once, with their names."""
     global _warned
-    names = [t.name for t in threading.enumerate() if t is not threading.current_thread() and t.name != "pool-collector"]
+    names = [
+        t.name for t in threading.enumerate() if t is not threading.current_thread() and t.name != "pool-collector"
+    ]
     if names and not _warned:
         _warned = True
         text = f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start()"
@@ -110,7 +115,8 @@ def _await_monitor(running: Running, seconds: float) -> bool:
 
 
 def stop(running: Running, kill: bool) -> None:
-    """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is killed too."""
+    """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is
+    killed too."""
     with contextlib.suppress(OSError):
         running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
     if not _await_monitor(running, _STOP_SECONDS):
@@ -123,7 +129,8 @@ def stop(running: Running, kill: bool) -> None:
 
 
 def sweep_up(running: Running) -> None:
-    """After the monitor's death: kill what its workers had started. They themselves die with it; their sessions name the rest."""
+    """After the monitor's death: kill what its workers had started. They themselves die with it; their sessions name
+    the rest."""
     sessions = {pid for pid in running.worker_pids() if pid > 1}
     end = time.monotonic() + 1.0
     while (left := process.session_members(sessions)) and time.monotonic() < end:

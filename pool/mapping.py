@@ -1,8 +1,9 @@
 """``imap`` and its forms: the dispatch loop in the caller's own thread, lazy and bounded.
 
-The window (calls given to the workers and not yet back) is what keeps the workers busy for about 10 ms, not the number of rows: an expensive
-producer is not run far ahead, and a submit in between does not wait behind a long queue. Chunks are sized by measured run time; a crash, a timeout
-or an error inside a chunk is charged to its item alone, and the rest of the chunk goes on.
+The window (calls given to the workers and not yet back) is what keeps the workers busy for about 10 ms, not the number
+of rows: an expensive producer is not run far ahead, and a submit in between does not wait behind a long queue. Chunks
+are sized by measured run time; a crash, a timeout or an error inside a chunk is charged to its item alone, and the
+rest of the chunk goes on.
 """
 
 from __future__ import annotations
@@ -50,18 +51,30 @@ class Failure:
 
 
 class MapRun:
-    """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item) until the caller takes them."""
+    """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item) until the
+    caller takes them."""
 
-    def __init__(self, client: Client, function: Function, call: int, policy: Policy, chunksize: int | None, buffersize: int | None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        function: Function,
+        call: int,
+        policy: Policy,
+        chunksize: int | None,
+        buffersize: int | None,
+    ) -> None:
         self.client = client
         self.function = function
         self.policy = policy
         self.row = -1
         self.dropped = False
         self.chunksize = chunksize or 1
+        self.given = 0  # items so far
         self.flying = 0  # items given away and not yet back
         self.ready: deque[tuple[int, int, Any, Any]] = deque()
-        self.eager = False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
+        self.eager = (
+            False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
+        )
         self._auto = chunksize is None
         self._flags = call << 8 | (_core.TIMED if self._auto else 0)
         self._timeout_ms = policy.timeout_ms
@@ -78,14 +91,14 @@ class MapRun:
         if data is self._last:  # an interrupted hand-over is repeated
             return
         self._last = data
-        if task.count:
+        if task.items:
             self._chunk_arrived(task, kind, data)
         elif kind:
-            self._item_arrived(task.index, task.item, task.attempt, kind, data)
+            self._item_arrived(task.position, task.item, task.attempt, kind, data)
         else:
-            self._land(task.index, kind, data, task.item)
+            self._land(task.position, kind, data, task.item)
         if self._auto:
-            each = run_us / (task.count or 1)
+            each = run_us / (task.items or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
 
     def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
@@ -108,7 +121,7 @@ class MapRun:
     def _chunk_arrived(self, task: Task, drained: int, frames: list[Any]) -> None:
         for k in range(len(frames) // 2):
             at = drained + k
-            self._item_arrived(task.index + at, task.item[at], task.attempt, frames[2 * k], frames[2 * k + 1])
+            self._item_arrived(task.position + at, task.item[at], task.attempt, frames[2 * k], frames[2 * k + 1])
 
     def _single(self, index: int, item: Any, attempt: int) -> None:
         """Offer one item by itself (again)."""
@@ -119,17 +132,19 @@ class MapRun:
             return
         self.client.again(Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt))
 
-    def crashed(self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool) -> None:
-        if not task.count:
-            self._item_crashed(task.index, task.item, task.attempt, error, again)
+    def crashed(
+        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
+    ) -> None:
+        if not task.items:
+            self._item_crashed(task.position, task.item, task.attempt, error, again)
             return
         self._chunk_arrived(task, drained, committed)
-        # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself, uncharged. Else those behind
-        # the guilty one never started.
-        for k in reversed(range(item, task.count)):
-            self._single(task.index + k, task.item[k], task.attempt)
+        # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself,
+        # uncharged. Else those behind the guilty one never started.
+        for k in reversed(range(item, task.items)):
+            self._single(task.position + k, task.item[k], task.attempt)
         if item:
-            self._item_crashed(task.index + item - 1, task.item[item - 1], task.attempt, error, again)
+            self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, error, again)
 
     def _item_crashed(self, index: int, item: Any, attempt: int, error: BaseException, again: bool) -> None:
         if again and attempt <= self.policy.retries and not self.dropped:
@@ -138,8 +153,8 @@ class MapRun:
             self._land(index, FAILED, error, item)
 
     def fail(self, task: Task, error: BaseException) -> None:
-        for k in range(task.count or 1):
-            self._land(task.index + k, FAILED, error, task.item[k] if task.count else task.item)
+        for k in range(task.items or 1):
+            self._land(task.position + k, FAILED, error, task.item[k] if task.items else task.item)
 
     # ---- the caller's side
 
@@ -177,15 +192,15 @@ class MapRun:
         least = 3 * self.client.workers * self.chunksize
         self._window = max(least, min(int(rate * _WINDOW_SECONDS), most, 2 * self._window))
 
-    def give_singles(self, index: int, source: Iterator[Any], count: int) -> int:
-        """Publish up to ``count`` items one by one, straight from the input. Returns how many there were; fewer: the input has ended.
+    def give_singles(self, source: Iterator[Any], count: int) -> bool:
+        """Publish up to ``count`` items one by one, straight from the input. True if the input has ended.
 
-        The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its record are one call in C.
-        """
+        The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its
+        record are one call in C."""
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
-        given = 0
+        index, given = self.given, 0
         try:
             for item in itertools.islice(source, count):
                 try:
@@ -196,20 +211,27 @@ class MapRun:
                 except Exception:
                     self._give_one_by_one(index + given, [item])
                 else:
-                    if fn == 0 or timeout_ms or client.queue or segment is None:
-                        with client.lock:
-                            client.offer(task)
-                    elif publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0:
+                    if (
+                        timeout_ms
+                        or client.queue
+                        or client.segment is not segment  # replaced or closed meanwhile
+                        or segment is None
+                        or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
+                    ):
                         with client.lock:
                             client.offer(task)
                 given += 1
         finally:
             self.flying += given
-        return given
+            self.given += given
+        return given < count
 
-    def give_chunk(self, index: int, items: list[Any]) -> None:
-        """Publish these items as one chunk. If it cannot be encoded they go one by one, and only the guilty ones fail."""
+    def give_chunk(self, items: list[Any]) -> None:
+        """Publish these items as one chunk. If it cannot be encoded they go one by one, and only the guilty ones
+        fail."""
+        index = self.given
         self.flying += len(items)
+        self.given += len(items)
         try:
             data = codec.encode_args(items)
         except Exception:
@@ -231,11 +253,12 @@ class MapRun:
                 client.offer(Task(self, index + k, self.function, data, self._flags, self._timeout_ms, item))
 
 
-def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, given: int = 0, end: float | None = None) -> Iterator[Any]:
+def run_map(
+    run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, end: float | None = None
+) -> Iterator[Any]:
     """The dispatch loop: give while the window has room, collect, yield what has come, wait.
 
-    ``given``: items that the run was given before. ``end``: time.monotonic() after which waiting for a result raises TimeoutError.
-    """
+    ``end``: time.monotonic() after which waiting for a result raises TimeoutError."""
     client, ready = run.client, run.ready
     source = iter(iterable)
     taken = 0
@@ -247,11 +270,9 @@ def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, 
         while True:
             if not ended and (room := run.wants(len(ready) + len(early))) > 0:
                 try:
-                    count, ended = _give(run, given, source, room)
-                    given += count
-                except _InputError as error:
-                    given += error.given
-                    failed, ended = error.__cause__, True
+                    ended = _give(run, source, room)
+                except Exception as error:  # the input raised: what it gave before still counts
+                    failed, ended = error, True
             with client.lock:
                 client.pump(run, own)
             if client.to_notify or client.to_call or client._followers:
@@ -289,7 +310,7 @@ def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, 
             value = data = item = task = None  # the caller's values are not ours to keep
             if not ended and run.wants(len(early)) > 0:
                 continue
-            if taken == given:
+            if taken == run.given:
                 if failed is not None:
                     raise failed
                 return
@@ -299,37 +320,24 @@ def run_map(run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, 
     finally:
         if run.flying:
             client.drop(run)
+        client.tidy()
 
 
-class _InputError(Exception):
-    """The input raised (its ``__cause__``) after ``given`` items."""
-
-    given = 0
-
-
-def _give(run: MapRun, index: int, source: Iterator[Any], room: int) -> tuple[int, bool]:
-    """Give away one batch. Returns how many items, and whether the input is exhausted."""
-    given = run.flying
+def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
+    """Give away one batch. True if the input is exhausted. Raises what the input raises."""
+    if run.chunksize == 1:
+        return run.give_singles(source, min(room, _BATCH))
+    items: list[Any] = []
     try:
-        if run.chunksize == 1:
-            want = min(room, _BATCH)
-            return (count := run.give_singles(index, source, want)), count < want
-        items: list[Any] = []
-        exhausted = True
-        try:
-            exhausted = _fill(items, source, min(run.chunksize, room))
-        finally:
-            if items:
-                run.give_chunk(index, items)
-        return len(items), exhausted
-    except Exception as error:
-        failure = _InputError()
-        failure.given = run.flying - given
-        raise failure from error
+        return _fill(items, source, min(run.chunksize, room))
+    finally:
+        if items:
+            run.give_chunk(items)
 
 
 def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
-    """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is something to give."""
+    """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is
+    something to give."""
     end = time.monotonic() + _FILL_SECONDS
     for item in source:
         items.append(item)

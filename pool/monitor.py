@@ -7,7 +7,8 @@
     worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
     timers                    ──▶ deadlines · the SIGKILL after a stack dump · restarts that wait
 
-It runs embedded in a fork of the client's process and leaves by ``os._exit``, so that nothing of the client is finalised twice.
+It runs embedded in a fork of the client's process and leaves by ``os._exit``, so that nothing of the client is
+finalised twice.
 """
 
 from __future__ import annotations
@@ -40,7 +41,14 @@ _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a mi
 _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _LOG_LIMIT = 64 * 1024
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "BLIS_NUM_THREADS")
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "BLIS_NUM_THREADS",
+)
 
 
 class _Worker:
@@ -61,7 +69,9 @@ class _Worker:
 class Monitor:
     """See the module. ``run`` never returns."""
 
-    def __init__(self, segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions) -> None:
+    def __init__(
+        self, segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions
+    ) -> None:
         self._segment = segment
         self._options = options
         self._commands = commands
@@ -193,7 +203,13 @@ class Monitor:
         """Kill the runner of a row that the client has condemned, and only if the row still says so."""
         state, slot, generation, _, now = _core.row_word(self._segment, row)
         w = self._workers[slot] if slot < len(self._workers) else None
-        if w is None or state != _core.CONDEMNED or now != word or generation != w.generation & _core.GENERATION_MASK or not w.pid:
+        if (
+            w is None
+            or state != _core.CONDEMNED
+            or now != word
+            or generation != w.generation & _core.GENERATION_MASK
+            or not w.pid
+        ):
             return
         w.reason = _core.KILLED
         process.kill_group(w.pid)
@@ -264,7 +280,8 @@ class Monitor:
         w.generation += 1
 
     def _tell(self, message: bytes) -> None:
-        """Before the death record, so that a client that settles the death has the text. Never blocks: the text may be lost, the death not."""
+        """Before the death record, so that a client that settles the death has the text. Never blocks: the text may be
+        lost, the death not."""
         with contextlib.suppress(OSError):
             self._commands.send(message)
 

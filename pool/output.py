@@ -18,8 +18,9 @@ _LIMIT = 64 * 1024
 def output(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name beside ``path`` that becomes ``path`` only when the block succeeds.
 
-    It keeps the suffix of ``path`` (many libraries choose the format by it). When the block raises, the temporary file is removed and ``path`` is
-    left as it was; when the task is killed in the middle, the monitor removes it. Works outside of a pool too.
+    It keeps the suffix of ``path`` (many libraries choose the format by it). When the block raises, the temporary file
+    is removed and ``path`` is left as it was; when the task is killed in the middle, the monitor removes it. Works
+    outside of a pool too.
 
     Yields the temporary name. Raises what the file system raises, FileNotFoundError for a missing folder first.
     """

@@ -1,9 +1,10 @@
 """Leader and followers: whoever waits collects for everybody.
 
-One thread at a time leads: it sleeps on the client's bell, and hands out all outcomes, not only its own. Others that wait follow, each on a lock of
-its own; a leader that has what it wanted passes the lead to one of them. Nobody waits in our code, but futures are pending (callbacks, asyncio,
-``concurrent.futures.wait``): then a collector thread leads. It stays away while user threads lead or submit, because a switch between threads
-costs more than a task; and it runs all callbacks, so that they never run inside somebody's ``submit``.
+One thread at a time leads: it sleeps on the client's bell, and hands out all outcomes, not only its own. Others that
+wait follow, each on a lock of its own; a leader that has what it wanted passes the lead to one of them. Nobody waits
+in our code, but futures are pending (callbacks, asyncio, ``concurrent.futures.wait``): then a collector thread leads.
+It stays away while user threads lead or submit, because a switch between threads costs more than a task; and it runs
+all callbacks, so that they never run inside somebody's ``submit``.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class Waiting:
     def check_monitor(self) -> None:
         raise AssertionError("the client's")
 
+    def tidy(self) -> None:
+        raise AssertionError("the client's")
+
     def finish_draining(self) -> bool:
         """Called by an idle collector without the lock: end the pool if it was asked to end. True if it has ended."""
         raise AssertionError("the client's")
@@ -78,7 +82,8 @@ class Waiting:
     # ---- waiting
 
     def wait_for(self, done: Callable[[], object], timeout: float | None = None) -> bool:
-        """Collect until ``done()`` is true. False after ``timeout`` seconds, or if the pool has ended and it never will be."""
+        """Collect until ``done()`` is true. False after ``timeout`` seconds, or if the pool has ended and it never
+        will be."""
         end = None if timeout is None else time.monotonic() + timeout
         while not done():
             with self.lock:
@@ -128,7 +133,10 @@ class Waiting:
             if end is not None and now >= end:
                 return
             wait = _CHECK_SECONDS if end is None else min(_CHECK_SECONDS, end - now)
-            if not _core.wait(segment, _SPIN_US, int(wait * 1000) + 1) and time.monotonic() - self._checked >= _CHECK_SECONDS:
+            if (
+                not _core.wait(segment, _SPIN_US, int(wait * 1000) + 1)
+                and time.monotonic() - self._checked >= _CHECK_SECONDS
+            ):
                 with self.lock:
                     self._checked = time.monotonic()
                     self.check_monitor()
@@ -233,6 +241,7 @@ class Waiting:
             elif busy:
                 self._bell.wait(delay)
             elif not self.to_call and (self.finish_draining() or not self._bell.wait(_LINGER_SECONDS)):
+                self.tidy()
                 with self.lock:
                     if not self.to_call and (self._ended or not self.unfinished):
                         self._collector = None

@@ -1,7 +1,7 @@
 """A worker process: claim a task, run it, publish what came of it; until told to stop, condemned, or recycled.
 
-It is forked by the monitor and never returns from :func:`main`. The order of its first steps (fork hygiene) matters: what can be killed or left
-behind by a death comes after what makes a death clean.
+It is forked by the monitor and never returns from :func:`main`. The order of its first steps (fork hygiene) matters:
+what can be killed or left behind by a death comes after what makes a death clean.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pool import codec, output
 from pool.functions import FunctionCache
 
 DUMP_SIGNAL = signal.SIGRTMAX - 1
-"""Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds the GIL."""
+"""Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
+the GIL."""
 
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 _SPIN_US = 20
@@ -56,7 +57,9 @@ class _Process:
     forked = False  # True in a child that a task has forked
 
 
-def main(segment: object, slot: int, generation: int, log_fd: int, outputs_fd: int, monitor: int, options: WorkerOptions) -> NoReturn:
+def main(
+    segment: object, slot: int, generation: int, log_fd: int, outputs_fd: int, monitor: int, options: WorkerOptions
+) -> NoReturn:
     """Be the worker of ``slot`` until the end of the process."""
     code = BOOT_FAILED
     try:
@@ -125,7 +128,8 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
 
 
 def _limit_threads(threads: int) -> None:
-    """BLAS and OpenMP pools that are already loaded; those loaded later obey the environment that the monitor has set."""
+    """BLAS and OpenMP pools that are already loaded; those loaded later obey the environment that the monitor has
+    set."""
     if not any(name in sys.modules for name in ("numpy", "scipy", "torch", "sklearn")):
         return
     try:

@@ -171,7 +171,7 @@ static int grow(struct ipc_worker *w, uint64_t length) {
             if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
             offer_items(w);
             if (w->used + length <= w->room) return 0;
-            if (never_fits(w, length)) return IPC_TOO_LARGE;
+            if (!w->offering && never_fits(w, length)) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
             _Atomic uint32_t *bell = &s->slot[w->slot].bell;
             ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 1000000); /* no one rings for room: look again every 1 ms */
             continue;

@@ -82,7 +82,11 @@ DEFAULT = [
     ("sleep", "T=2 K=0 DEP NO_CHAIN EMPTY_RING_WAKE", "stuck"),  # wake only if the ring was empty
     ("sleep", "T=1 K=1 NO_CLIENT_RING", "stuck"),  # a death does not ring the client
     ("sleep", "T=1 K=1 IF_ASLEEP_RING", "stuck"),  # it does if client_asleep says so
-    ("sleep", "T=2 K=1 NO_RESTART A=1 NO_CLEAR NO_RING_ALL", "stuck"),  # a death neither clears the bit nor rings the slots
+    (
+        "sleep",
+        "T=2 K=1 NO_RESTART A=1 NO_CLEAR NO_RING_ALL",
+        "stuck",
+    ),  # a death neither clears the bit nor rings the slots
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_RING_ALL", "stuck"),  # no ring of the slots
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE NO_CLEAR", "stuck"),  # bit of the dead left
     ("sleep", "T=2 K=1 DEP CLEAR_LATE", "stuck"),  # bit cleared after the fork
@@ -142,7 +146,9 @@ def verdict(out):
         return "stuck"
     if re.search(r"^pan:\d+: assertion violated", out, re.M):
         return "assert"
-    cut = re.search(r"Search not completed|max search depth too small|[Ii]nterrupted|out of memory|reached -DMEMLIM", out)
+    cut = re.search(
+        r"Search not completed|max search depth too small|[Ii]nterrupted|out of memory|reached -DMEMLIM", out
+    )
     if cut or not errors:
         return "partial"
     return "complete" if errors[1] == "0" else "error"
@@ -186,7 +192,9 @@ def as_expected(expected, got):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", action="store_true", help="the large searches too (up to 15 minutes, 14 GB of memory)")
+    parser.add_argument(
+        "--full", action="store_true", help="the large searches too (up to 15 minutes, 14 GB of memory)"
+    )
     parser.add_argument("--only", default="", metavar="WORD", help="only configurations whose line contains WORD")
     parser.add_argument("--trail", action="store_true", help="print the end of the steps that lead to each fault")
     args = parser.parse_args()

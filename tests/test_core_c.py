@@ -1,0 +1,302 @@
+"""The C core: its own tests under several compilers' eyes, and planted bugs that those tests must find."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HERE = Path(__file__).parent / "c"
+CORE = HERE.parent.parent / "ipc" / "core"
+STEPS = sorted({step for source in CORE.glob("*.c") for step in re.findall(r'IPC_POINT\("([^"]+)"\)', source.read_text())})
+SANITIZERS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
+def build(core: Path, out: Path, program: str) -> Path:
+    """Compile one test program against a core; a compiler error is never taken for a caught bug."""
+    path = out / program
+    made = subprocess.run(
+        ["make", "-s", f"CORE={core}", f"BUILD={out}", str(path)], cwd=HERE, capture_output=True, text=True, timeout=100
+    )
+    assert made.returncode == 0, made.stderr
+    return path
+
+
+def run(path: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
+    command = [str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=SANITIZERS)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        pytest.param("steps", [], id="one role acts between two steps of another"),
+        pytest.param("steps.tsan", [], id="steps, TSan"),
+        pytest.param("steps.asan", [], id="steps, ASan and UBSan"),
+        pytest.param("failpoints", STEPS, id="a worker dies at every named step"),
+        pytest.param("failpoints.asan", STEPS, id="failpoints, ASan and UBSan"),
+        pytest.param("sweep", [], id="a worker dies, stalls, is condemned at every instruction"),
+        pytest.param("litmus", ["-t", "2"], id="no store is buffered behind a look at a sleeper"),
+        pytest.param("threads", ["-t", "0.8"], id="threads"),
+        pytest.param("threads.tsan", ["-t", "0.6"], id="threads, TSan"),
+        pytest.param("threads.asan", ["-t", "0.4"], id="threads, ASan and UBSan"),
+    ],
+)
+def test_the_core_keeps_its_promises(program: str, arguments: list[str]) -> None:
+    done = run(build(CORE, HERE / "build", program), *arguments, timeout=60)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_every_failpoint_of_the_core_is_known() -> None:
+    """The list given to `failpoints` comes from the sources, and it refuses a step that no run reaches."""
+    assert len(STEPS) >= 16
+    refused = run(build(CORE, HERE / "build", "failpoints"), "no:such:step", timeout=60)
+    assert refused.returncode == 1
+    assert "every step named in the core is reached" in refused.stderr
+
+
+class Planted(NamedTuple):
+    """A bug: what to replace in which file (each text must occur exactly once), and the check that must fail."""
+
+    name: str
+    file: str
+    edits: list[tuple[str, str]]
+    check: str
+    arguments: str = ""
+
+
+PLANTED = [
+    Planted(
+        "tail stored with release only: store buffering", "client.c",
+        [("atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst)",
+          "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_release)")],
+        "litmus", "-t 10 tail",
+    ),
+    Planted(
+        "client_asleep stored with release only: store buffering", "client.c",
+        [("atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst)",
+          "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_release)")],
+        "litmus", "-t 10 asleep",
+    ),
+    Planted(
+        "wake before publish: sleepers looked at before tail is stored", "client.c",
+        [("    atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);\n", ""),
+         ("    if (head >= c->tail) return 0;\n    uint64_t ready",
+          "    struct release { _Atomic uint64_t *tail; uint64_t value; };\n"
+          "    uint64_t sleeping = ipc_wake_workers(c->s, c->tail - head);\n"
+          "    atomic_store_explicit(&h->tail, c->tail, memory_order_seq_cst);\n"
+          "    if (sleeping || head < UINT64_MAX) return (unsigned)sleeping;\n    uint64_t ready")],
+        "threads", "-t 5 sleep8",
+    ),
+    Planted(
+        "done bit trusted", "client.c",
+        [("if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;", "return (int)row;")],
+        "steps",
+    ),
+    Planted(
+        "done bit trusted, met by a death between the two hints", "client.c",
+        [("if (row >= c->s->rows || !c->published[row]) continue;", "if (row >= c->s->rows) continue;"),
+         ("if (ipc_word_seq(word) != c->seq[row]) continue;", ""),
+         ("if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;", "return (int)row;")],
+        "failpoints", "complete:hinted",
+    ),
+    Planted(
+        "claim ignores the sequence of the entry", "worker.c",
+        [("ipc_word(IPC_READY, 0, 0, seq, 0);",
+          "(seq = ipc_word_seq(atomic_load(&s->row[row].word)), ipc_word(IPC_READY, 0, 0, seq, 0));")],
+        "steps",
+    ),
+    Planted(
+        "sequence not advanced: a word comes back", "client.c",
+        [("(c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS)", "c->seq[row]")],
+        "steps",
+    ),
+    Planted(
+        "completion by a store, not a compare-and-swap", "worker.c",
+        [("if (!atomic_compare_exchange_strong_explicit(&w->s->row[w->row].word, &from, to, memory_order_acq_rel, "
+          "memory_order_acquire)) return IPC_LOST;",
+          "(void)from; atomic_store_explicit(&w->s->row[w->row].word, to, memory_order_release);")],
+        "sweep", "small",
+    ),
+    Planted(
+        "condemnation by a store, not a compare-and-swap", "client.c",
+        [("    return atomic_compare_exchange_strong_explicit(&s->row[row].word, &word, "
+          "ipc_word_with_state(word, IPC_CONDEMNED), memory_order_acq_rel,\n"
+          "                                                   memory_order_acquire);",
+          "    return atomic_store(&s->row[row].word, ipc_word_with_state(word, IPC_CONDEMNED)), 1;")],
+        "steps",
+    ),
+    Planted(
+        "a task that stores is condemned", "client.c",
+        [("if (row >= s->rows || ipc_word_state(word) != IPC_RUNNING) return 0;", "if (row >= s->rows) return 0;")],
+        "steps",
+    ),
+    Planted(
+        "row used again before head has passed its entry", "client.c",
+        [("static void put_row(struct ipc_client *c, uint32_t row) {\n    if (head_has_passed(c, row))",
+          "static void put_row(struct ipc_client *c, uint32_t row) {\n    if (1)")],
+        "threads", "-t 5 cancels",
+    ),
+    Planted(
+        "result_ref published before the copy", "worker.c",
+        [("        memcpy(area, w->area, w->used);\n        uint64_t old", "        uint64_t old"),
+         ("(uint64_t)unit << 32 | count, memory_order_release);\n",
+          "(uint64_t)unit << 32 | count, memory_order_release);\n        memcpy(area, w->area, w->used);\n")],
+        "sweep", "chunk",
+    ),
+    Planted(
+        "item committed before its frame is written", "worker.c",
+        [("    memcpy(w->area + w->used, &frame, IPC_FRAME);\n    memcpy(w->area + w->used + IPC_FRAME, data, length);\n", ""),
+         ("    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
+          "    memcpy(w->area + w->used - IPC_FRAME - length, &frame, IPC_FRAME);\n"
+          "    memcpy(w->area + w->used - length, data, length);\n"
+          "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete")],
+        "sweep", "chunk",
+    ),
+    Planted(
+        "settlement ignores the generation", "client.c",
+        [("if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue;", "")],
+        "steps",
+    ),
+    Planted(
+        "settlement compares generations without their wrap", "client.c",
+        [("if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue;", "if (generation >= reaped) continue;"),
+         ("uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word);\n        if (state == IPC_READY",
+          "uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word) + 0;\n"
+          "        reaped &= (uint32_t)IPC_MASK(IPC_GENERATION_BITS);\n        if (state == IPC_READY")],
+        "threads", "-t 5 condemns",
+    ),
+    Planted(
+        "settlement does not look for DONE without a hint", "client.c",
+        [("            c->swept[row / 64] |= UINT64_C(1) << (row & 63);\n"
+          "            c->swept_summary |= UINT64_C(1) << (row / 64);\n            continue;", "            continue;")],
+        "failpoints", "complete:done",
+    ),
+    Planted(
+        "head advanced only by who has claimed", "worker.c",
+        [("int moved = atomic_compare_exchange_strong_explicit", "int moved = claimed && atomic_compare_exchange_strong_explicit")],
+        "failpoints", "claim:owned",
+    ),
+    Planted(
+        "head advanced before the claim", "worker.c",
+        [("        int claimed = 0;\n        if (row < s->rows) {",
+          "        int claimed = 0;\n        uint64_t before = head;\n"
+          "        if (!atomic_compare_exchange_strong(&h->head, &before, head + 1)) continue;\n        if (row < s->rows) {")],
+        "sweep", "small",
+    ),
+    Planted(
+        "owner written after the claim", "worker.c",
+        [("memory_order_acq_rel, memory_order_acquire);\n            IPC_POINT(\"claim:owned\");",
+          "memory_order_acq_rel, memory_order_acquire);\n"
+          "            if (claimed) atomic_store(&s->row[row].word, ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0));\n"
+          "            IPC_POINT(\"claim:owned\");"),
+         ("w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);", "w->word = ipc_word(IPC_RUNNING, 7, 0, seq, 0);"),
+         ("        w->worked = 1;\n        struct ipc_row",
+          "        w->worked = 1;\n        w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);\n        struct ipc_row")],
+        "sweep", "small",
+    ),
+    Planted(
+        "units freed without a look at their owner", "units.c",
+        [("atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, 0, memory_order_release, memory_order_relaxed);",
+          "(void)mine, atomic_store_explicit(&s->owner[k], 0, memory_order_release);")],
+        "steps",
+    ),
+    Planted(
+        "units that no reference names are kept", "client.c",
+        [("if (state == IPC_STORING || state == IPC_CONDEMNED) /*", "if (state == IPC_FREE) /*")],
+        "failpoints", "store:copied",
+    ),
+    Planted(
+        "hint before DONE", "worker.c",
+        [("    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n    if (code == 0) tell_client(w, row);\n",
+          "    tell_client(w, row);\n    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n")],
+        "sweep", "small",
+    ),
+    Planted(
+        "summary bit before the done bit", "worker.c",
+        [("    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);\n", ""),
+         ("    IPC_POINT(\"complete:summed\");\n",
+          "    IPC_POINT(\"complete:summed\");\n    atomic_fetch_or(&h->done[row / 64], UINT64_C(1) << (row & 63));\n")],
+        "threads", "-t 5 sleep1",
+    ),
+    Planted(
+        "no second look after the sleeper bit", "worker.c",
+        [("    if (!ready(h)) {\n        atomic_store_explicit(&line->parks", "    {\n        atomic_store_explicit(&line->parks")],
+        "sweep", "sleep",
+    ),
+    Planted(
+        "no second look after client_asleep", "client.c",
+        [("int code = something_to_do(c) ? 0 : ipc_futex_wait", "int code = ipc_futex_wait")],
+        "litmus", "-t 10 asleep",
+    ),
+    Planted(
+        "bell read after the sleeper bit", "worker.c",
+        [("    uint32_t seen = atomic_load_explicit(&line->bell, memory_order_seq_cst);\n", ""),
+         ("        code = sleep_marked(w, seen, timeout_ns);",
+          "        code = sleep_marked(w, atomic_load(&line->bell), timeout_ns);")],
+        "sweep", "sleep",
+    ),
+    Planted(
+        "a guard that leaves wakes for one row only", "worker.c",
+        [("        ipc_wake_workers(s, UINT64_MAX);\n    }\n    return code;", "        ipc_wake_workers(s, 1);\n    }\n    return code;")],
+        "threads", "-t 5 guard",
+    ),
+    Planted(
+        "the flush wakes one worker too few", "client.c",
+        [("uint64_t most = ready - spinning;", "uint64_t most = ready - spinning > 1 ? ready - spinning - 1 : 1;")],
+        "threads", "-t 5 sleep8",
+    ),
+    Planted(
+        "the monitor rings only who says that it sleeps", "monitor.c",
+        [("    ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);\n}\n\nint ipc_running",
+          "    if (atomic_load(&h->client_asleep)) ipc_ring_client(s);\n    ipc_wake_workers(s, UINT64_MAX);\n}\n\nint ipc_running")],
+        "failpoints", "wake:taken",
+    ),
+    Planted(
+        "the sleeper bit of the dead is left", "monitor.c",
+        [("    atomic_fetch_and_explicit(&h->sleepers[slot >> 6], ~bit, memory_order_seq_cst);\n", "")],
+        "failpoints", "sleep:marked",
+    ),
+    Planted(
+        "a chunk takes new room while its offer is open", "worker.c",
+        [("int64_t unit = w->offering ? IPC_NO_ROOM : ipc_units_take", "int64_t unit = ipc_units_take")],
+        "threads", "-t 5 crowded",
+    ),
+    Planted(
+        "READY published without release", "client.c",
+        [("atomic_store_explicit(&r->word, c->published[row], memory_order_release);",
+          "atomic_store_explicit(&r->word, c->published[row], memory_order_relaxed);"),
+         ("atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);",
+          "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_relaxed);")],
+        "threads.tsan", "-t 5 small",
+    ),
+    Planted(
+        "DONE published without release", "worker.c",
+        [("&from, to, memory_order_acq_rel, memory_order_acquire)) return IPC_LOST;",
+          "&from, to, memory_order_relaxed, memory_order_relaxed)) return IPC_LOST;"),
+         ("atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);",
+          "atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_relaxed);"),
+         ("atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_seq_cst);",
+          "atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_relaxed);")],
+        "threads.tsan", "-t 5 small",
+    ),
+]
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_caught(bug: Planted, tmp_path: Path) -> None:
+    core = tmp_path / "core"
+    shutil.copytree(CORE, core)
+    text = (core / bug.file).read_text()
+    for old, new in bug.edits:
+        assert text.count(old) == 1, f"{bug.file} has changed: {text.count(old)} times {old!r}"
+        text = text.replace(old, new)
+    (core / bug.file).write_text(text)
+    program = build(core, tmp_path / "build", bug.check)
+    try:
+        done = run(program, *bug.arguments.split(), timeout=25)
+    except subprocess.TimeoutExpired:
+        return  # it runs in a circle
+    assert done.returncode != 0, f"{bug.check} {bug.arguments} does not see it:\n{done.stdout}"
