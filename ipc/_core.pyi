@@ -162,8 +162,8 @@ def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
 
 def wait(segment: _Segment, spin_us: int, timeout_ms: int, /) -> bool:
-    """Sleep until a row is done or a worker died, or, after FULL, until one may be free. False: the time is over. True: look again (also after a signal,
-    whose Python handler has run then, and may have raised)."""
+    """Sleep until a row is done, a worker died, or, after FULL, a row may be free. False: the time is over. True: look
+    again (also after a signal, whose Python handler has run then, and may have raised)."""
 
 def cancel(segment: _Segment, tasks: list[_T | None], row: int, /) -> bool:
     """Take a row back that no worker has claimed, and set `tasks[row] = None`. False: too late."""

@@ -184,7 +184,7 @@ class Client(Waiting):
 
     def tidy(self) -> None:
         """With nothing in flight: give memory back, drop functions that nobody has used lately. Takes the lock."""
-        with self.lock, self.functions_lock:
+        with self.functions_lock, self.lock:
             if self.segment is not None and self.idle_or_closed():
                 _core.trim(self.segment)
                 self.functions.trim()
@@ -288,7 +288,7 @@ class Client(Waiting):
         if self.segment is None:
             return False
         try:
-            done = _core.collect(self.segment, self.tasks, self.inbox, 512, sink, own)
+            done = _core.collect(self.segment, self.tasks, self.inbox, 512, sink, self.inbox if own is None else own)
             if self.inbox:
                 self._deliver()
             dead = _core.next_dead(self.segment)

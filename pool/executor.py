@@ -75,7 +75,7 @@ class _Calls(Executor):
     def _track(self, future: Future) -> None:
         """Overridden where somebody waits for exactly what went through here."""
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., Any],
         *iterables: Iterable[Any],

@@ -9,7 +9,8 @@ import mmap
 import os
 import random
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -422,6 +423,168 @@ def test_client_was_to_be_woken_by_the_dead(image: Image) -> None:
     image.die()
     assert image.get(HEADER["client_bell"], U32) == before + 1
     assert _core.wait(image.client, 0, 0)
+
+
+# ---- a chunk that waits for room offers what it has
+
+
+def offering(image: Image) -> tuple[Handle, int]:
+    """Item 3 of 3 runs and has no room; items 1 and 2 are offered."""
+    worker, row = image.worker(), image.publish("chunk", items=3)
+    claim(worker)
+    _core.begin_items(worker)
+    for data in (b"one", b"two"):
+        assert _core.commit(worker, 4, data) == 0
+    image.put(image.row(row, "word"), word(3, 0, 0, 1, 3))
+    image.put(image.row(row, "offered"), 2, U32)
+    image.put(HEADER["done"], 1 << row)
+    image.put(HEADER["done_summary"], 1)
+    return worker, row
+
+
+def test_offered_items_are_collected_and_the_row_stays(image: Image) -> None:
+    _, row = offering(image)
+    assert image.collect() == [("chunk", 0, [4, b"one", 4, b"two"], 0, 0)]
+    assert image.get(image.row(row, "drained"), U32) == 2
+    assert image.tasks[row] == ("chunk",)
+    image.put(HEADER["done"], 1 << row)
+    image.put(HEADER["done_summary"], 1)
+    assert image.collect() == []  # not twice
+    image.die()
+    assert image.settle() == [("chunk", _core.STORING, 3, 0, 2, [])]
+    assert image.at_rest()
+
+
+def test_offered_but_died_before_it_was_collected(image: Image) -> None:
+    offering(image)
+    image.die()
+    assert image.settle() == [("chunk", _core.STORING, 3, 0, 0, [4, b"one", 4, b"two"])]
+    assert image.collect() == []
+    assert image.at_rest()
+
+
+def test_drained_and_died_between_the_steps_of_giving_the_run_back(image: Image) -> None:
+    _, row = offering(image)
+    for unit in (2, 3):
+        image.put(image.unit(unit), owner(row, 1))
+    assert len(image.collect()) == 1
+    image.put(image.row(row, "result_len"), 0)
+    image.put(image.row(row, "result_ref"), 0)
+    image.die()
+    assert image.settle() == [("chunk", _core.STORING, 3, 0, 2, [])]
+    assert image.at_rest()
+
+
+def test_rest_of_a_chunk_after_a_drain(image: Image) -> None:
+    _, row = offering(image)
+    image.collect()
+    image.bytes[image.row(row, "body") : image.row(row, "body") + 13] = frame(4, b"three")
+    image.put(image.row(row, "result_len"), 13)
+    image.put(image.row(row, "word"), word(4, 0, 0, 1, 3))
+    image.put(HEADER["done"], 1 << row)
+    image.put(HEADER["done_summary"], 1)
+    assert image.collect() == [("chunk", 2, [4, b"three"], 0, 0)]
+    assert image.at_rest()
+
+
+@pytest.mark.parametrize("offered", [4, 4095, NO_UNIT])
+def test_offers_more_than_it_has(image: Image, offered: int) -> None:
+    _, row = offering(image)
+    image.put(image.row(row, "offered"), offered, U32)
+    assert image.collect() == []
+    image.put(image.row(row, "offered"), 3, U32)  # no more than the chunk, but more than the frames
+    image.put(HEADER["done"], 1 << row)
+    image.put(HEADER["done_summary"], 1)
+    with pytest.raises(Damaged, match="do not add up"):
+        image.collect()
+
+
+def test_died_in_an_item_that_was_collected_already(image: Image) -> None:
+    """Cannot be: what is drained was committed. The row word lies, or the count."""
+    _, row = offering(image)
+    image.collect()
+    image.put(image.row(row, "word"), word(3, 0, 0, 1, 2))
+    image.die()
+    with pytest.raises(Damaged, match="more results than it has"):
+        image.settle()
+
+
+def in_thread(body: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_chunks_that_want_each_others_room(image: Image, workers: int) -> None:
+    """Together they need several times the room there is. Real threads: `commit` waits, and lets others run."""
+    sizes = [100, 2 * UNIT, 3 * UNIT, 50, 4 * UNIT, 5 * UNIT, 0, 3 * UNIT]
+    image.publish("waits", b"w" * 2 * UNIT)
+    assert _core.cancel(image.client, image.tasks, 0)
+    for k in range(workers):
+        image.publish(str(k), items=len(sizes))
+    codes: list[int] = []
+
+    def work(slot: int) -> None:
+        worker = image.worker(slot)
+        while not (got := claim(worker)):
+            pass
+        codes.append(_core.begin_items(worker))
+        for item, size in enumerate(sizes):
+            codes.append(_core.commit(worker, item, bytes([slot, item]) * (size // 2)))
+        assert got[3] == len(sizes)
+
+    threads = [in_thread(lambda slot=slot: work(slot)) for slot in range(workers)]  # type: ignore[misc]
+    results: dict[str, list[Any]] = {str(k): [] for k in range(workers)}
+    while any(len(found) < 2 * len(sizes) for found in results.values()):
+        for record, before, data, slot, _ in image.collect():
+            assert before * 2 == len(results[record])
+            results[record] += data
+            for kind, item in zip(data[::2], data[1::2], strict=True):
+                assert item == bytes([slot, kind]) * (sizes[kind] // 2)
+        _core.wait(image.client, 0, 20)
+    for thread in threads:
+        thread.join()
+    assert set(codes) == {0}
+    for found in results.values():
+        assert found[::2] == list(range(len(sizes)))
+    assert image.at_rest()
+
+
+def test_result_that_never_fits_beside_its_own_arguments(image: Image) -> None:
+    """It must not wait: nobody else can make that room."""
+    worker = image.worker()
+    image.publish("task", b"a" * 4 * UNIT)
+    claim(worker)
+    assert _core.complete(worker, 0, b"r" * (4 * UNIT + 1)) == _core.TOO_LARGE
+    assert image.units() == 4
+    assert _core.complete(worker, 0, b"r" * 4 * UNIT) == 0
+    assert image.results() == [("task", b"r" * 4 * UNIT)]
+    assert _core.store_function(image.client, b"f") == 4  # functions stay as well
+    image.publish("next")
+    claim(worker)
+    assert _core.complete(worker, 0, b"r" * (4 * UNIT + 1)) == _core.TOO_LARGE
+    assert _core.complete(worker, 0, b"r" * 4 * UNIT) == 0
+
+
+def test_strewn_arguments_leave_half_of_the_room_to_results(image: Image) -> None:
+    """One worker, and tasks that wait for it: its result may take half of the room, whatever they carry."""
+    rows = [image.publish(str(n), b"a" * UNIT) for n in range(4)]
+    assert _core.publish(image.client, image.tasks, ("5",), 0, 0, 0, 0, BIG, 0, 0, 0, 1) == _core.NO_ROOM
+    assert [image.get(image.unit(k)) for k in range(5)] == [*(owner(row, 1) for row in rows), 0]
+    worker = image.worker()
+    claim(worker)
+    assert _core.complete(worker, 0, b"r" * 4 * UNIT) == 0
+    assert len(image.results()) == 1
+
+
+def test_arguments_stay_in_their_half(image: Image) -> None:
+    finished(image, BIG)  # units 0 and 1
+    for n in range(2):
+        image.publish(str(n), b"a" * UNIT)
+    assert _core.publish(image.client, image.tasks, ("2",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    assert len(image.results()) == 1
+    image.publish("2", b"a" * UNIT)
 
 
 # ---- generations
