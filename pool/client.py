@@ -22,7 +22,7 @@ from collections import deque
 from typing import Any, NamedTuple, Protocol
 
 from ipc import _core, process
-from pool import codec, launch, monitor
+from pool import codec, launch, monitor, worker
 from pool.errors import (
     PayloadTooLarge,
     PoolBroken,
@@ -329,7 +329,7 @@ class Client(Waiting):
         """What a death means for the task that its worker ran: the error, and whether a retry is possible."""
         pid, status, reason = _core.death(self.segment, slot, generation) or (0, process.UNKNOWN_STATUS, _core.DIED)
         name, attempt = task.function.name, task.attempt
-        stack = self.notices.pop((slot, generation), "")
+        stack = trim_stack(self.notices.pop((slot, generation), ""))
         if state == _core.CONDEMNED and reason == _core.DEADLINE:
             assert task.sink.policy.timeout is not None
             return TaskTimeout(
@@ -433,6 +433,20 @@ class Client(Waiting):
                 if task is not None and task.sink is sink:
                     _core.cancel(self.segment, self.tasks, row)
             self._publish_queue()
+
+
+_WORKER_FILE = f'File "{worker.__file__}"'
+
+
+def trim_stack(text: str) -> str:
+    """A worker's log without the frames below the task's function: ours, and those of the script that forked us."""
+    kept, ours = [], False
+    for line in text.splitlines():
+        frame = line.startswith("  File ")
+        ours = frame and (ours or _WORKER_FILE in line)
+        if not ours:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def describe_args(task: Task, item: int) -> str:

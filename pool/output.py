@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 _count = itertools.count()
 _record_fd: int | None = None
@@ -24,10 +23,12 @@ def output(path: str | os.PathLike[str]) -> Iterator[str]:
 
     Yields the temporary name. Raises what the file system raises, FileNotFoundError for a missing folder first.
     """
-    final = Path(path)
-    if not final.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {str(final.parent)!r}")
-    temporary = str(final.parent.resolve() / f".{final.stem}.part-{os.getpid()}-{next(_count)}{final.suffix}")
+    final = os.path.abspath(path)
+    folder, name = os.path.split(final)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"no such folder: {folder!r}")
+    stem, suffix = os.path.splitext(name)
+    temporary = os.path.join(folder, f".{stem}.part-{os.getpid()}-{next(_count)}{suffix}")
     _open[temporary] = None
     _record()
     try:

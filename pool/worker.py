@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import gc
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -62,6 +64,7 @@ def main(
 ) -> NoReturn:
     """Be the worker of ``slot`` until the end of the process."""
     code = BOOT_FAILED
+    log_fd, outputs_fd = _move_up(log_fd), _move_up(outputs_fd)
     try:
         _isolate(segment, slot, generation, log_fd, monitor)
         _settle_in(slot, outputs_fd, options)
@@ -95,6 +98,19 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     os.dup2(null, 0)
     os.close(null)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _move_up(fd: int) -> int:
+    """The same file under a high number: a task that closes all descriptors and opens others gets the low ones, so what
+    we write later does not end up in its files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = 1024 if soft == resource.RLIM_INFINITY else min(soft, 1024)  # higher would make the table of files large
+    try:
+        high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, max(3, highest - 16))
+    except OSError:
+        return fd
+    os.close(fd)
+    return high
 
 
 def _forked(segment: object) -> None:

@@ -176,6 +176,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(size=st.sampled_from([1, UNIT + 1]))
     def store_function(self, size: int) -> None:
         if len(self.functions) == 2:
+            self.free_function()
             return
         data = (b"function %d" % len(self.functions)).ljust(size, b"!")
         unit = _core.store_function(self.client, data)
@@ -184,8 +185,6 @@ class Protocol(RuleBasedStateMachine):
         else:
             assert unit == _core.NO_ROOM
 
-    @precondition(lambda self: self.functions)
-    @rule()
     def free_function(self) -> None:
         unit, data = self.functions[-1]
         if not any(use.function == data for use in self.live.values()):
@@ -267,11 +266,14 @@ class Protocol(RuleBasedStateMachine):
             _core.settled(self.client, slot, reaped)
             self.settled[slot] = reaped
 
-    @rule()
+    @rule(looks=st.lists(st.sampled_from(["flush", "wait", "idle_scan", "trim"]), min_size=1, max_size=3))
+    def look(self, looks: list[str]) -> None:
+        for name in looks:
+            getattr(self, name)()
+
     def flush(self) -> None:
         assert _core.flush(self.client) == 0  # nobody sleeps
 
-    @rule()
     def wait(self) -> None:
         hinted = any(use.state == _core.DONE and use.hinted for use in self.live.values())
         dead = any(
@@ -281,7 +283,6 @@ class Protocol(RuleBasedStateMachine):
         if hinted or dead:
             assert _core.wait(self.client, 0, 0)
 
-    @rule()
     def idle_scan(self) -> None:
         lost = [use for use in self.live.values() if use.state == _core.DONE and not use.hinted]
         assert _core.idle_scan(self.client) <= len(lost)
@@ -294,7 +295,6 @@ class Protocol(RuleBasedStateMachine):
         """A bit is set whose summary got lost: the next to finish, or a settle, finds it."""
         return self.get(HEADER["done"]) != 0 and self.get(HEADER["done_summary"]) == 0
 
-    @rule()
     def trim(self) -> None:
         _core.trim(self.client)
 
@@ -335,11 +335,15 @@ class Protocol(RuleBasedStateMachine):
         return use
 
     @precondition(lambda self: self.busy_workers())
-    @rule(pick=SLOT, size=SIZES)
-    def step(self, pick: int, size: int) -> None:
-        """The next thing this worker has to do: begin a chunk, commit an item, complete a task."""
+    @rule(pick=SLOT, sizes=st.lists(SIZES, min_size=1, max_size=5))
+    def step(self, pick: int, sizes: list[int]) -> None:
+        """The next things this worker has to do: begin a chunk, commit items, complete a task."""
         busy = self.busy_workers()
-        self.advance(busy[pick % len(busy)], size)
+        slot = busy[pick % len(busy)]
+        use = self.holds[slot]
+        for size in sizes:
+            if self.holds[slot] is use:
+                self.advance(slot, size)
 
     def advance(self, slot: int, size: int) -> bool:
         """False: it would wait for room."""
