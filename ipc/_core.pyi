@@ -207,8 +207,9 @@ def store_function(segment: _Segment, data: Buffer, /) -> int:
 def free_function(segment: _Segment, unit: int, length: int, /) -> None:
     """Give the units of `store_function` back. No row that names them may be in flight."""
 
-def monitor_is_idle(segment: _Segment, /) -> bool:
-    """The monitor looks at no deadline: after publishing one, tell it."""
+def monitor_must_look(segment: _Segment, /) -> bool:
+    """After publishing a task with a deadline: whether the monitor has to be told, because it looks no more by itself,
+    or because this deadline is the shortest so far."""
 
 # ---- worker
 
@@ -256,9 +257,10 @@ def running(segment: _Segment, slot: int, /) -> _Running | None:
     """(slot, generation, row, timeout_ms, word, started_ns) of the RUNNING or CONDEMNED row of the slot's present
     generation, else None. `started_ns`: CLOCK_MONOTONIC, 0 while the worker has not said."""
 
-def deadlines(segment: _Segment, idle: bool, /) -> tuple[float | None, list[_Running]]:
-    """(seconds until the next look, or None: no deadline in flight; what is over its deadline, at most 64 at once).
-    `idle`: say first, for `monitor_is_idle`, that the monitor is about to look no more until it is told to."""
+def deadlines(segment: _Segment, idle: bool, /) -> tuple[int, float | None, list[_Running]]:
+    """(tasks with a deadline in flight; seconds until the next look, or None: until it is told to; what is over its
+    deadline, at most 64 at once). `idle`: say first, for `monitor_must_look`, that the monitor looks no more by itself
+    if nothing with a deadline is in flight."""
 
 def stop_workers(segment: _Segment, /) -> None:
     """No worker claims anything more; all are woken."""

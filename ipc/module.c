@@ -433,9 +433,11 @@ FUNCTION(free_function) { /* free_function(segment, unit, length) */
     Py_RETURN_NONE;
 }
 
-FUNCTION(monitor_is_idle) {
-    VIEW(1, ANY);
-    return PyBool_FromLong(atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst));
+FUNCTION(monitor_must_look) { /* after publishing a deadline: does the monitor have to be told? */
+    VIEW(1, CLIENT);
+    int must = v->client->shortened || atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst);
+    v->client->shortened = 0;
+    return PyBool_FromLong(must);
 }
 
 /* ---- worker */
@@ -571,7 +573,7 @@ FUNCTION(running) { /* running(segment, slot) -> (slot, generation, row, timeout
     return running_tuple(&r);
 }
 
-FUNCTION(deadlines) { /* deadlines(segment, idle) -> (seconds until the next look | None, [running, ...]) */
+FUNCTION(deadlines) { /* deadlines(segment, idle) -> (armed, seconds until the next look | None, [running, ...]) */
     VIEW(2, ANY);
     if (!v->watch && !(v->watch = calloc(1, sizeof(*v->watch)))) return PyErr_NoMemory();
     atomic_store_explicit(&v->s.header->monitor_idle, (uint32_t)PyObject_IsTrue(args[1]), memory_order_seq_cst); /* before the look at armed */
@@ -581,8 +583,9 @@ FUNCTION(deadlines) { /* deadlines(segment, idle) -> (seconds until the next loo
     PyObject *list = PyList_New((Py_ssize_t)count);
     for (uint32_t k = 0; list && k < count; k++) PyList_SetItem(list, (Py_ssize_t)k, running_tuple(&expired[k]));
     if (!list) return NULL;
-    if (next == UINT64_MAX) return Py_BuildValue("(ON)", Py_None, list);
-    return Py_BuildValue("(dN)", (double)(next - now) / 1e9, list);
+    uint32_t armed = atomic_load_explicit(&v->s.header->armed, memory_order_relaxed);
+    if (next == UINT64_MAX) return Py_BuildValue("(ION)", armed, Py_None, list);
+    return Py_BuildValue("(IdN)", armed, (double)(next - now) / 1e9, list);
 }
 
 FUNCTION(stop_workers) {
@@ -615,7 +618,7 @@ static PyMethodDef methods[] = {
     ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
-    ENTRY("free_function", free_function), ENTRY("monitor_is_idle", monitor_is_idle), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
+    ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
     ENTRY("claim", claim), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),

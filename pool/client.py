@@ -254,7 +254,7 @@ class Client(Waiting):
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
-            if task.timeout_ms and _core.monitor_is_idle(self.segment):
+            if task.timeout_ms and _core.monitor_must_look(self.segment):
                 self._command(monitor.LOOK)
             return True
         if row == _core.TOO_LARGE:

@@ -80,7 +80,7 @@ class Monitor:
         self._workers = [_Worker(slot) for slot in range(workers)]
         self._restarts = Restarts(workers)
         self._stop_by: float | None = None
-        self._quiet_since: float | None = None
+        self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
         self._client_fd = process.open_pidfd(client)
@@ -144,9 +144,12 @@ class Monitor:
         return None
 
     def _check_deadlines(self, now: float) -> float | None:
-        """Condemn what is over its deadline. Goes idle (no timer at all) when nothing with a deadline is in flight."""
+        """Condemn what is over its deadline; how long until the next look.
+
+        Looks every shortest deadline even if nothing with a deadline is in flight, for a second; then it goes idle (no
+        timer at all), and the client has to send LOOK."""
         idle = self._quiet_since is not None and now - self._quiet_since > _QUIET_SECONDS
-        wait, expired = _core.deadlines(self._segment, idle)
+        armed, wait, expired = _core.deadlines(self._segment, idle)
         for slot, generation, row, _, word, _ in expired:
             w = self._workers[slot]
             if w.generation == generation and w.pid and _core.condemn(self._segment, row, word):
@@ -156,14 +159,11 @@ class Monitor:
                     os.kill(w.pid, worker.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
         if expired:
             return 0.0
-        if wait is not None:
+        if armed:
             self._quiet_since = None
-            return max(wait, 0.001)
-        if idle:
-            return None
-        if self._quiet_since is None:
+        elif self._quiet_since is None:
             self._quiet_since = now
-        return _QUIET_SECONDS
+        return None if wait is None else max(wait, 0.001)
 
     # ---- events
 

@@ -536,9 +536,10 @@ class Protocol(RuleBasedStateMachine):
         assert set(owners) <= {FUNCTION, *allowed}
 
     def deadlines_agree(self) -> None:
-        after, expired = _core.deadlines(self.monitor, False)
+        armed, after, expired = _core.deadlines(self.monitor, True)
         assert expired == []
-        assert (after is None) == (not any(use.armed for use in self.live.values()))
+        assert armed == sum(use.armed for use in self.live.values())
+        assert (after is None) == (armed == 0)
 
     # ---- the end
 

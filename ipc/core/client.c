@@ -70,7 +70,10 @@ static void arm(struct ipc_client *c, uint32_t row, uint32_t timeout_ms) {
     struct ipc_header *h = c->s->header;
     c->deadline[row] = 1;
     uint32_t shortest = atomic_load_explicit(&h->shortest_ms, memory_order_relaxed);
-    if (shortest == 0 || timeout_ms < shortest) atomic_store_explicit(&h->shortest_ms, timeout_ms, memory_order_release);
+    if (shortest == 0 || timeout_ms < shortest) {
+        atomic_store_explicit(&h->shortest_ms, timeout_ms, memory_order_release);
+        c->shortened = 1; /* the monitor may sleep for the former one */
+    }
     /* seq_cst: "armed, then is the monitor idle?" against the monitor's "idle, then is something armed?" */
     atomic_store_explicit(&h->armed, ++c->armed, memory_order_seq_cst);
 }

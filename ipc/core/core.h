@@ -89,6 +89,7 @@ struct ipc_client {
     uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
     uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS], drained[IPC_MAX_ROWS];
     int wanting;                          /* the last publish found no row */
+    int shortened;                        /* shortest_ms has sunk since the monitor was last told to look */
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
     uint64_t published[IPC_MAX_ROWS];     /* the READY word of the row's use, 0 = not in flight */
     uint8_t deadline[IPC_MAX_ROWS];       /* 1: counts in armed */

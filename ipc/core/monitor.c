@@ -51,9 +51,11 @@ int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
 uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most, uint32_t *count) {
     struct ipc_header *h = s->header;
     *count = 0;
-    if (atomic_load_explicit(&h->armed, memory_order_seq_cst) == 0) return UINT64_MAX;
+    uint64_t shortest = (uint64_t)atomic_load_explicit(&h->shortest_ms, memory_order_acquire) * 1000000u;
+    if (atomic_load_explicit(&h->armed, memory_order_seq_cst) == 0)
+        return atomic_load_explicit(&h->monitor_idle, memory_order_relaxed) || shortest == 0 ? UINT64_MAX : now + shortest;
     /* A task claimed after this look cannot be over its deadline before the shortest deadline has passed. */
-    uint64_t next = now + (uint64_t)atomic_load_explicit(&h->shortest_ms, memory_order_acquire) * 1000000u;
+    uint64_t next = now + shortest;
     for (uint32_t slot = 0; slot < s->slots; slot++) {
         struct ipc_running r;
         if (!ipc_running(s, slot, &r) || ipc_word_state(r.word) != IPC_RUNNING || r.timeout_ms == 0) continue;

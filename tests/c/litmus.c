@@ -1,6 +1,6 @@
 /* Store buffering, shown on the hardware: going to sleep against publishing (tail / sleeper bit), and the client's sleep against a completion
  * (done map / client_asleep). Each side stores, then looks at the other's word; if both looks are satisfied before both stores are seen, the
- * sleeper sleeps beside work. x86 does that with any store that is not seq_cst. Sleeps last 10 s, so one lost wake-up is a standstill.
+ * sleeper sleeps beside work. x86 does that with any store that is not seq_cst. Nobody else moves, so one lost wake-up is a standstill.
  *
  *   litmus [-t seconds] [tail | asleep]     both without a name */
 #include "kit.h"
@@ -15,16 +15,28 @@ static struct ipc_client C;
 static uint64_t length = 3 * SECOND;
 static int worker_sleeps; /* 1: the worker goes to sleep and the client spins; 0: the other way round */
 
-static void on_cpu(int cpu) {
-    cpu_set_t set, mine;
-    CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
-    if (sched_getaffinity(0, sizeof(mine), &mine) == 0 && CPU_ISSET(cpu, &mine)) sched_setaffinity(0, sizeof(set), &set);
+static cpu_set_t allowed;
+/* The n-th of the CPUs that this process may use: each thread has its own, or nothing is ever at the same time. */
+static void on_cpu(int n) {
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed) || n--) continue;
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpu, &set);
+        sched_setaffinity(0, sizeof(set), &set);
+        return;
+    }
 }
 
-/* The two must meet within some ten nanoseconds: every round tries another distance. */
-static void drift(uint64_t *random, uint64_t most) {
-    for (volatile uint64_t k = mix((*random)++) % most; k; k--) {}
+/* The two must meet within some ten nanoseconds. Who is about to sleep waits a little, longer after each round in which it was asleep in time,
+ * shorter after each in which it was not: so most rounds are close. */
+static _Atomic int delay;
+static void drift(uint64_t *random) {
+    for (volatile uint64_t k = (uint64_t)atomic_load_explicit(&delay, memory_order_relaxed) + mix((*random)++) % 64; k; k--) {}
+}
+static void balance(int slept) {
+    int d = atomic_load_explicit(&delay, memory_order_relaxed) + (slept ? 1 : -1);
+    atomic_store_explicit(&delay, d < 0 ? 0 : d > 20000 ? 20000 : d, memory_order_relaxed);
 }
 
 static void *worker(void *unused) {
@@ -35,10 +47,9 @@ static void *worker(void *unused) {
     ipc_worker_init(&w, &S, 0, 0);
     for (int code; (code = ipc_claim(&w)) != IPC_STOP;) {
         if (code == 0) {
-            if (!worker_sleeps) drift(&random, 600);
             CHECK(ipc_complete(&w, 0, "x", 1) == 0, "done");
         } else if (worker_sleeps) {
-            drift(&random, 60);
+            drift(&random);
             w.worked = 0; /* never on guard: a guard looks every millisecond, which would turn a lost wake-up into a slow one */
             ipc_worker_wait(&w, 0, 10 * SECOND);
         } else {
@@ -48,39 +59,44 @@ static void *worker(void *unused) {
     return NULL;
 }
 
-static void await_done(uint64_t start) {
+static void await_done(uint64_t start, uint64_t *random) {
     int row;
     while ((row = ipc_next_done(&C)) < 0) {
-        if (!worker_sleeps) {
-            CHECK(ipc_client_wait(&C, 0, STANDSTILL) != IPC_EMPTY, "the client is not asleep beside a result");
-        } else {
+        if (worker_sleeps) {
             ipc_pause();
-            CHECK(ipc_now() - start < STANDSTILL, "the worker is not asleep beside a task");
+        } else {
+            drift(random);
+            ipc_client_wait(&C, 0, STANDSTILL);
         }
+        CHECK(ipc_now() - start < STANDSTILL, worker_sleeps ? "the worker is not asleep beside a task" : "the client is not asleep beside a result");
     }
     ipc_release_row(&C, (uint32_t)row);
 }
 
 static void litmus(const char *name) {
     pthread_t thread;
-    uint64_t random = 7, end = ipc_now() + length, n = 0;
+    uint64_t random = 7, end = ipc_now() + length, n = 0, sleeps = 0;
     struct ipc_task task = {.task = 1, .args = (const unsigned char *)"", .args_len = 0};
     worker_sleeps = !strcmp(name, "tail");
+    atomic_store(&delay, 0);
     memset(&S, 0, sizeof(S));
     fresh_segment(&S, 4, 1, 1, 2);
     ipc_client_init(&C, &S);
     pthread_create(&thread, NULL, worker, NULL);
     for (uint64_t start; (start = ipc_now()) < end; n++) {
         trying("litmus %s, round %llu", name, (unsigned long long)n);
-        if (worker_sleeps) drift(&random, 400);
+        _Atomic uint32_t *bell = worker_sleeps ? &S.slot[0].bell : &S.header->client_bell;
+        uint32_t before = atomic_load_explicit(bell, memory_order_relaxed);
         CHECK(ipc_publish(&C, &task) >= 0, "published");
         if (worker_sleeps) ipc_flush_wakes(&C);
-        await_done(start);
+        await_done(start, &random);
+        int slept = atomic_load_explicit(bell, memory_order_relaxed) != before;
+        sleeps += (uint64_t)slept;
+        balance(slept);
     }
     ipc_stop_workers(&S);
     pthread_join(thread, NULL);
-    printf("litmus %-6s %9llu rounds, %llu parks, none lost\n", name, (unsigned long long)n,
-           (unsigned long long)(worker_sleeps ? atomic_load(&S.slot[0].parks) : atomic_load(&S.header->client_bell)));
+    printf("litmus %-6s %9llu rounds, %llu woken, none lost\n", name, (unsigned long long)n, (unsigned long long)sleeps);
 }
 
 int main(int argc, char **argv) {
@@ -89,6 +105,7 @@ int main(int argc, char **argv) {
         if (option != 't') return 2;
         length = (uint64_t)(atof(optarg) * 1e9);
     }
+    sched_getaffinity(0, sizeof(allowed), &allowed);
     on_cpu(0);
     if (optind == argc || !strcmp(argv[optind], "tail")) litmus("tail");
     if (optind == argc || !strcmp(argv[optind], "asleep")) litmus("asleep");

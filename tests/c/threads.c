@@ -1,7 +1,7 @@
 /* The protocol under real threads over one mapping: a client, N workers, a monitor. Waits last 10 s and nothing ever polls for the client, so a
  * lost wake-up is a standstill, and the watchdog reports a standstill. Clean under TSan, ASan and UBSan.
  *
- *   threads [-t seconds a phase] [-s seed] [phase ...] */
+ *   threads [-t seconds a phase] [-s seed] [-w seconds of standstill] [phase ...] */
 #include "kit.h"
 
 #include <pthread.h>
@@ -9,7 +9,6 @@
 #include <semaphore.h>
 
 #define MOST_WORKERS 8u
-#define STANDSTILL 5 /* seconds without any progress */
 
 struct phase {
     const char *name, *promise;
@@ -38,6 +37,7 @@ static struct ipc_segment S;
 static struct driver D;
 static struct ipc_watch Watch;
 static uint64_t phase_ns = 1000000000, seed = 1;
+static int standstill = 5; /* seconds without any progress */
 static _Atomic uint64_t progress;
 static _Atomic uint32_t monitor_bell, monitor_quits, claims[64], busy[64], started[64];
 static uint64_t sleeps, deaths_seen, condemned;
@@ -216,7 +216,7 @@ static void client(void) {
 static void *watchdog(void *argument) {
     sem_t *over = argument;
     uint64_t last = 0;
-    for (int still = 0; still < STANDSTILL; still++) {
+    for (int still = 0; still < standstill; still++) {
         struct timespec t;
         clock_gettime(CLOCK_REALTIME, &t);
         t.tv_sec++;
@@ -287,8 +287,9 @@ static void run(const struct phase *p) {
 int main(int argc, char **argv) {
     int option;
     setlinebuf(stdout);
-    while ((option = getopt(argc, argv, "t:s:")) != -1) {
+    while ((option = getopt(argc, argv, "t:s:w:")) != -1) {
         if (option == 't') phase_ns = (uint64_t)(atof(optarg) * 1e9);
+        else if (option == 'w') standstill = atoi(optarg);
         else if (option == 's') seed = strtoull(optarg, NULL, 10);
         else return 2;
     }

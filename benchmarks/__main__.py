@@ -1,0 +1,62 @@
+"""The command line; see the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks import report, suite
+from benchmarks.rivals import OURS, RIVALS
+from benchmarks.sizes import FULL, QUICK, TINY
+from benchmarks.workloads import WORKLOADS
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    sizes = QUICK if options.quick else TINY if options.tiny else FULL
+    if options.runs:
+        sizes = replace(sizes, runs=options.runs)
+    only = _chosen("workload", options.only, list(WORKLOADS))
+    rivals = _chosen("rival", options.rivals, list(RIVALS))
+    if OURS not in rivals:
+        rivals.insert(0, OURS)
+    results = suite.run(sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True))
+    text = report.markdown(results)
+    print(text)
+    data = json.dumps(results, indent=1) + "\n"
+    if options.json:
+        Path(options.json).write_text(data)
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "latest.json").write_text(data)
+        (RESULTS / "README.md").write_text(text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare the pool with others.")
+    parser.add_argument("--quick", action="store_true", help="under three minutes instead of about fifteen")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests of the harness
+    parser.add_argument("--only", metavar="WORKLOAD", help=f"some of: {', '.join(WORKLOADS)}")
+    parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")
+    parser.add_argument("--runs", type=int, help="fresh processes for each figure")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    return parser
+
+
+def _chosen(what: str, names: str | None, known: list[str]) -> list[str]:
+    chosen = known if names is None else names.split(",")
+    for name in chosen:
+        if name not in known:
+            sys.exit(f"no {what} is called {name}; there are {', '.join(known)}")
+    return list(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The results as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.rivals import OURS
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Everything, with the targets first."""
+    m = results["machine"]
+    parts = [
+        "# Results\n",
+        f"{m['cpu']}, {m['cores']} cores, {m['kernel']}, {m['python']}; commit {m['commit']}, {m['date']}, "
+        f"load average at the start {m['load_average']:.2f}; sizes: {results['sizes']['name']}, "
+        f"{results['sizes']['runs']} runs of fresh processes, rivals interleaved; {results['seconds']:.0f} s in all.\n",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in m["versions"].items()) + ".\n",
+        "Median, in brackets the lowest and the highest run. CPU and context switches are those of all processes of a "
+        "pool: client, helpers, workers. *x ours* is theirs by ours where less is better and ours by theirs where more "
+        "is better, so above 1 ours is ahead; made within each run.\n",
+        "## Targets\n",
+        targets(results),
+        *(_workload(name, w) for name, w in results["workloads"].items()),
+        "\n## How each rival is used\n",
+        "\n".join(f"- {n}: {r['settings']}" for n, r in results["rivals"].items()),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def targets(results: dict[str, Any]) -> str:
+    rows = [["target", "now", "goal", "measured", "reached", "goal reached"]]
+    for t in results["targets"]:
+        sign = "≥" if t["at_least"] else "≤"
+        value = "–" if t["value"] is None else number(t["value"])
+        told = [{True: "yes", False: "**no**", None: "not measured"}[t[k]] for k in ("reached", "goal_reached")]
+        rows.append([t["target"], f"{sign} {number(t['now'])}", f"{sign} {number(t['goal'])}", value, *told])
+    return table(rows)
+
+
+def _workload(name: str, workload: dict[str, Any]) -> str:
+    metrics: dict[str, str] = workload["metrics"]
+    main = next(iter(metrics))
+    text = f"\n## {workload['title']} (`{name}`)\n"
+    cases = workload["cases"]
+    rows = [[*(["case"] if len(cases) > 1 else []), "", *metrics.values(), "x ours"]]
+    for case, result in cases.items():
+        for rival, values in result["rivals"].items():
+            row = [rival]
+            if problem := values.get("missing") or values.get("failed"):
+                row += [problem] + [""] * len(metrics)
+            else:
+                row += [
+                    _spread(values[metric]) if metric == main else number(values[metric]["median"])
+                    for metric in metrics
+                ]
+                row.append(_advantage(rival, result["ratios"].get(main, {}), workload["higher_is_better"]))
+            rows.append([*([case] if len(cases) > 1 else []), *row])
+    text += "\n" + table(rows)
+    if workload["not_asked"]:
+        text += f"\nNot asked here: {', '.join(workload['not_asked'])}.\n"
+    return text
+
+
+def _advantage(rival: str, ratios: dict[str, Any], higher: bool) -> str:
+    if rival == OURS or rival not in ratios:
+        return ""
+    ratio: float = ratios[rival]["median"]
+    return number(ratio if higher else 1 / ratio if ratio else 0.0)
+
+
+def _spread(value: dict[str, Any]) -> str:
+    return f"{number(value['median'])} ({number(value['min'])}–{number(value['max'])})"
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,138 @@
+"""Runs everything: workload by workload, run by run, the rivals in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, photos, stats, tasks
+from benchmarks.rivals import OURS, RIVALS, missing
+from benchmarks.sizes import Sizes
+from benchmarks.targets import judge
+from benchmarks.workloads import WORKLOADS, Workload
+
+_SECONDS = 180  # no measurement takes longer, unless it hangs
+Say = Callable[[str], None]
+
+
+def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: None) -> dict[str, Any]:
+    """Measure these workloads with these rivals. Returns what the JSON file holds."""
+    described = machine.describe()  # first: the load average is that of before
+    start = time.monotonic()
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="pool-bench-") as folder:
+        sizes = replace(sizes, loops_per_us=tasks.measure_loops_per_us(), photos_folder=folder)
+        if "thumbnails" in only:
+            with contextlib.suppress(ImportError):  # then each rival fails by itself, and says so
+                photos.prepare(Path(folder))
+        for name in only:
+            measured[name] = _workload(WORKLOADS[name], sizes, rivals, say)
+    results = {
+        "schema": 1,
+        "machine": described,
+        "sizes": sizes.as_dict(),
+        "seconds": round(time.monotonic() - start, 1),
+        "rivals": {name: {"settings": RIVALS[name].settings, "missing": missing(RIVALS[name])} for name in rivals},
+        "workloads": measured,
+    }
+    results["targets"] = judge(results)
+    return results
+
+
+def _workload(workload: Workload, sizes: Sizes, rivals: list[str], say: Say) -> dict[str, Any]:
+    names = [name for name in rivals if name in workload.rivals(sizes)]
+    result: dict[str, Any] = {
+        "title": workload.title,
+        "metrics": workload.metrics,
+        "higher_is_better": workload.higher,
+        "not_asked": [name for name in rivals if name not in names],
+        "cases": {},
+    }
+    cases = workload.cases(sizes)
+    answers: dict[str, dict[str, list[dict[str, Any]]]] = {case: {name: [] for name in names} for case in cases}
+    for k in range(sizes.runs):
+        say(f"{workload.name}: run {k + 1} of {sizes.runs}")
+        for case in cases:
+            order = names[k % len(names) :] + names[: k % len(names)] if names else []
+            for name, answer in zip(order, _turn(workload, case, order, sizes), strict=True):
+                answers[case][name].append(answer)
+    for case in cases:
+        by_rival = {name: _gather(answers[case][name]) for name in names}
+        ratios = _ratios(answers[case], workload.metrics)
+        result["cases"][case] = {"rivals": by_rival, "ratios": ratios}
+    return result
+
+
+def _turn(workload: Workload, case: str, names: list[str], sizes: Sizes) -> list[dict[str, Any]]:
+    if not workload.together:
+        return [_measure(workload.name, case, name, sizes) for name in names]
+    with ThreadPoolExecutor(max(1, len(names))) as threads:
+        return list(threads.map(lambda name: _measure(workload.name, case, name, sizes), names))
+
+
+def _measure(workload: str, case: str, rival: str, sizes: Sizes) -> dict[str, Any]:
+    """{"metrics": ...}, {"missing": why} or {"failed": why}."""
+    if why := missing(RIVALS[rival]):
+        return {"missing": why}
+    read, write = os.pipe()
+    with tempfile.TemporaryFile() as errors:
+        # 3 is the answer's descriptor: through a shell, because subprocess keeps descriptors' numbers.
+        command = ["sh", "-c", f'exec "$@" 3>&{write} {write}>&-', "sh", sys.executable, "-m", "benchmarks.measure"]
+        process = subprocess.Popen(
+            [*command, workload, case, rival, json.dumps(sizes.as_dict())], cwd=machine.ROOT, pass_fds=(write,),
+            stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
+        )  # fmt: skip
+        os.close(write)
+        try:
+            process.wait(_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # also what a rival has left behind
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        os.set_blocking(read, False)
+        with os.fdopen(read, "rb") as pipe:
+            answer = pipe.read() or b""
+        if answer:
+            return dict(json.loads(answer))
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        return {"failed": lines[-1] if lines else f"nothing came in {_SECONDS} s"}
+
+
+def _gather(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metric → summary over the runs; and why there is none, where there is none."""
+    good = [a["metrics"] for a in answers if "metrics" in a]
+    result: dict[str, Any] = {metric: stats.summary([m[metric] for m in good]) for metric in (good[0] if good else {})}
+    for problem in ("missing", "failed"):
+        if found := [a[problem] for a in answers if problem in a]:
+            result[problem] = found[0]
+    return result
+
+
+def _ratios(answers: dict[str, list[dict[str, Any]]], metrics: dict[str, str]) -> dict[str, Any]:
+    """Metric → rival → summary of ours / theirs, made within each run."""
+    ours = answers.get(OURS, [])
+    ratios: dict[str, Any] = {}
+    for metric in metrics:
+        for name, theirs in answers.items():
+            pairs = [
+                (a["metrics"][metric], b["metrics"][metric])
+                for a, b in zip(ours, theirs, strict=False)
+                if name != OURS and "metrics" in a and "metrics" in b
+            ]
+            if runs := [a / b for a, b in pairs if b]:
+                ratios.setdefault(metric, {})[name] = stats.summary(runs)
+    return ratios

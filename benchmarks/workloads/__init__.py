@@ -1,0 +1,19 @@
+"""All workloads, in the order of the report."""
+
+from __future__ import annotations
+
+from benchmarks.workloads.base import Workload
+from benchmarks.workloads.coarse import Busy, Thumbnails
+from benchmarks.workloads.latency import Idle, RoundTrip, StartUp
+from benchmarks.workloads.lazy import Lazy
+from benchmarks.workloads.no_op import Chunks, Futures, NoOp, Scale
+from benchmarks.workloads.wake import Late, Wake
+
+WORKLOADS: dict[str, Workload] = {
+    w.name: w
+    for w in (
+        NoOp(), Futures(), RoundTrip(), Chunks(), StartUp(), Idle(), Lazy(), Scale(), Busy(), Thumbnails(), Wake(), Late()
+    )
+}  # fmt: skip
+
+__all__ = ["WORKLOADS", "Workload"]

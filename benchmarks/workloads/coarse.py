@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from benchmarks import tasks
+from benchmarks.processes import Meter
+from benchmarks.rivals import RIVALS, Rival
+from benchmarks.sizes import Sizes
+from benchmarks.workloads.base import Workload, started
+
+
+class Busy(Workload):
+    name = "busy"
+    title = "Busy loops, one by one: efficiency against two bare forks that do their halves without any communication"
+    metrics = {"efficiency": "of two forks", "cpu_us": "CPU µs/task", "switches": "switches/1000"}  # noqa: RUF012
+
+    def cases(self, sizes: Sizes) -> list[str]:
+        return ["0.1 ms", "1 ms", "10 ms"]
+
+    def rivals(self, sizes: Sizes) -> list[str]:
+        return ["pool", "multiprocessing", "executor"] if sizes.name == "quick" else list(RIVALS)
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        milliseconds = float(case.split()[0])
+        loops = int(sizes.loops_per_us * milliseconds * 1000)
+        n = max(sizes.workers * 4, int(sizes.workers * sizes.seconds * 1000 / milliseconds))
+        n -= n % sizes.workers
+        with started(rival, sizes.workers):
+            for _ in rival.each(tasks.noop, range(50), 50):
+                pass
+            before = _forks(sizes.workers, loops, n)
+            with Meter() as meter:
+                count = sum(1 for _ in rival.each(tasks.busy, [loops] * n, n))
+            after = _forks(sizes.workers, loops, n)  # before and after, for the machine's speed drifts
+            if count != n:
+                raise AssertionError(f"{count} results for {n} tasks")
+            return {**meter.per_task(n), "efficiency": (before + after) / 2 / meter.seconds}
+
+
+def _forks(workers: int, loops: int, n: int) -> float:
+    """Seconds that bare forks take for so many busy loops."""
+    start = time.perf_counter()
+    pids = []
+    for _ in range(workers):
+        pid = os.fork()
+        if pid == 0:
+            for _ in range(n // workers):
+                tasks.busy(loops)
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids:
+        os.waitpid(pid, 0)
+    return time.perf_counter() - start
+
+
+class Thumbnails(Workload):
+    name = "thumbnails"
+    title = "JPEG thumbnails of photographs, one by one, import and start of the pool included"
+    metrics = {"seconds": "s"}  # noqa: RUF012
+    higher = False
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        from PIL import Image
+
+        Image.init()  # as a program that makes thumbnails has it imported before it makes its pool
+        photos = sorted(map(str, Path(sizes.photos_folder).glob("*.jpg")))
+        paths = [photos[k % len(photos)] for k in range(sizes.photos)]
+        start = time.perf_counter()
+        rival.start(sizes.workers)
+        made = sum(1 for size in rival.each(tasks.thumbnail, paths, len(paths)) if size > 0)
+        seconds = time.perf_counter() - start
+        rival.stop()
+        if made != len(paths):
+            raise AssertionError(f"{made} thumbnails of {len(paths)} photographs")
+        return {"seconds": seconds}

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from benchmarks.processes import Meter
+from benchmarks.rivals import Rival
+from benchmarks.sizes import Sizes
+from benchmarks.stats import paced
+from benchmarks.workloads.base import THROUGHPUT, Workload, started
+
+
+class NoOp(Workload):
+    name = "noop"
+    title = "No-op tasks, handed over one by one, results collected"
+    metrics = THROUGHPUT
+    chunksize: int | None = 1
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        return self.measure_with(rival, sizes.workers, sizes)
+
+    def measure_with(self, rival: Rival, workers: int, sizes: Sizes) -> dict[str, float]:
+        with started(rival, workers):
+            n = paced(lambda n: rival.map_noop(n, self.chunksize), sizes.seconds)
+            with Meter() as meter:
+                rival.map_noop(n, self.chunksize)
+            return meter.per_task(n)
+
+
+class Chunks(NoOp):
+    name = "chunks"
+    title = "No-op tasks with automatic chunks"
+    chunksize = None
+
+
+class Futures(Workload):
+    name = "futures"
+    title = "No-op tasks as futures: 5,000 submitted, then 5,000 read, again and again"
+    metrics = THROUGHPUT
+    batch = 5_000
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        with started(rival, sizes.workers):
+            batch = self.batch if sizes.name != "tiny" else 100
+            rounds = paced(lambda n: _rounds(rival, n, batch), sizes.seconds, least=1, most=1000)
+            with Meter() as meter:
+                _rounds(rival, rounds, batch)
+            return meter.per_task(rounds * batch)
+
+
+def _rounds(rival: Rival, rounds: int, batch: int) -> None:
+    for _ in range(rounds):
+        rival.submit_noop(batch)
+
+
+class Scale(NoOp):
+    name = "scale"
+    title = "No-op tasks one by one with more workers than cores"
+
+    def cases(self, sizes: Sizes) -> list[str]:
+        return ["2 workers", "8 workers", "64 workers"]
+
+    def rivals(self, sizes: Sizes) -> list[str]:
+        return ["pool", "multiprocessing"]
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        return self.measure_with(rival, int(case.split()[0]), sizes)

@@ -1,0 +1,116 @@
+"""What the tests of faults ask the kernel: who is alive, who belongs to us, which files are open. No sleep for timing: conditions are waited for."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ipc import process
+
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+    """The first true value of `condition`. AssertionError after so many seconds: a hang is a failure."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.001)  # between two looks, not for timing
+    return value
+
+
+def runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    return _state(pid) not in ("", "Z", "X")
+
+
+def is_stopped(pid: int) -> bool:
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0].decode()
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return ""
+
+
+def named(marker: str) -> list[int]:
+    """All processes but this one with `marker` in their command line (or title) that run."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:
+                if marker.encode() in file.read() and runs(int(name)):
+                    found.append(int(name))
+    return found
+
+
+def open_files() -> dict[str, str]:
+    """Our file descriptors and what they are."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return found
+
+
+def shared_files() -> set[str]:
+    """What of ours could lie in /dev/shm: the pool promises to have no named file at all."""
+    return {name for name in os.listdir("/dev/shm") if "pool" in name} if os.path.isdir("/dev/shm") else set()
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """After the block no process and no file descriptor may be left that was not there before.
+
+    We are the subreaper meanwhile: whatever outlives the monitor becomes our child, in whichever session and group it hides.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    children, files, shared = set(process.children_of(os.getpid())), open_files(), shared_files()
+    assert prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    try:
+        yield
+        left = _leftovers(children)
+    finally:
+        for pid in _leftovers(children, seconds=0.0):
+            os.kill(pid, signal.SIGKILL)
+        prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert not left, f"processes left behind: {left}"
+    more = {fd: what for fd, what in open_files().items() if files.get(fd) != what}
+    assert len(open_files()) <= len(files), f"file descriptors left open: {more}"
+    assert shared_files() <= shared, "files left in /dev/shm"
+
+
+def _leftovers(before: set[int], seconds: float = 1.0) -> dict[int, str]:
+    """Children that still run after a moment; zombies that came to us as the subreaper are waited for."""
+    end = time.monotonic() + seconds
+    while True:
+        ours = [pid for pid in process.children_of(os.getpid()) if pid not in before]
+        for pid in ours:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        left = [pid for pid in ours if runs(pid)]
+        if not left or time.monotonic() > end:
+            return {pid: _command(pid) for pid in left}
+        time.sleep(0.001)
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def worker_pids(pool: Any) -> list[int]:
+    """Of the workers that live now; from the pool's own record."""
+    running = pool._client._running
+    return [pid for pid in running.worker_pids() if pid]
+
+
+def monitor_pid(pool: Any) -> int:
+    return int(pool._client._running.pid)
