@@ -148,7 +148,9 @@ class Client(Waiting):
         """In a forked child: the pool is not ours, and its segment is not mapped here."""
         if self.segment is not None:
             _core.forget(self.segment)
-        self.lock = threading.Lock()
+            self.segment = None
+        self._running = None  # closes our copies of its descriptors; the parent's are its own
+        self.lock, self.functions_lock = threading.Lock(), threading.RLock()
         self.state = CLOSED
         self.reset_waiting()
 

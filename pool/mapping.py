@@ -75,8 +75,8 @@ class MapRun:
         self.eager = (
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
-        self._auto = chunksize is None
-        self._flags = call << 8 | (_core.TIMED if self._auto else 0)
+        self.auto = chunksize is None
+        self._flags = call << 8 | (_core.TIMED if self.auto else 0)
         self._timeout_ms = policy.timeout_ms
         self._buffersize = buffersize
         self._window = max(4, 3 * client.workers)
@@ -97,9 +97,19 @@ class MapRun:
             self._item_arrived(task.position, task.item, task.attempt, kind, data)
         else:
             self._land(task.position, kind, data, task.item)
-        if self._auto:
+        if self.auto:
             each = run_us / (task.items or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
+
+    def take(self, entries: list[Any], plain: bool) -> list[Any]:
+        """Let what the caller has collected itself arrive; single values only if not ``plain``. Returns the rest."""
+        rest = [e for e in entries if e[1] == codec.VALUE and not e[0].items] if plain else []
+        if len(rest) < len(entries):
+            for entry in entries:
+                if not plain or entry[1] != codec.VALUE or entry[0].items:
+                    self.arrive(*entry)
+        self.came(len(rest))
+        return rest
 
     def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
         if kind == codec.ERROR and attempt <= self.policy.retries and not self.dropped:
@@ -183,10 +193,10 @@ class MapRun:
         now = time.monotonic()
         rate = self._came / max(now - self._since, 1e-6)
         self._came, self._since = 0, now
-        if self._auto and self._item_us < _CHUNK_US / 2:
+        if self.auto and self._item_us < _CHUNK_US / 2:
             best = int(_CHUNK_US / max(self._item_us, 1.0))
             self.chunksize = max(1, min(best, _CHUNK_MOST, 4 * self.chunksize))
-        elif self._auto:
+        elif self.auto:
             self.chunksize = 1
         most = len(self.client.tasks) * 3 // 4 * self.chunksize
         least = 3 * self.client.workers * self.chunksize
@@ -266,8 +276,11 @@ def run_map(
     failed: BaseException | None = None
     early: dict[int, tuple[int, Any, Any]] = {}
     own: list[Any] = []
+    plain = not ordered and not run.auto  # values may be yielded straight from what was collected
     try:
         while True:
+            if client.segment is None:
+                client.check_open()
             if not ended and (room := run.wants(len(ready) + len(early))) > 0:
                 try:
                     ended = _give(run, source, room)
@@ -275,18 +288,15 @@ def run_map(
                     failed, ended = error, True
             with client.lock:
                 client.pump(run, own)
+                own = run.take(own, plain)
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
-            for task, kind, data, slot, run_us in own:
-                if kind or task[7] or ordered or run._auto:
-                    run.arrive(task, kind, data, slot, run_us)
-                    continue
-                run.came(1)
+            for task, _, data, _, _ in own:
                 try:
                     value = _loads(data)
                 except Exception:
-                    ready.append((task[1], kind, data, task[6]))
+                    ready.append((task.position, codec.VALUE, data, task.item))
                     continue
                 taken += 1
                 yield value

@@ -326,7 +326,7 @@ def main(segment: object, workers: int, commands: socket.socket, client: int, op
         sys.setprofile(None)
         if faulthandler.is_enabled():
             faulthandler.disable()
-        faulthandler.cancel_dump_traceback_later()
+        # Not cancel_dump_traceback_later(): it would wait for the watchdog thread, which does not exist after a fork.
         gc.disable()  # nothing here makes cycles, and no finaliser of the client's objects may run here
         monitor = Monitor(segment, workers, commands, client, options)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
