@@ -6,6 +6,7 @@
                    a fresh process ──▶ measure ──▶ workload.measure(rival) ──▶ metrics as JSON
              ──▶ report (tables) · targets (reached or not) · JSON
 
-A *rival* is a pool behind one small interface (``rivals/``), ours among them; a *workload* is what they are made to do
-(``workloads/``). Whatever is compared was measured in the same run: ratios are made run by run, and their median counts.
+A *rival* is a pool behind one small interface (``rivals/``), ours among them; a *workload* is what they are made to
+do (``workloads/``). Whatever is compared was measured in the same run: ratios are made run by run, and their median
+counts.
 """

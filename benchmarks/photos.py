@@ -18,8 +18,8 @@ def prepare(folder: Path) -> list[Path]:
     for name in _NAMES:
         if not (source / name).exists():
             continue
-        with Image.open(source / name) as photo:
-            photo = photo.convert("RGB")
+        with Image.open(source / name) as file:
+            photo = file.convert("RGB")
             scale = _LONG_SIDE / max(photo.size)
             photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
             made.append(folder / f"{Path(name).stem}.jpg")

@@ -33,7 +33,7 @@ def targets(results: dict[str, Any]) -> str:
     rows = [["target", "now", "goal", "measured", "reached", "goal reached"]]
     for t in results["targets"]:
         sign = "≥" if t["at_least"] else "≤"
-        value = "–" if t["value"] is None else number(t["value"])
+        value = "-" if t["value"] is None else number(t["value"])
         told = [{True: "yes", False: "**no**", None: "not measured"}[t[k]] for k in ("reached", "goal_reached")]
         rows.append([t["target"], f"{sign} {number(t['now'])}", f"{sign} {number(t['goal'])}", value, *told])
     return table(rows)
@@ -71,7 +71,7 @@ def _advantage(rival: str, ratios: dict[str, Any], higher: bool) -> str:
 
 
 def _spread(value: dict[str, Any]) -> str:
-    return f"{number(value['median'])} ({number(value['min'])}–{number(value['max'])})"
+    return f"{number(value['median'])} ({number(value['min'])} .. {number(value['max'])})"
 
 
 def number(value: float) -> str:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -85,30 +85,24 @@ def _measure(workload: str, case: str, rival: str, sizes: Sizes) -> dict[str, An
     """{"metrics": ...}, {"missing": why} or {"failed": why}."""
     if why := missing(RIVALS[rival]):
         return {"missing": why}
-    read, write = os.pipe()
-    with tempfile.TemporaryFile() as errors:
-        # 3 is the answer's descriptor: through a shell, because subprocess keeps descriptors' numbers.
-        command = ["sh", "-c", f'exec "$@" 3>&{write} {write}>&-', "sh", sys.executable, "-m", "benchmarks.measure"]
+    with tempfile.TemporaryDirectory(prefix="pool-bench-") as folder, tempfile.TemporaryFile() as output:
+        file = Path(folder) / "answer"
+        command = [sys.executable, "-m", "benchmarks.measure", workload, case, rival, json.dumps(sizes.as_dict())]
         process = subprocess.Popen(
-            [*command, workload, case, rival, json.dumps(sizes.as_dict())], cwd=machine.ROOT, pass_fds=(write,),
-            stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True,
+            [*command, file], cwd=machine.ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,
         )  # fmt: skip
-        os.close(write)
         try:
-            process.wait(_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):  # also what a rival has left behind
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        os.set_blocking(read, False)
-        with os.fdopen(read, "rb") as pipe:
-            answer = pipe.read() or b""
-        if answer:
-            return dict(json.loads(answer))
-        errors.seek(0)
-        lines = errors.read().decode(errors="replace").strip().splitlines()
+        if file.exists():
+            return dict(json.loads(file.read_text()))
+        output.seek(0)
+        lines = output.read().decode(errors="replace").strip().splitlines()
         return {"failed": lines[-1] if lines else f"nothing came in {_SECONDS} s"}
 
 
@@ -122,7 +116,7 @@ def _gather(answers: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _ratios(answers: dict[str, list[dict[str, Any]]], metrics: dict[str, str]) -> dict[str, Any]:
+def _ratios(answers: dict[str, list[dict[str, Any]]], metrics: Iterable[str]) -> dict[str, Any]:
     """Metric → rival → summary of ours / theirs, made within each run."""
     ours = answers.get(OURS, [])
     ratios: dict[str, Any] = {}

@@ -33,7 +33,7 @@ def slow_first(item: int) -> int:
 
 
 def thumbnail(path: str) -> int:
-    """Decode a JPEG wholly, shrink it with LANCZOS to fit into 256 x 256, encode it again. Returns the bytes' number."""
+    """Decode a JPEG wholly, shrink it with LANCZOS to fit into 256 x 256, encode it. Returns the number of bytes."""
     from PIL import Image
 
     with Image.open(path) as photo:

@@ -219,9 +219,9 @@ class Client(Waiting):
             self.error = error
         running, self._running = self._running, None
         self.state = CLOSED
-        self._fail_all(self.error)
         if running is not None:
-            launch.sweep_up(running)
+            launch.sweep_up(running)  # first: who sees the error may start anew, beside nobody
+        self._fail_all(self.error)
         self.segment = None
         self.tasks = []
 

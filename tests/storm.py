@@ -22,6 +22,7 @@ import fcntl
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -344,23 +345,32 @@ def _all_alive(pool: Pool) -> None:
 
 
 def start_sleepers(marker: str, path: str) -> int:
-    """A task that leaves processes behind: in its group, in its session, in a session of its own, and a daemon."""
-    import subprocess
-
+    """A task that has started processes in every place where they can hide, and does not end."""
+    sleep = ["sh", "-c", f"sleep 1000; : {marker}"]
     for options in ({}, {"process_group": 0}, {"start_new_session": True}):
-        subprocess.Popen([marker, "1000"], executable="/bin/sleep", **options)  # type: ignore[call-overload]
-    subprocess.run(["/bin/sh", "-c", f"exec -a x true; setsid sh -c '(exec sleep 1000 # {marker}\n)&'"], check=False, stderr=subprocess.DEVNULL)
+        subprocess.Popen(sleep, **options)  # type: ignore[call-overload]
+    daemonize(marker)
     with open(path, "a") as file:
-        file.write("started\n")
-    time.sleep(1000)
-    return 0
+        file.write(f"{os.getpid()}\n")
+    while True:
+        signal.pause()
+
+
+def daemonize(marker: str) -> None:
+    """A double fork with setsid: nobody of ours is its parent, its group or its session."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execlp("sh", "sh", "-c", f"sleep 1000; : {marker}")
+        os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def victim(marker: str, folder: str) -> None:
     """Load without an end on a pool some of whose tasks have started other processes."""
-    started = os.path.join(folder, "started")
     with Pool(WORKERS, initializer=open_ledger, initargs=(os.path.join(folder, "ledger"),), name=marker) as pool:
-        pool.submit(start_sleepers, marker, started)
+        pool.submit(start_sleepers, marker, os.path.join(folder, "started"))
         for number in range(10**9):
             pool.submit(execute, number)
             if number % 500 == 0:

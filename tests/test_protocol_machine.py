@@ -585,5 +585,5 @@ class Protocol(RuleBasedStateMachine):
 
 TestProtocol = Protocol.TestCase
 TestProtocol.settings = settings(
-    max_examples=400, stateful_step_count=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=150, stateful_step_count=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )

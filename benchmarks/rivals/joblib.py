@@ -18,13 +18,13 @@ class Joblib(Rival):
     lazy = True
 
     def start(self, workers: int) -> None:
-        from joblib import Parallel
+        from joblib import Parallel  # type: ignore[import-untyped]
 
         self.one_by_one = Parallel(n_jobs=workers, batch_size=1, return_as="generator_unordered").__enter__()
         self.auto = Parallel(n_jobs=workers, batch_size="auto").__enter__()
 
     def stop(self) -> None:
-        from joblib.externals.loky import get_reusable_executor
+        from joblib.externals.loky import get_reusable_executor  # type: ignore[import-untyped]
 
         self.one_by_one.__exit__(None, None, None)
         self.auto.__exit__(None, None, None)

@@ -16,7 +16,7 @@ class Loky(ProcessPoolExecutor):
     )
 
     def make(self, workers: int) -> Executor:
-        import loky
+        import loky  # type: ignore[import-untyped]
 
         executor: Executor = loky.get_reusable_executor(max_workers=workers, timeout=60)
         return executor

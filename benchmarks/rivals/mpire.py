@@ -20,7 +20,7 @@ class Mpire(Rival):
     lazy = True
 
     def start(self, workers: int) -> None:
-        from mpire import WorkerPool
+        from mpire import WorkerPool  # type: ignore[attr-defined]
 
         self.pool = WorkerPool(n_jobs=workers, start_method="fork", keep_alive=True)
 
@@ -28,10 +28,10 @@ class Mpire(Rival):
         self.pool.terminate()
 
     def each(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
-        return self.pool.imap_unordered(fn, items, iterable_len=count, chunk_size=1)  # type: ignore[no-any-return]
+        return self.pool.imap_unordered(fn, items, iterable_len=count, chunk_size=1)
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
-        return self.pool.imap_unordered(fn, items, iterable_len=count)  # type: ignore[no-any-return]
+        return self.pool.imap_unordered(fn, items, iterable_len=count)
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         pending = [self.pool.apply_async(fn, (item,)) for item in items]

@@ -26,14 +26,14 @@ class Pebble(Rival):
         self.pool = ProcessPool(max_workers=workers, context=multiprocessing.get_context("fork"))
 
     def stop(self) -> None:
-        self.pool.close()
+        self.pool.close()  # type: ignore[no-untyped-call]
         self.pool.join()
 
     def each(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
-        return self.pool.map(fn, items, chunksize=1).result()  # type: ignore[no-any-return]
+        return self.pool.map(fn, items, chunksize=1).result()
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
-        return self.pool.map(fn, items, chunksize=by_hand(count, self.workers)).result()  # type: ignore[no-any-return]
+        return self.pool.map(fn, items, chunksize=by_hand(count, self.workers)).result()
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         futures = [self.pool.schedule(fn, args=[item]) for item in items]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from benchmarks.rivals import RIVALS, Rival
@@ -25,7 +27,7 @@ class Workload:
 
     name = ""
     title = ""
-    metrics: dict[str, str] = {}  # noqa: RUF012
+    metrics: Mapping[str, str] = MappingProxyType({})
     higher = True
     together = False
 

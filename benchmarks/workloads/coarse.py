@@ -10,11 +10,13 @@ from benchmarks.rivals import RIVALS, Rival
 from benchmarks.sizes import Sizes
 from benchmarks.workloads.base import Workload, started
 
+_BUSY = {"efficiency": "of two forks", "cpu_us": "CPU µs/task", "switches": "switches/1000"}
+
 
 class Busy(Workload):
     name = "busy"
     title = "Busy loops, one by one: efficiency against two bare forks that do their halves without any communication"
-    metrics = {"efficiency": "of two forks", "cpu_us": "CPU µs/task", "switches": "switches/1000"}  # noqa: RUF012
+    metrics = _BUSY
 
     def cases(self, sizes: Sizes) -> list[str]:
         return ["0.1 ms", "1 ms", "10 ms"]
@@ -55,10 +57,13 @@ def _forks(workers: int, loops: int, n: int) -> float:
     return time.perf_counter() - start
 
 
+_THUMBNAILS = {"seconds": "s"}
+
+
 class Thumbnails(Workload):
     name = "thumbnails"
     title = "JPEG thumbnails of photographs, one by one, import and start of the pool included"
-    metrics = {"seconds": "s"}  # noqa: RUF012
+    metrics = _THUMBNAILS
     higher = False
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:

@@ -10,11 +10,13 @@ from benchmarks.sizes import Sizes
 from benchmarks.stats import paced, percentile
 from benchmarks.workloads.base import Workload, started
 
+_ROUND_TRIP = {"p50_us": "p50 µs", "p99_us": "p99 µs", "cpu_us": "CPU µs/task", "switches": "switches/1000"}
+
 
 class RoundTrip(Workload):
     name = "round_trip"
     title = "One task in flight: submit, wait, read"
-    metrics = {"p50_us": "p50 µs", "p99_us": "p99 µs", "cpu_us": "CPU µs/task", "switches": "switches/1000"}  # noqa: RUF012
+    metrics = _ROUND_TRIP
     higher = False
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
@@ -25,10 +27,13 @@ class RoundTrip(Workload):
             return {**meter.per_task(n), "p50_us": percentile(took, 50), "p99_us": percentile(took, 99)}
 
 
+_START_UP = {"ms": "ms", "import_ms": "import ms"}
+
+
 class StartUp(Workload):
     name = "start_up"
     title = "Import, start, first result"
-    metrics = {"ms": "ms", "import_ms": "import ms"}  # noqa: RUF012
+    metrics = _START_UP
     higher = False
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
@@ -46,15 +51,18 @@ def _run(program: str) -> float:
     return float(done.stdout.split()[0])
 
 
+_IDLE = {
+    "cpu_percent": "CPU % of all its processes",
+    "wakes": "wake-ups/s, all",
+    "most_wakes": "wake-ups/s, the busiest process",
+    "processes": "processes",
+}
+
+
 class Idle(Workload):
     name = "idle"
     title = "A pool that has worked and has nothing to do"
-    metrics = {  # noqa: RUF012
-        "cpu_percent": "CPU % of all its processes",
-        "wakes": "wake-ups/s, all",
-        "most_wakes": "wake-ups/s, the busiest process",
-        "processes": "processes",
-    }
+    metrics = _IDLE
     higher = False
     together = True
 

@@ -9,11 +9,13 @@ from benchmarks.rivals import RIVALS, Rival
 from benchmarks.sizes import Sizes
 from benchmarks.workloads.base import Workload, started
 
+_LAZY = {"peak_mib": "peak growth MiB", "mib": "growth MiB", "rate": "tasks/s"}
+
 
 class Lazy(Workload):
     name = "lazy"
     title = "Inputs from a generator, results dropped at once: growth of the client's memory"
-    metrics = {"peak_mib": "peak growth MiB", "mib": "growth MiB", "rate": "tasks/s"}  # noqa: RUF012
+    metrics = _LAZY
     higher = False
 
     def cases(self, sizes: Sizes) -> list[str]:
@@ -51,7 +53,7 @@ def _lazily(rival: Rival, case: str, items: Iterator[int], n: int) -> Iterable[A
     if rival.name == "mpire" and ordered:
         return rival.pool.imap(fn, items, iterable_len=n)  # type: ignore[attr-defined,no-any-return]
     if rival.name == "joblib":
-        from joblib import Parallel, delayed
+        from joblib import Parallel, delayed  # type: ignore[import-untyped]
 
         kind = "generator" if ordered else "generator_unordered"
         return Parallel(n_jobs=2, batch_size="auto", return_as=kind)(delayed(fn)(k) for k in items)  # type: ignore[no-any-return]

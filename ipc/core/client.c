@@ -152,7 +152,8 @@ unsigned ipc_flush_wakes(struct ipc_client *c) {
     uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
     if (head >= c->tail) return 0;
     uint64_t ready = c->tail - head, spinning = ipc_count_bits(h->spinners, c->s->slots);
-    if (ready <= spinning || ipc_count_bits(h->sleepers, c->s->slots) == 0) return 0;
+    uint32_t sleepers = ipc_count_bits(h->sleepers, c->s->slots), awake = c->s->slots - sleepers;
+    if (ready <= spinning || sleepers == 0) return 0;
     uint64_t most = ready - spinning;
     if (atomic_load_explicit(&h->guard, memory_order_seq_cst)) {
         uint64_t now = ipc_now(), ns = now - c->judged_at, moved = head - c->judged_head;
@@ -161,6 +162,9 @@ unsigned ipc_flush_wakes(struct ipc_client *c) {
         c->judged_head = head;
         if (moved && ready * ns <= moved * BACKLOG_NS) return 0;
         if (moved && most > ready * ns / (moved * BACKLOG_NS)) most = ready * ns / (moved * BACKLOG_NS);
+        /* Beyond the cores more workers make nothing faster unless tasks block, and then the guard wakes them all. */
+        uint64_t useful = awake < c->s->cores ? c->s->cores - awake : 1;
+        if (most > useful) most = useful;
     }
     return ipc_wake_workers(c->s, most);
 }

@@ -12,7 +12,7 @@
 
 #define ROWS 6u
 #define UNITS 24u
-#define LONG (4 * SECOND) /* nobody may need that long: reaching it is a lost wake-up */
+#define LONG (3 * SECOND) /* nobody may need that long: reaching it is a lost wake-up */
 
 static struct ipc_segment S;
 static struct driver D;

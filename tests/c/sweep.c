@@ -65,7 +65,7 @@ __attribute__((noinline)) static int swept(struct ipc_worker *w, const struct jo
     int code = ipc_claim(w);
     if (scene->sleeps && code == IPC_EMPTY) {
         w->worked = scene->guard;
-        if ((code = ipc_worker_wait(w, 0, 3 * SECOND)) < 0) return code;
+        if ((code = ipc_worker_wait(w, 0, 3 * SECOND / 2)) < 0) return code;
         code = ipc_claim(w);
     }
     if (code < 0) return code;
@@ -310,7 +310,7 @@ static void condemned_at(pid_t pid, int within) {
 static void published_at(pid_t pid, int within) {
     if (driver_live(&D) == 0) publish_the_job();
     uint64_t start = ipc_now();
-    CHECK(let_it_end(pid, within) == 0 && ipc_now() - start < 2 * SECOND, "a task published at this moment is not slept over");
+    CHECK(let_it_end(pid, within) == 0 && ipc_now() - start < SECOND, "a task published at this moment is not slept over");
     CHECK(driver_collect(&D) == 1, "and done");
 }
 

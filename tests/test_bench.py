@@ -1,0 +1,125 @@
+"""The harness of the benchmarks: tiny runs, whose figures mean nothing, give whole and consistent results."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report, rivals, suite, targets
+from benchmarks.processes import Meter
+from benchmarks.sizes import QUICK, TINY
+from benchmarks.stats import percentile, summary
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).parent.parent
+RIVAL = "multiprocessing"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    file = tmp_path_factory.mktemp("bench") / "results.json"
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "--tiny",
+        "--only",
+        "noop,futures,round_trip,start_up,idle",
+    ]
+    done = subprocess.run([*command, "--rivals", RIVAL, "--runs", "2", "--json", file], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"# Results" in done.stdout
+    return dict(json.loads(file.read_text()))
+
+
+def test_every_workload_has_every_case_rival_metric_and_run(results: dict[str, Any]) -> None:
+    for name, measured in results["workloads"].items():
+        workload = WORKLOADS[name]
+        assert list(measured["cases"]) == workload.cases(TINY)
+        for case in measured["cases"].values():
+            assert set(case["rivals"]) == {"pool", RIVAL} & set(workload.rivals(TINY))
+            for values in case["rivals"].values():
+                assert "failed" not in values
+                assert set(workload.metrics) <= set(values)
+                for value in values.values():
+                    assert len(value["runs"]) == 2
+                    assert value["min"] <= value["median"] <= value["max"]
+                    assert all(math.isfinite(run) and run >= 0 for run in value["runs"])
+
+
+def test_ratios_are_made_within_runs(results: dict[str, Any]) -> None:
+    case = results["workloads"]["noop"]["cases"][""]
+    ours, theirs = case["rivals"]["pool"]["rate"]["runs"], case["rivals"][RIVAL]["rate"]["runs"]
+    assert case["ratios"]["rate"][RIVAL]["runs"] == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def test_the_machine_is_described(results: dict[str, Any]) -> None:
+    assert {"cpu", "cores", "kernel", "python", "versions", "commit", "load_average", "date"} <= set(results["machine"])
+
+
+def test_targets_are_judged_and_what_was_not_measured_says_so(results: dict[str, Any]) -> None:
+    told = {t["target"]: t for t in results["targets"]}
+    assert len(told) == len(targets.TARGETS)
+    assert told["no-op one by one: x multiprocessing.Pool"]["reached"] in (True, False)
+    assert told["no-op one by one: x ProcessPoolExecutor"]["reached"] is None
+    assert targets.judge(results) == results["targets"]
+
+
+def test_the_report_names_all(results: dict[str, Any]) -> None:
+    text = report.markdown(results)
+    for workload in results["workloads"].values():
+        assert workload["title"] in text
+    assert "not measured" in text
+
+
+@pytest.mark.parametrize(("name", "case"), [("wake", "20 µs, 2 workers"), ("late", "imap, 2 workers")])
+def test_workloads_for_ours_alone(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WORKLOADS[name], "cases", lambda sizes: [case])
+    measured = suite.run(TINY, [name], ["pool", RIVAL])["workloads"][name]
+    assert measured["not_asked"] == [RIVAL]
+    assert set(WORKLOADS[name].metrics) <= set(measured["cases"][case]["rivals"]["pool"])
+
+
+def test_a_rival_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rivals.RIVALS["mpire"], "module", "no_such_module")
+    results = suite.run(TINY, ["start_up"], ["mpire"])
+    assert results["workloads"]["start_up"]["cases"][""]["rivals"]["mpire"] == {"missing": "mpire is not installed"}
+    assert "mpire is not installed" in report.markdown(results)
+
+
+def test_a_measurement_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.suite.photos.prepare", lambda folder: None)  # none to make thumbnails of
+    results = suite.run(TINY, ["thumbnails"], [RIVAL])
+    assert "Error" in results["workloads"]["thumbnails"]["cases"][""]["rivals"][RIVAL]["failed"]
+    assert "Error" in report.markdown(results)
+
+
+def test_the_meter_counts_children_and_not_itself() -> None:
+    with Meter() as meter:
+        sum(range(3_000_000))
+    spent = next(iter(reversed(meter.spent.values())))
+    assert 0 < spent.cpu_ns / 1e9 <= meter.seconds * 1.1
+    assert meter.per_task(10)["tasks"] == 10
+
+
+def test_percentiles_and_summaries() -> None:
+    assert percentile(range(1, 101), 50) == 50
+    assert percentile(range(1, 101), 99) == 99
+    assert percentile([7.0], 99) == 7.0
+    assert summary([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "runs": [3.0, 1.0, 2.0]}
+
+
+def test_every_target_can_be_measured_by_a_quick_run() -> None:
+    """No target names a workload, a case, a metric or a rival that does not exist."""
+    some = {"median": 2.0}
+    measured = {}
+    for w in WORKLOADS.values():
+        names = w.rivals(QUICK)
+        values = {name: dict.fromkeys(w.metrics, some) for name in names}
+        ratios = {metric: {name: some for name in names if name != "pool"} for metric in w.metrics}
+        measured[w.name] = {"cases": {case: {"rivals": values, "ratios": ratios} for case in w.cases(QUICK)}}
+    assert all(t["value"] is not None for t in targets.judge({"workloads": measured}))
