@@ -7,7 +7,7 @@ and in `make_thumbnails`; the rest is input and print.
 """
 
 import argparse
-import importlib.util
+import itertools
 import os
 import sys
 import tempfile
@@ -16,12 +16,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
+from skimage import data_dir
 
 from pool import Failure, Pool
 from pool.cpus import available_cpus
 
-PHOTOS = ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png",
-          "motorcycle_right.png", "retina.jpg", "rocket.jpg"]  # fmt: skip
+PHOTOS = "astronaut.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg".split()
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # a progress line is overwritten on a terminal only
 Job = tuple[Path, Path, int]  # original, thumbnail, pixels
 
@@ -49,10 +49,9 @@ def with_progress(results: Iterable[object], total: int) -> Iterator[object]:
     """Pass the results on and show how many there were: ten times a second on a terminal, else every five seconds."""
     start = shown = time.monotonic()
     for count, result in enumerate(results, 1):
-        now = time.monotonic()
-        if now - shown > (0.1 if CLEAR else 5):
-            shown = now
-            line = f"{count:6} of {total} photos, {count / (now - start):.0f} a second"
+        if time.monotonic() - shown > (0.1 if CLEAR else 5):
+            shown = time.monotonic()
+            line = f"{count:6} of {total} photos, {count / (shown - start):.0f} a second"
             print(CLEAR + line, end="" if CLEAR else "\n", flush=True)
         yield result
     print(CLEAR, end="", flush=True)
@@ -60,17 +59,14 @@ def with_progress(results: Iterable[object], total: int) -> Iterator[object]:
 
 def make_jobs(count: int, folder: str, out: Path, size: int, broken: bool) -> list[Job]:
     """Write the enlarged photos into the folder, and name `count` thumbnails of them."""
-    package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        sys.exit("scikit-image, where the photos come from, is not installed: pip install '.[examples]'")
-    originals = []
-    for name in PHOTOS:
-        with Image.open(Path(package.origin).parent / "data" / name) as photo:
+    originals = [Path(folder, name).with_suffix(".jpg") for name in PHOTOS]
+    for name, original in zip(PHOTOS, originals, strict=True):
+        with Image.open(Path(data_dir, name)) as photo:
             scale = 2000 / max(photo.size)
             large = photo.convert("RGB").resize([round(side * scale) for side in photo.size])
-        originals.append(Path(folder, name).with_suffix(".jpg"))
-        large.save(originals[-1], quality=92)
-    jobs = [(originals[k % len(PHOTOS)], out / f"{k:05}-{originals[k % len(PHOTOS)].name}", size) for k in range(count)]
+        large.save(original, quality=92)
+    some = itertools.islice(itertools.cycle(originals), count)
+    jobs = [(original, out / f"{k:05}-{original.name}", size) for k, original in enumerate(some)]
     if broken:
         half = Path(folder, "broken.jpg")
         half.write_bytes(originals[0].read_bytes()[:50_000])
@@ -86,12 +82,16 @@ def seconds_on_one_core(jobs: list[Job], folder: str) -> float:
     return (time.perf_counter() - start) / len(jobs)
 
 
+def count_made(jobs: list[Job]) -> int:
+    return sum(target.exists() for _, target, _ in jobs)
+
+
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make thumbnails of photos with a pool of worker processes.")
     parser.add_argument("--photos", type=int, default=400, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=available_cpus(), metavar="N", help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: a new temporary folder, kept)")
-    parser.add_argument("--size", type=int, default=256, metavar="PIXELS", help="longer side (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=256, metavar="N", help="pixels, longer side (default: %(default)s)")
     parser.add_argument("--on-error", choices=("return", "skip", "raise"), default="return", help="a bad photo is "
                         "listed at the end, only counted, or ends everything (default: %(default)s)")  # fmt: skip
     parser.add_argument("--broken", action="store_true", help="add a photo that is cut off in the middle")
@@ -102,27 +102,29 @@ def main() -> int:
     options = parse_options()
     out = options.out or Path(tempfile.mkdtemp(prefix="thumbnails-"))
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = make_jobs(options.photos, folder, out, options.size, options.broken)
-        alone = seconds_on_one_core([job for job in jobs if job[0].name != "broken.jpg"][:24], folder)
-        print(f"this is process {os.getpid()}; kill -9 one of the workers and see", flush=True)
-        start = time.perf_counter()
-        try:
+    jobs: list[Job] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            jobs = make_jobs(options.photos, folder, out, options.size, options.broken)
+            sample = [job for job in jobs if job[0].name != "broken.jpg"][:28]
+            alone = seconds_on_one_core(sample, folder)
+            print(f"this is process {os.getpid()}; kill -9 one of its workers and see", flush=True)
+            start = time.perf_counter()
             with Pool(options.workers, initializer=introduce_worker) as pool:
                 failures = make_thumbnails(pool, jobs, options.on_error)
                 seconds = time.perf_counter() - start
-        except KeyboardInterrupt:
-            print(f"{CLEAR}interrupted; {len(list(out.glob('[!.]*.jpg')))} of {len(jobs)} thumbnails are in {out}")
-            return 130
-        except Exception as error:  # only with --on-error raise
-            print(f"{CLEAR}ended by the first failure: {error}")
-            return 1
-    made = sum(target.exists() for _, target, _ in jobs)
-    print(f"{made} of {len(jobs)} photos in {seconds:.1f} s: {made / seconds:.0f} photos/s, "
-          f"{made * alone / seconds:.2f} times as fast as one core")  # fmt: skip
-    print(f"one core   {alone * 1000:.0f} ms a photo: the first {min(24, len(jobs))}, in this process before the start")
-    print(f"workers    {options.workers}, crashes survived: {pool.crashes}")
-    print(f"files      {out}")
+    except KeyboardInterrupt:
+        print(f"{CLEAR}interrupted: {count_made(jobs)} of {len(jobs)} thumbnails are in {out}")
+        return 130
+    except Exception as error:  # with --on-error raise
+        print(f"{CLEAR}ended by the first failure: {error}")
+        return 1
+    made = count_made(jobs)
+    print(f"""{made} of {len(jobs)} photos in {seconds:.1f} s
+speed      {made / seconds:.0f} photos/s, {made * alone / seconds:.2f} times as fast as one core
+one core   {1 / alone:.0f} photos/s: {len(sample)} of them, in this process, before the workers started
+workers    {options.workers}, crashes survived: {pool.crashes}
+files      {out}""")
     for failure in failures:
         print(f"failed     {failure.item[0].name}: {failure.error}")
     return 0 if made == len(jobs) else 1

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["UNKNOWN_STATUS", "children_of", "has_exited", "kill_group", "open_pidfd", "reap", "session_members"]
+__all__ = ["UNKNOWN_STATUS", "children_of", "group_is_empty", "has_exited", "kill_group", "open_pidfd", "reap", "session_members"]
 
 UNKNOWN_STATUS: Final = 1 << 16
 """What `reap` returns for a child that somebody else has waited for: status 0 with a bit that no wait status has.
@@ -48,6 +48,17 @@ def kill_group(pid: int) -> None:
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
+
+
+def group_is_empty(pgid: int) -> bool:
+    """Whether nobody is left in a process group, not even a zombie. Ask after its leader was waited for."""
+    try:
+        os.killpg(pgid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody of another user's
+        return False
+    return False
 
 
 def has_exited(pid: int) -> bool:

@@ -379,7 +379,10 @@ class Client(Waiting):
                 )
             )
             return
-        _core.idle_scan(self.segment)
+        try:
+            _core.idle_scan(self.segment)
+        except _core.Damaged as damage:
+            self._replace_segment(damage)
 
     def _replace_segment(self, damage: BaseException) -> None:
         """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
@@ -424,7 +427,7 @@ class Client(Waiting):
             state, _, _, _, word = _core.row_word(self.segment, sink.row)
             if state != _core.RUNNING or not _core.condemn(self.segment, sink.row, word):
                 return False
-            self._command(monitor.KILL_ONE + monitor.KILL.pack(sink.row, word & ~7 | _core.CONDEMNED))
+            self._command(monitor.LOOK)
             return True
 
     def drop(self, sink: Any) -> None:

@@ -153,7 +153,7 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
         type_name, reason = loads(data)
         return ResultNotPicklable(task=task, type_name=type_name, reason=reason)
     if kind == TOO_LARGE:
-        return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room)
+        return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room // 2)
     inner, name, message, trace = loads(data)
     error: BaseException | None = None
     if inner is not None:

@@ -253,6 +253,11 @@ class Pool(_Calls):
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return _keep_alive(self, iterator)
 
+    @property
+    def crashes(self) -> int:
+        """Tasks whose worker died while it ran them, since the start; with those that were then run again."""
+        return self._client.crashes
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take nothing more; what was accepted finishes. ``wait``: return when it has and the workers are gone; else
         that happens behind the scenes, at the latest at interpreter exit. ``cancel_futures``: what has not started is

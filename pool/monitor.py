@@ -3,7 +3,7 @@
 ::
 
     client pidfd / socket EOF ──▶ the client is gone: kill everything, exit
-    commands (socket)         ──▶ stop · kill all · kill one · look at the deadlines
+    commands (socket)         ──▶ stop · kill all · look at deadlines and condemned rows
     worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
     timers                    ──▶ deadlines · the SIGKILL after a stack dump · restarts that wait
 
@@ -30,9 +30,9 @@ from pool import output, worker
 from pool.restart import Restarts
 from pool.worker import WorkerOptions
 
-STOP, KILL_ALL, KILL_ONE, LOOK = b"S", b"K", b"k", b"L"
-"""Commands of the client. KILL_ONE is followed by a packed KILL."""
-KILL = struct.Struct("<IQ")  # row, the condemned word
+STOP, KILL_ALL, LOOK = b"S", b"K", b"L"
+"""Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the socket
+full need not be sent: what is in there is read later, and then the monitor looks."""
 NOTICE, FAILED = b"n", b"f"
 """Messages to the client: a dead worker's log (after a packed WHO), and why the pool cannot start workers."""
 WHO = struct.Struct("<II")  # slot, generation
@@ -40,6 +40,7 @@ WHO = struct.Struct("<II")  # slot, generation
 _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond
 _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
+_GROUP_SECONDS = 1.0  # how long a killed process group may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -61,6 +62,8 @@ class _Worker:
         self.pidfd: int | None = None
         self.reason = _core.DIED
         self.kill_at: float | None = None
+        self.status: int | None = None  # it was waited for; its process group may not be empty yet
+        self.settle_by = 0.0  # wait no longer than that for the group
         self.fork_at: float | None = 0.0
         self.log = os.memfd_create(f"pool-log-{slot}")
         self.outputs = os.memfd_create(f"pool-outputs-{slot}")
@@ -126,6 +129,8 @@ class Monitor:
                     process.kill_group(w.pid)
                 else:
                     waits.append(w.kill_at - now)
+            if w.status is not None:
+                waits.append(0.001)  # SIGCHLD tells only of those in its group who come to us
             if w.pid == 0 and w.fork_at is not None and self._stop_by is None:
                 waits.append(self._restart(w, now))
         if self._stop_by is not None:
@@ -150,14 +155,16 @@ class Monitor:
         timer at all), and the client has to send LOOK."""
         idle = self._quiet_since is not None and now - self._quiet_since > _QUIET_SECONDS
         armed, wait, expired = _core.deadlines(self._segment, idle)
+        condemned = False
         for slot, generation, row, _, word, _ in expired:
             w = self._workers[slot]
-            if w.generation == generation and w.pid and _core.condemn(self._segment, row, word):
+            if w.generation == generation and w.pid and w.status is None and _core.condemn(self._segment, row, word):
+                condemned = True
                 w.reason = _core.DEADLINE
                 w.kill_at = now + _DUMP_SECONDS
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(w.pid, worker.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
-        if expired:
+        if condemned:
             return 0.0
         if armed:
             self._quiet_since = None
@@ -177,6 +184,8 @@ class Monitor:
                 self._reap_strangers()
             elif fd == self._commands.fileno():
                 self._command()
+        if any(w.status is not None for w in self._workers):
+            self._reap_strangers()  # a zombie counts as one of the group
         for w in self._workers:  # covers pidfds, SIGCHLD where there are none, and both at once
             if w.pid:
                 self._reap(w)
@@ -188,31 +197,24 @@ class Monitor:
             return
         except OSError:
             message = b""
-        kind, body = message[:1], message[1:]
-        if kind in (b"", KILL_ALL):  # end of file: the client is gone
+        if message in (b"", KILL_ALL):  # end of file: the client is gone
             raise SystemExit
-        if kind == STOP and self._stop_by is None:
+        if message == STOP and self._stop_by is None:
             _core.stop_workers(self._segment)
             self._stop_by = time.monotonic() + _STOP_SECONDS
-        elif kind == KILL_ONE:
-            self._kill_condemned(*KILL.unpack(body))
-        elif kind == LOOK:
+        elif message == LOOK:
             self._quiet_since = None
+            self._kill_condemned()
 
-    def _kill_condemned(self, row: int, word: int) -> None:
-        """Kill the runner of a row that the client has condemned, and only if the row still says so."""
-        state, slot, generation, _, now = _core.row_word(self._segment, row)
-        w = self._workers[slot] if slot < len(self._workers) else None
-        if (
-            w is None
-            or state != _core.CONDEMNED
-            or now != word
-            or generation != w.generation & _core.GENERATION_MASK
-            or not w.pid
-        ):
-            return
-        w.reason = _core.KILLED
-        process.kill_group(w.pid)
+    def _kill_condemned(self) -> None:
+        """Kill the workers whose rows the client has condemned, and only those whose rows still say so."""
+        for w in self._workers:
+            if not w.pid or w.status is not None or w.reason != _core.DIED:
+                continue  # nobody there, or its death is on its way
+            running = _core.running(self._segment, w.slot)  # of this generation
+            if running is not None and _core.row_word(self._segment, running[2])[0] == _core.CONDEMNED:
+                w.reason = _core.KILLED
+                process.kill_group(w.pid)
 
     # ---- life and death of workers
 
@@ -249,16 +251,12 @@ class Monitor:
                 os.close(w.outputs)
 
     def _reap(self, w: _Worker) -> None:
-        """If the worker is dead: everything that a death calls for, in the order of DESIGN.md."""
-        if not process.has_exited(w.pid):
+        """If the worker is dead, and all of its group: everything that a death calls for, in the order of DESIGN.md."""
+        if w.status is None and not self._wait_for_leader(w):
             return
-        process.kill_group(w.pid)  # before waiting: as long as the leader is a zombie the group number is ours
-        status = process.reap(w.pid)
-        if status is None:
+        # Not before the group is gone: what the task had started must not run beside the task's next attempt.
+        if not process.group_is_empty(w.pid) and time.monotonic() < w.settle_by:
             return
-        if w.pidfd is not None:
-            self._poll.unregister(w.pidfd)
-            os.close(w.pidfd)
         for other in self._workers:
             if other.pid and _core.slot_info(self._segment, other.slot)["phase"] != _core.STARTING:
                 self._restarts.ready(other.slot)
@@ -269,7 +267,8 @@ class Monitor:
         if log and w.reason != _core.KILLED:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
         output.remove_unfinished(w.outputs, w.pid)
-        pid, w.pid, w.pidfd, w.kill_at = w.pid, 0, None, None
+        pid, status = w.pid, w.status
+        w.pid, w.status = 0, None
         if self._stop_by is None:
             now = time.monotonic()
             w.fork_at = now + self._restarts.died(w.slot, now)
@@ -278,6 +277,22 @@ class Monitor:
                 raise SystemExit
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason)
         w.generation += 1
+
+    def _wait_for_leader(self, w: _Worker) -> bool:
+        """Whether the worker itself is dead now. From here on its number is no longer ours to send signals to."""
+        if not process.has_exited(w.pid):
+            return False
+        process.kill_group(w.pid)  # before waiting: as long as the leader is a zombie the group number is ours
+        w.status = process.reap(w.pid)
+        if w.status is None:
+            return False
+        w.kill_at = None
+        w.settle_by = time.monotonic() + _GROUP_SECONDS
+        if w.pidfd is not None:
+            self._poll.unregister(w.pidfd)
+            os.close(w.pidfd)
+            w.pidfd = None
+        return True
 
     def _tell(self, message: bytes) -> None:
         """Before the death record, so that a client that settles the death has the text. Never blocks: the text may be
@@ -300,7 +315,7 @@ class Monitor:
     def _kill_everything(self) -> None:
         """All workers with their groups, then all that was orphaned to us, until nobody is left."""
         for w in self._workers:
-            if w.pid:
+            if w.pid and w.status is None:
                 process.kill_group(w.pid)
         while True:
             for pid in process.children_of(self._pid):

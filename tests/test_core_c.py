@@ -12,8 +12,15 @@ import pytest
 
 HERE = Path(__file__).parent / "c"
 CORE = HERE.parent.parent / "ipc" / "core"
-STEPS = sorted({step for source in CORE.glob("*.c") for step in re.findall(r'IPC_POINT\("([^"]+)"\)', source.read_text())})
-SANITIZERS = {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0", "PATH": "/usr/local/bin:/usr/bin:/bin"}
+Misses = dict[str, Future[str | None]]
+STEPS = sorted(
+    {step for source in CORE.glob("*.c") for step in re.findall(r'IPC_POINT\("([^"]+)"\)', source.read_text())}
+)
+SANITIZERS = {
+    "TSAN_OPTIONS": "halt_on_error=1",
+    "ASAN_OPTIONS": "detect_leaks=0",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+}
 
 
 def build(core: Path, out: Path, program: str, *options: str) -> Path:
@@ -70,217 +77,401 @@ class Planted(NamedTuple):
 
 PLANTED = [
     Planted(
-        "tail stored with release only: store buffering", "client.c",
-        [("atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst)",
-          "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_release)")],
-        "litmus", "-t 10 tail",
+        "tail stored with release only: store buffering",
+        "client.c",
+        [
+            (
+                "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst)",
+                "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_release)",
+            )
+        ],
+        "litmus",
+        "-t 10 tail",
     ),
     Planted(
-        "client_asleep stored with release only: store buffering", "client.c",
-        [("atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst)",
-          "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_release)")],
-        "litmus", "-t 10 asleep",
+        "client_asleep stored with release only: store buffering",
+        "client.c",
+        [
+            (
+                "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst)",
+                "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_release)",
+            )
+        ],
+        "litmus",
+        "-t 10 asleep",
     ),
     Planted(
-        "wake before publish: sleepers looked at before tail is stored", "client.c",
-        [("static void enter(struct ipc_client *c, uint32_t row) {\n",
-          "static unsigned before;\nstatic void enter(struct ipc_client *c, uint32_t row) {\n"
-          "    before = ipc_count_bits(c->s->header->sleepers, c->s->slots);\n"),
-         ("if (ipc_count_bits(h->sleepers, s->slots) == s->slots)", "if (before == s->slots)"),
-         ("ipc_count_bits(h->sleepers, c->s->slots) == 0) return 0;", "before == 0) return 0;")],
-        "litmus", "-t 10 tail",
+        "wake before publish: sleepers looked at before tail is stored",
+        "client.c",
+        [
+            (
+                "static void enter(struct ipc_client *c, uint32_t row) {\n",
+                "static unsigned before;\nstatic void enter(struct ipc_client *c, uint32_t row) {\n"
+                "    before = ipc_count_bits(c->s->header->sleepers, c->s->slots);\n",
+            ),
+            ("if (ipc_count_bits(h->sleepers, s->slots) == s->slots)", "if (before == s->slots)"),
+            ("if (ready <= spinning || sleepers == 0) return 0;", "if (ready <= spinning || before == 0) return 0;"),
+        ],
+        "litmus",
+        "-t 10 tail",
     ),
     Planted(
-        "done bit trusted", "client.c",
+        "done bit trusted",
+        "client.c",
         [("if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;", "return (int)row;")],
         "steps",
     ),
     Planted(
-        "done bit trusted, met by a death between the two hints", "client.c",
-        [("if (row >= c->s->rows || !c->published[row]) continue;", "if (row >= c->s->rows) continue;"),
-         ("if (ipc_word_seq(word) != c->seq[row]) continue;", ""),
-         ("if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;", "return (int)row;")],
-        "failpoints", "complete:hinted",
+        "done bit trusted, met by a death between the two hints",
+        "client.c",
+        [
+            ("if (row >= c->s->rows || !c->published[row]) continue;", "if (row >= c->s->rows) continue;"),
+            ("if (ipc_word_seq(word) != c->seq[row]) continue;", ""),
+            ("if (ipc_word_state(word) == IPC_DONE || ipc_offers(c, row)) return (int)row;", "return (int)row;"),
+        ],
+        "failpoints",
+        "complete:hinted",
     ),
     Planted(
-        "claim ignores the sequence of the entry", "worker.c",
-        [("ipc_word(IPC_READY, 0, 0, seq, 0);",
-          "(seq = ipc_word_seq(atomic_load(&s->row[row].word)), ipc_word(IPC_READY, 0, 0, seq, 0));")],
+        "claim ignores the sequence of the entry",
+        "worker.c",
+        [
+            (
+                "ipc_word(IPC_READY, 0, 0, seq, 0);",
+                "(seq = ipc_word_seq(atomic_load(&s->row[row].word)), ipc_word(IPC_READY, 0, 0, seq, 0));",
+            )
+        ],
         "steps",
     ),
     Planted(
-        "sequence not advanced: a word comes back", "client.c",
+        "sequence not advanced: a word comes back",
+        "client.c",
         [("(c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS)", "c->seq[row]")],
         "steps",
     ),
     Planted(
-        "completion by a store, not a compare-and-swap", "worker.c",
-        [("if (!atomic_compare_exchange_strong_explicit(&w->s->row[w->row].word, &from, to, memory_order_acq_rel, "
-          "memory_order_acquire)) return IPC_LOST;",
-          "(void)from; atomic_store_explicit(&w->s->row[w->row].word, to, memory_order_release);")],
-        "sweep", "small",
+        "completion by a store, not a compare-and-swap",
+        "worker.c",
+        [
+            (
+                "if (!atomic_compare_exchange_strong_explicit(&w->s->row[w->row].word, &from, to, "
+                "memory_order_acq_rel, "
+                "memory_order_acquire)) return IPC_LOST;",
+                "(void)from; atomic_store_explicit(&w->s->row[w->row].word, to, memory_order_release);",
+            )
+        ],
+        "sweep",
+        "small",
     ),
     Planted(
-        "condemnation by a store, not a compare-and-swap", "client.c",
-        [("    return atomic_compare_exchange_strong_explicit(&s->row[row].word, &word, "
-          "ipc_word_with_state(word, IPC_CONDEMNED), memory_order_acq_rel,\n"
-          "                                                   memory_order_acquire);",
-          "    return atomic_store(&s->row[row].word, ipc_word_with_state(word, IPC_CONDEMNED)), 1;")],
+        "condemnation by a store, not a compare-and-swap",
+        "client.c",
+        [
+            (
+                "    return atomic_compare_exchange_strong_explicit(&s->row[row].word, &word, "
+                "ipc_word_with_state(word, IPC_CONDEMNED), memory_order_acq_rel,\n"
+                "                                                   memory_order_acquire);",
+                "    return atomic_store(&s->row[row].word, ipc_word_with_state(word, IPC_CONDEMNED)), 1;",
+            )
+        ],
         "steps",
     ),
     Planted(
-        "a task that stores is condemned", "client.c",
+        "a task that stores is condemned",
+        "client.c",
         [("if (row >= s->rows || ipc_word_state(word) != IPC_RUNNING) return 0;", "if (row >= s->rows) return 0;")],
         "steps",
     ),
     Planted(
-        "row used again before head has passed its entry", "client.c",
-        [("static void put_row(struct ipc_client *c, uint32_t row) {\n    if (head_has_passed(c, row))",
-          "static void put_row(struct ipc_client *c, uint32_t row) {\n    if (1)")],
-        "threads", "-w 2 -t 5 cancels",
+        "row used again before head has passed its entry",
+        "client.c",
+        [
+            (
+                "static void put_row(struct ipc_client *c, uint32_t row) {\n    if (head_has_passed(c, row))",
+                "static void put_row(struct ipc_client *c, uint32_t row) {\n    if (1)",
+            )
+        ],
+        "threads",
+        "-w 2 -t 5 cancels",
     ),
     Planted(
-        "result_ref published before the copy", "worker.c",
-        [("        memcpy(area, w->area, w->used);\n        uint64_t old", "        uint64_t old"),
-         ("(uint64_t)unit << 32 | count, memory_order_release);\n",
-          "(uint64_t)unit << 32 | count, memory_order_release);\n        memcpy(area, w->area, w->used);\n")],
-        "sweep", "chunk",
+        "result_ref published before the copy",
+        "worker.c",
+        [
+            ("        memcpy(area, w->area, w->used);\n        uint64_t old", "        uint64_t old"),
+            (
+                "(uint64_t)unit << 32 | count, memory_order_release);\n",
+                "(uint64_t)unit << 32 | count, memory_order_release);\n        memcpy(area, w->area, w->used);\n",
+            ),
+        ],
+        "sweep",
+        "chunk",
     ),
     Planted(
-        "item committed before its frame is written", "worker.c",
-        [("    memcpy(w->area + w->used, &frame, IPC_FRAME);\n    memcpy(w->area + w->used + IPC_FRAME, data, length);\n", ""),
-         ("    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
-          "    memcpy(w->area + w->used - IPC_FRAME - length, &frame, IPC_FRAME);\n"
-          "    memcpy(w->area + w->used - length, data, length);\n"
-          "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete")],
-        "sweep", "chunk",
+        "item committed before its frame is written",
+        "worker.c",
+        [
+            (
+                "    memcpy(w->area + w->used, &frame, IPC_FRAME);\n    memcpy(w->area + w->used + IPC_FRAME, "
+                "data, length);\n",
+                "",
+            ),
+            (
+                "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
+                "    memcpy(w->area + w->used - IPC_FRAME - length, &frame, IPC_FRAME);\n"
+                "    memcpy(w->area + w->used - length, data, length);\n"
+                "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
+            ),
+        ],
+        "sweep",
+        "chunk",
     ),
     Planted(
-        "settlement ignores the generation", "client.c",
+        "settlement ignores the generation",
+        "client.c",
         [("if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue;", "")],
         "steps",
     ),
     Planted(
-        "settlement compares generations without their wrap", "client.c",
-        [("if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue;", "if (generation >= reaped) continue;"),
-         ("uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word);\n        if (state == IPC_READY",
-          "uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word) + 0;\n"
-          "        reaped &= (uint32_t)IPC_MASK(IPC_GENERATION_BITS);\n        if (state == IPC_READY")],
-        "threads", "-w 2 -t 5 condemns",
+        "settlement compares generations without their wrap",
+        "client.c",
+        [
+            ("if ((int16_t)(uint16_t)(generation - reaped) >= 0) continue;", "if (generation >= reaped) continue;"),
+            (
+                "uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word);\n        if "
+                "(state == IPC_READY",
+                "uint32_t state = ipc_word_state(word), generation = ipc_word_generation(word) + 0;\n"
+                "        reaped &= (uint32_t)IPC_MASK(IPC_GENERATION_BITS);\n        if (state == IPC_READY",
+            ),
+        ],
+        "threads",
+        "-w 2 -t 5 condemns",
     ),
     Planted(
-        "settlement does not look for DONE without a hint", "client.c",
-        [("            c->swept[row / 64] |= UINT64_C(1) << (row & 63);\n"
-          "            c->swept_summary |= UINT64_C(1) << (row / 64);\n            continue;", "            continue;")],
-        "failpoints", "complete:done",
+        "settlement does not look for DONE without a hint",
+        "client.c",
+        [
+            (
+                "            c->swept[row / 64] |= UINT64_C(1) << (row & 63);\n"
+                "            c->swept_summary |= UINT64_C(1) << (row / 64);\n            continue;",
+                "            continue;",
+            )
+        ],
+        "failpoints",
+        "complete:done",
     ),
     Planted(
-        "head advanced only by who has claimed", "worker.c",
-        [("int moved = atomic_compare_exchange_strong_explicit", "int moved = claimed && atomic_compare_exchange_strong_explicit")],
-        "failpoints", "claim:owned",
+        "head advanced only by who has claimed",
+        "worker.c",
+        [
+            (
+                "int moved = atomic_compare_exchange_strong_explicit",
+                "int moved = claimed && atomic_compare_exchange_strong_explicit",
+            )
+        ],
+        "failpoints",
+        "claim:owned",
     ),
     Planted(
-        "head advanced before the claim", "worker.c",
-        [("        int claimed = 0;\n        if (row < s->rows) {",
-          "        int claimed = 0;\n        uint64_t before = head;\n"
-          "        if (!atomic_compare_exchange_strong(&h->head, &before, head + 1)) continue;\n        if (row < s->rows) {")],
-        "sweep", "small",
+        "head advanced before the claim",
+        "worker.c",
+        [
+            (
+                "        int claimed = 0;\n        if (row < s->rows) {",
+                "        int claimed = 0;\n        uint64_t before = head;\n"
+                "        if (!atomic_compare_exchange_strong(&h->head, &before, head + 1)) continue;\n        "
+                "if (row < s->rows) {",
+            )
+        ],
+        "sweep",
+        "small",
     ),
     Planted(
-        "owner written after the claim", "worker.c",
-        [("memory_order_acq_rel, memory_order_acquire);\n            IPC_POINT(\"claim:owned\");",
-          "memory_order_acq_rel, memory_order_acquire);\n"
-          "            if (claimed) atomic_store(&s->row[row].word, ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0));\n"
-          "            IPC_POINT(\"claim:owned\");"),
-         ("w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);", "w->word = ipc_word(IPC_RUNNING, 7, 0, seq, 0);"),
-         ("        w->worked = 1;\n        struct ipc_row",
-          "        w->worked = 1;\n        w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);\n        struct ipc_row")],
-        "sweep", "small",
+        "owner written after the claim",
+        "worker.c",
+        [
+            (
+                'memory_order_acq_rel, memory_order_acquire);\n            IPC_POINT("claim:owned");',
+                "memory_order_acq_rel, memory_order_acquire);\n"
+                "            if (claimed) atomic_store(&s->row[row].word, ipc_word(IPC_RUNNING, w->slot, "
+                "w->generation, seq, 0));\n"
+                '            IPC_POINT("claim:owned");',
+            ),
+            (
+                "w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);",
+                "w->word = ipc_word(IPC_RUNNING, 7, 0, seq, 0);",
+            ),
+            (
+                "        w->worked = 1;\n        struct ipc_row",
+                "        w->worked = 1;\n        w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, "
+                "0);\n        struct ipc_row",
+            ),
+        ],
+        "sweep",
+        "small",
     ),
     Planted(
-        "units freed without a look at their owner", "units.c",
-        [("atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, 0, memory_order_release, memory_order_relaxed);",
-          "(void)mine, atomic_store_explicit(&s->owner[k], 0, memory_order_release);")],
+        "units freed without a look at their owner",
+        "units.c",
+        [
+            (
+                "atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, 0, memory_order_release, "
+                "memory_order_relaxed);",
+                "(void)mine, atomic_store_explicit(&s->owner[k], 0, memory_order_release);",
+            )
+        ],
         "steps",
     ),
     Planted(
-        "units that no reference names are kept", "client.c",
+        "units that no reference names are kept",
+        "client.c",
         [("if (state == IPC_STORING || state == IPC_CONDEMNED) /*", "if (state == IPC_FREE) /*")],
-        "failpoints", "store:copied",
+        "failpoints",
+        "store:copied",
     ),
     Planted(
-        "hint before DONE", "worker.c",
-        [("    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n    if (code == 0) tell_client(w, row);\n",
-          "    tell_client(w, row);\n    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n")],
-        "sweep", "small",
+        "hint before DONE",
+        "worker.c",
+        [
+            (
+                "    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n    if (code == 0) "
+                "tell_client(w, row);\n",
+                "    tell_client(w, row);\n    int code = change(w, ipc_word_with_state(w->word, IPC_DONE));\n",
+            )
+        ],
+        "sweep",
+        "small",
     ),
     Planted(
-        "summary bit before the done bit", "worker.c",
-        [("    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);\n", ""),
-         ("    IPC_POINT(\"complete:summed\");\n",
-          "    IPC_POINT(\"complete:summed\");\n    atomic_fetch_or(&h->done[row / 64], UINT64_C(1) << (row & 63));\n")],
-        "threads", "-w 2 -t 5 sleep1",
+        "summary bit before the done bit",
+        "worker.c",
+        [
+            (
+                "    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);\n",
+                "",
+            ),
+            (
+                '    IPC_POINT("complete:summed");\n',
+                '    IPC_POINT("complete:summed");\n'
+                "    atomic_fetch_or(&h->done[row / 64], UINT64_C(1) << (row & 63));\n",
+            ),
+        ],
+        "steps",
     ),
     Planted(
-        "no second look after the sleeper bit", "worker.c",
-        [("    if (!ready(h)) {\n        atomic_store_explicit(&line->parks", "    {\n        atomic_store_explicit(&line->parks")],
-        "sweep", "sleep",
+        "no second look after the sleeper bit",
+        "worker.c",
+        [
+            (
+                "    if (!ready(h)) {\n        atomic_store_explicit(&line->parks",
+                "    {\n        atomic_store_explicit(&line->parks",
+            )
+        ],
+        "sweep",
+        "sleep",
     ),
     Planted(
-        "no second look after client_asleep", "client.c",
+        "no second look after client_asleep",
+        "client.c",
         [("int code = something_to_do(c) ? 0 : ipc_futex_wait", "int code = ipc_futex_wait")],
-        "litmus", "-t 10 asleep",
+        "litmus",
+        "-t 10 asleep",
     ),
     Planted(
-        "bell read after the sleeper bit", "worker.c",
-        [("    uint32_t seen = atomic_load_explicit(&line->bell, memory_order_seq_cst);\n", ""),
-         ("        code = sleep_marked(w, seen, timeout_ns);",
-          "        code = sleep_marked(w, atomic_load(&line->bell), timeout_ns);")],
-        "sweep", "sleep",
+        "bell read after the sleeper bit",
+        "worker.c",
+        [
+            ("    uint32_t seen = atomic_load_explicit(&line->bell, memory_order_seq_cst);\n", ""),
+            (
+                "        code = sleep_marked(w, seen, timeout_ns);",
+                "        code = sleep_marked(w, atomic_load(&line->bell), timeout_ns);",
+            ),
+        ],
+        "sweep",
+        "sleep",
     ),
     Planted(
-        "a guard that leaves wakes for one row only", "worker.c",
-        [("        ipc_wake_workers(s, UINT64_MAX);\n    }\n    return code;", "        ipc_wake_workers(s, 1);\n    }\n    return code;")],
-        "threads", "-w 2 -t 5 guard",
+        "a guard that leaves wakes for one row only",
+        "worker.c",
+        [
+            (
+                "        ipc_wake_workers(s, UINT64_MAX);\n    }\n    return code;",
+                "        ipc_wake_workers(s, 1);\n    }\n    return code;",
+            )
+        ],
+        "threads",
+        "-w 2 -t 5 guard",
     ),
     Planted(
-        "the flush wakes one worker for many rows", "client.c",
+        "the flush wakes one worker for many rows",
+        "client.c",
         [("uint64_t most = ready - spinning;", "uint64_t most = 1;")],
-        "threads", "-w 2 -t 5 sleep8",
+        "threads",
+        "-w 2 -t 5 sleep8",
     ),
     Planted(
-        "the monitor rings only who says that it sleeps", "monitor.c",
-        [("    ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);\n}\n\nint ipc_running",
-          "    if (atomic_load(&h->client_asleep)) ipc_ring_client(s);\n    ipc_wake_workers(s, UINT64_MAX);\n}\n\nint ipc_running")],
-        "failpoints", "wake:taken",
+        "the monitor rings only who says that it sleeps",
+        "monitor.c",
+        [
+            (
+                "    ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, "
+                "k);\n}\n\nint ipc_running",
+                "    if (atomic_load(&h->client_asleep)) ipc_ring_client(s);\n    ipc_wake_workers(s, "
+                "UINT64_MAX);\n}\n\nint ipc_running",
+            )
+        ],
+        "failpoints",
+        "wake:taken",
     ),
     Planted(
-        "the sleeper bit of the dead is left", "monitor.c",
+        "the sleeper bit of the dead is left",
+        "monitor.c",
         [("    atomic_fetch_and_explicit(&h->sleepers[slot >> 6], ~bit, memory_order_seq_cst);\n", "")],
-        "failpoints", "sleep:marked",
+        "failpoints",
+        "sleep:marked",
     ),
     Planted(
-        "a chunk takes new room while its offer is open", "worker.c",
+        "a chunk takes new room while its offer is open",
+        "worker.c",
         [("int64_t unit = w->offering ? IPC_NO_ROOM : ipc_units_take", "int64_t unit = ipc_units_take")],
-        "threads", "-w 2 -t 5 crowded",
+        "threads",
+        "-w 2 -t 5 crowded",
     ),
     Planted(
-        "READY published without release", "client.c",
-        [("atomic_store_explicit(&r->word, c->published[row], memory_order_release);",
-          "atomic_store_explicit(&r->word, c->published[row], memory_order_relaxed);"),
-         ("atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);",
-          "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_relaxed);")],
-        "threads.tsan", "-w 5 -t 5 small",
+        "READY published without release",
+        "client.c",
+        [
+            (
+                "atomic_store_explicit(&r->word, c->published[row], memory_order_release);",
+                "atomic_store_explicit(&r->word, c->published[row], memory_order_relaxed);",
+            ),
+            (
+                "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);",
+                "atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_relaxed);",
+            ),
+        ],
+        "threads.tsan",
+        "-w 5 -t 5 small",
     ),
     Planted(
-        "DONE published without release", "worker.c",
-        [("&from, to, memory_order_acq_rel, memory_order_acquire)) return IPC_LOST;",
-          "&from, to, memory_order_relaxed, memory_order_relaxed)) return IPC_LOST;"),
-         ("atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);",
-          "atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_relaxed);"),
-         ("atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_seq_cst);",
-          "atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_relaxed);")],
-        "threads.tsan", "-w 5 -t 5 small",
+        "DONE published without release",
+        "worker.c",
+        [
+            (
+                "&from, to, memory_order_acq_rel, memory_order_acquire)) return IPC_LOST;",
+                "&from, to, memory_order_relaxed, memory_order_relaxed)) return IPC_LOST;",
+            ),
+            (
+                "atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);",
+                "atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_relaxed);",
+            ),
+            (
+                "atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_seq_cst);",
+                "atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_relaxed);",
+            ),
+        ],
+        "threads.tsan",
+        "-w 5 -t 5 small",
     ),
 ]
 
@@ -304,14 +495,15 @@ def miss(bug: Planted, folder: Path) -> str | None:
 
 
 @pytest.fixture(scope="module")
-def misses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[str | None]]]:
-    """All selected bugs are tried side by side: most of them show as a standstill, whose watchdog needs time but no CPU."""
-    bugs = [item.callspec.params["bug"] for item in request.session.items if "misses" in getattr(item, "fixturenames", ())]
+def misses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Misses]:
+    """All selected bugs side by side: most of them show as a standstill, whose watchdog needs time but no CPU."""
+    chosen = [item for item in request.session.items if "misses" in getattr(item, "fixturenames", ())]
+    bugs: list[Planted] = [item.callspec.params["bug"] for item in chosen]  # type: ignore[attr-defined]
     with ThreadPoolExecutor(3) as threads:
         yield {bug.name: threads.submit(miss, bug, tmp_path_factory.mktemp("planted")) for bug in bugs}
 
 
 @pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_caught(bug: Planted, misses: dict[str, Future[str | None]]) -> None:
+def test_a_planted_bug_is_caught(bug: Planted, misses: Misses) -> None:
     missed = misses[bug.name].result()
     assert missed is None, missed

@@ -61,7 +61,7 @@ void ipc_ring_client(struct ipc_segment *s);                     /* unconditiona
 static inline uint64_t ipc_units_for(uint64_t length) { return (length + IPC_UNIT_SIZE - 1) / IPC_UNIT_SIZE; }
 int64_t ipc_units_take(struct ipc_segment *s, uint64_t count, uint64_t owner); /* first unit, or IPC_NO_ROOM, IPC_TOO_LARGE */
 int64_t ipc_units_take_in(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner); /* the same, in [first, end) */
-int ipc_units_could_fit(struct ipc_segment *s, uint64_t count, uint64_t owner); /* 0: not even if all other tasks gave their units back */
+int ipc_units_could_fit(struct ipc_segment *s, uint64_t count); /* 0: not even when all other results are drained */
 void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner);
 uint32_t ipc_units_free_all(struct ipc_segment *s, uint64_t owner); /* how many were still held */
 uint32_t ipc_units_used(struct ipc_segment *s);

@@ -15,12 +15,12 @@ void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64
 
 int64_t ipc_units_take(struct ipc_segment *s, uint64_t count, uint64_t owner) { return ipc_units_take_in(s, 0, s->units, count, owner); }
 
-int ipc_units_could_fit(struct ipc_segment *s, uint64_t count, uint64_t owner) {
+/* Whether a result of so many units fits when everything that can go has gone: other results are drained, functions stay, and arguments are not
+ * counted upon, for those of READY tasks stay while all workers wait for room. So: the upper half, beside the functions. */
+int ipc_units_could_fit(struct ipc_segment *s, uint64_t count) {
     uint64_t run = 0;
-    for (uint32_t k = 0; k < s->units && run < count; k++) {
-        uint64_t other = atomic_load_explicit(&s->owner[k], memory_order_relaxed);
-        run = other == owner || other == IPC_OWNER_FUNCTION ? 0 : run + 1;
-    }
+    for (uint32_t k = s->units / 2; k < s->units && run < count; k++)
+        run = atomic_load_explicit(&s->owner[k], memory_order_relaxed) == IPC_OWNER_FUNCTION ? 0 : run + 1;
     return run >= count;
 }
 

@@ -147,21 +147,13 @@ static void offer_items(struct ipc_worker *w) {
     w->offering = 0;
 }
 
-/* Our own arguments stay until the row ends, functions longer: what does not fit beside them never will. Earlier results can be drained. */
-static int never_fits(struct ipc_worker *w, uint64_t length) {
-    uint64_t count = ipc_units_for(length);
-    if (count > w->s->units) return 1;
-    return atomic_load_explicit(&w->s->row[w->row].result_ref, memory_order_relaxed) == 0 &&
-           !ipc_units_could_fit(w->s, count, ipc_owner(w->row, ipc_word_seq(w->word)));
-}
-
 /* Room for `length` more bytes of results (with their frame, in a chunk). Enters STORING: from here on no deadline, because waiting for room is
  * the pool's fault, not the task's. */
 static int grow(struct ipc_worker *w, uint64_t length) {
     struct ipc_segment *s = w->s;
     struct ipc_row *r = &s->row[w->row];
     uint64_t owner = ipc_owner(w->row, ipc_word_seq(w->word));
-    if (never_fits(w, length)) return IPC_TOO_LARGE;
+    if (!ipc_units_could_fit(s, ipc_units_for(length))) return IPC_TOO_LARGE;
     if (ipc_word_state(w->word) == IPC_RUNNING && change(w, ipc_word_with_state(w->word, IPC_STORING)) < 0) return IPC_LOST;
     for (;;) {
         uint64_t count = ipc_units_for(w->used + length);
@@ -171,7 +163,7 @@ static int grow(struct ipc_worker *w, uint64_t length) {
             if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
             offer_items(w);
             if (w->used + length <= w->room) return 0;
-            if (!w->offering && never_fits(w, length)) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
+            if (!w->offering && !ipc_units_could_fit(s, ipc_units_for(length))) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
             _Atomic uint32_t *bell = &s->slot[w->slot].bell;
             ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 1000000); /* no one rings for room: look again every 1 ms */
             continue;

@@ -250,6 +250,15 @@ static void a_sweep_between_the_two_hints_does_not_lose_the_row(void) {
     driver_collect(&D);
     CHECK(D.done == 1, "collected without any wait");
 }
+static void a_sweep_behind_the_summary_does_not_lose_the_row(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:summed", collect_now);
+    CHECK(work(&A, &desk) == 0 && act == NULL, "done");
+    driver_collect(&D);
+    CHECK(D.done == 1, "collected without any wait");
+}
 static void a_sweep_before_the_hints_does_not_lose_the_row(void) {
     begin(2, 4);
     publish(small);
@@ -434,7 +443,7 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_finished_task_is_never_condemned), TEST(a_condemnation_never_hits_the_next_use_of_a_row),
     TEST(a_condemnation_never_hits_the_next_item_of_a_chunk), TEST(a_task_that_stores_its_result_is_not_condemned),
     TEST(a_done_bit_is_a_hint_and_never_proof), TEST(a_sweep_between_the_two_hints_does_not_lose_the_row),
-    TEST(a_sweep_before_the_hints_does_not_lose_the_row), TEST(a_unit_of_another_owner_is_left_alone), TEST(a_run_lost_half_way_is_rolled_back),
+    TEST(a_sweep_before_the_hints_does_not_lose_the_row), TEST(a_sweep_behind_the_summary_does_not_lose_the_row), TEST(a_unit_of_another_owner_is_left_alone), TEST(a_run_lost_half_way_is_rolled_back),
     TEST(what_can_never_fit_is_refused_at_once), TEST(a_task_that_was_never_claimed_is_not_charged),
     TEST(a_settlement_leaves_the_living_successor_alone), TEST(a_settlement_leaves_other_slots_alone),
     TEST(a_finished_task_counts_although_its_worker_died_before_the_hint),
