@@ -1,27 +1,25 @@
-"""Thumbnails of many photos on all cores, with workers that may be killed at any time.
-
-    python examples/thumbnails.py --photos 2000     (or `make run`)
+"""Thumbnails of many photos on all cores, with workers that may be killed at any time: `make run`.
 
 The photos are those inside the scikit-image package, enlarged to 2000 pixels. What concerns the pool is in `thumbnail`
 and in `make_thumbnails`; the rest is input and print.
 """
 
 import argparse
-import itertools
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from itertools import cycle
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data_dir
 
 from pool import Failure, Pool
 from pool.cpus import available_cpus
 
-PHOTOS = "astronaut.png chelsea.png coffee.png hubble_deep_field.jpg motorcycle_left.png retina.jpg rocket.jpg".split()
+PHOTOS = ["astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg"]
 CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # a progress line is overwritten on a terminal only
 Job = tuple[Path, Path, int]  # original, thumbnail, pixels
 
@@ -29,8 +27,7 @@ Job = tuple[Path, Path, int]  # original, thumbnail, pixels
 def thumbnail(original: Path, target: Path, size: int) -> None:
     """The task: an ordinary function. It runs in a worker, and again if that is killed."""
     with Image.open(original) as photo:
-        scale = size / max(photo.size)
-        small = photo.resize([max(1, round(side * scale)) for side in photo.size], Image.Resampling.LANCZOS)
+        small = ImageOps.contain(photo, (size, size), Image.Resampling.LANCZOS)
     with Pool.output(target) as temporary:  # becomes `target` when the block is done: a killed worker leaves no half
         small.save(temporary, "JPEG")
 
@@ -62,11 +59,8 @@ def make_jobs(count: int, folder: str, out: Path, size: int, broken: bool) -> li
     originals = [Path(folder, name).with_suffix(".jpg") for name in PHOTOS]
     for name, original in zip(PHOTOS, originals, strict=True):
         with Image.open(Path(data_dir, name)) as photo:
-            scale = 2000 / max(photo.size)
-            large = photo.convert("RGB").resize([round(side * scale) for side in photo.size])
-        large.save(original, quality=92)
-    some = itertools.islice(itertools.cycle(originals), count)
-    jobs = [(original, out / f"{k:05}-{original.name}", size) for k, original in enumerate(some)]
+            ImageOps.contain(photo, (2000, 2000)).save(original, quality=92)
+    jobs = [(path, out / f"{k:05}-{path.name}", size) for k, path in zip(range(count), cycle(originals), strict=False)]
     if broken:
         half = Path(folder, "broken.jpg")
         half.write_bytes(originals[0].read_bytes()[:50_000])
@@ -106,7 +100,7 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             jobs = make_jobs(options.photos, folder, out, options.size, options.broken)
-            sample = [job for job in jobs if job[0].name != "broken.jpg"][:28]
+            sample = [job for job in jobs if job[0].name != "broken.jpg"][:24]
             alone = seconds_on_one_core(sample, folder)
             print(f"this is process {os.getpid()}; kill -9 one of its workers and see", flush=True)
             start = time.perf_counter()

@@ -11,7 +11,16 @@ import signal
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["UNKNOWN_STATUS", "children_of", "group_is_empty", "has_exited", "kill_group", "open_pidfd", "reap", "session_members"]
+__all__ = [
+    "UNKNOWN_STATUS",
+    "children_of",
+    "group_is_empty",
+    "has_exited",
+    "kill_group",
+    "open_pidfd",
+    "reap",
+    "session_members",
+]
 
 UNKNOWN_STATUS: Final = 1 << 16
 """What `reap` returns for a child that somebody else has waited for: status 0 with a bit that no wait status has.

@@ -31,13 +31,14 @@ from pool.restart import Restarts
 from pool.worker import WorkerOptions
 
 STOP, KILL_ALL, LOOK = b"S", b"K", b"L"
-"""Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the socket
-full need not be sent: what is in there is read later, and then the monitor looks."""
+"""Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
+socket full need not be sent: what is in there is read later, and then the monitor looks."""
 NOTICE, FAILED = b"n", b"f"
 """Messages to the client: a dead worker's log (after a packed WHO), and why the pool cannot start workers."""
 WHO = struct.Struct("<II")  # slot, generation
 
-_DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond
+_DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond,
+_DUMP_MOST = 0.06  # but on a busy machine the worker may not run for a while
 _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long a killed process group may take to be gone (a process can hang in the kernel)
@@ -61,7 +62,8 @@ class _Worker:
         self.pid = 0
         self.pidfd: int | None = None
         self.reason = _core.DIED
-        self.kill_at: float | None = None
+        self.kill_at: float | None = None  # when to look whether it has dumped its stack
+        self.kill_by = 0.0
         self.status: int | None = None  # it was waited for; its process group may not be empty yet
         self.settle_by = 0.0  # wait no longer than that for the group
         self.fork_at: float | None = 0.0
@@ -124,9 +126,11 @@ class Monitor:
         waits = [self._check_deadlines(now)]
         for w in self._workers:
             if w.kill_at is not None:
-                if w.kill_at <= now:
+                if w.kill_at <= now and (w.kill_by <= now or os.fstat(w.log).st_size):
                     w.kill_at = None
                     process.kill_group(w.pid)
+                elif w.kill_at <= now:
+                    waits.append(0.005)
                 else:
                     waits.append(w.kill_at - now)
             if w.status is not None:
@@ -161,7 +165,7 @@ class Monitor:
             if w.generation == generation and w.pid and w.status is None and _core.condemn(self._segment, row, word):
                 condemned = True
                 w.reason = _core.DEADLINE
-                w.kill_at = now + _DUMP_SECONDS
+                w.kill_at, w.kill_by = now + _DUMP_SECONDS, now + _DUMP_MOST
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(w.pid, worker.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
         if condemned:
@@ -225,14 +229,19 @@ class Monitor:
         w.fork_at = None
         _core.slot_begin(self._segment, w.slot, w.generation)
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, too little memory: a failed start like others
+            self._plan_restart(w, f"{type(error).__name__}: a worker cannot be forked: {error}")
+            return
         if pid == 0:
             self._close_for_worker(w)
             worker.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
         _core.slot_forked(self._segment, w.slot, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
         w.pid = pid
-        w.pidfd = process.open_pidfd(pid)
+        with contextlib.suppress(OSError):  # too many open files: SIGCHLD will tell
+            w.pidfd = process.open_pidfd(pid)
         if w.pidfd is not None:
             self._poll.register(w.pidfd, select.POLLIN)
 
@@ -257,6 +266,8 @@ class Monitor:
         # Not before the group is gone: what the task had started must not run beside the task's next attempt.
         if not process.group_is_empty(w.pid) and time.monotonic() < w.settle_by:
             return
+        pid, status = w.pid, w.status
+        assert status is not None
         for other in self._workers:
             if other.pid and _core.slot_info(self._segment, other.slot)["phase"] != _core.STARTING:
                 self._restarts.ready(other.slot)
@@ -267,16 +278,20 @@ class Monitor:
         if log and w.reason != _core.KILLED:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
         output.remove_unfinished(w.outputs, w.pid)
-        pid, status = w.pid, w.status
         w.pid, w.status = 0, None
-        if self._stop_by is None:
-            now = time.monotonic()
-            w.fork_at = now + self._restarts.died(w.slot, now)
-            if self._restarts.give_up is not None:
-                self._tell(FAILED + f"{self._restarts.give_up}\0{log}".encode())
-                raise SystemExit
+        self._plan_restart(w, log)
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason)
         w.generation += 1
+
+    def _plan_restart(self, w: _Worker, log: str) -> None:
+        """Its successor, at once or later, unless the pool stops or has failed too often; then ``log`` is the reason."""
+        if self._stop_by is not None:
+            return
+        now = time.monotonic()
+        w.fork_at = now + self._restarts.died(w.slot, now)
+        if self._restarts.give_up is not None:
+            self._tell(FAILED + f"{self._restarts.give_up}\0{log}".encode())
+            raise SystemExit
 
     def _wait_for_leader(self, w: _Worker) -> bool:
         """Whether the worker itself is dead now. From here on its number is no longer ours to send signals to."""
