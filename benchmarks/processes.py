@@ -43,12 +43,23 @@ def usage(pid: int) -> Usage:
     return Usage(time.clock_gettime_ns((~pid << 3) | 2), waits, preemptions)  # CPUCLOCK_SCHED of that process
 
 
+def machine_busy() -> float:
+    """Seconds that all cores together have worked since boot, for whomever, or were kept by the hypervisor."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class Meter:
-    """``with Meter() as meter: work()``; then the differences. Reading others' figures is not counted as work."""
+    """``with Meter() as meter: work()``; then the differences. Reading others' figures is not counted as work.
+
+    ``foreign`` is the percentage of the machine that others took meanwhile: what it leaves is what was measured.
+    """
 
     def __enter__(self) -> Meter:
         pids = family()
         self._before = {pid: usage(pid) for pid in reversed(pids)}  # this process last
+        self._busy = machine_busy()
         self._since = time.perf_counter()
         return self
 
@@ -56,6 +67,7 @@ class Meter:
         me = os.getpid()
         cpu = time.clock_gettime_ns((~me << 3) | 2)
         self.seconds = time.perf_counter() - self._since
+        busy = machine_busy() - self._busy
         self.spent: dict[int, Usage] = {}
         for pid, before in self._before.items():
             with contextlib.suppress(OSError):
@@ -64,7 +76,8 @@ class Meter:
                 self.spent[pid] = Usage(
                     cpu_ns - before.cpu_ns, now.waits - before.waits, now.preemptions - before.preemptions
                 )
-        self.gone = len(self._before) - len(self.spent)
+        own = sum(u.cpu_ns for u in self.spent.values()) / 1e9
+        self.foreign = max(0.0, 100 * (busy - own) / self.seconds / (os.cpu_count() or 1))
 
     def per_task(self, tasks: int) -> dict[str, float]:
         """The metrics that every throughput workload reports."""
@@ -76,6 +89,7 @@ class Meter:
             "cpu_us": all_cpu / tasks / 1000,
             "client_cpu_us": self.spent[os.getpid()].cpu_ns / tasks / 1000,
             "switches": 1000 * switches / tasks,
+            "foreign": self.foreign,
         }
 
 

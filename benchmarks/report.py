@@ -16,6 +16,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"load average at the start {m['load_average']:.2f}; sizes: {results['sizes']['name']}, "
         f"{results['sizes']['runs']} runs of fresh processes, rivals interleaved; {results['seconds']:.0f} s in all.\n",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in m["versions"].items()) + ".\n",
+        *([noise] if (noise := _noise(results)) else []),
         "Median, in brackets the lowest and the highest run. CPU and context switches are those of all processes of a "
         "pool: client, helpers, workers. *x ours* is theirs by ours where less is better and ours by theirs where more "
         "is better, so above 1 ours is ahead; made within each run.\n",
@@ -27,6 +28,16 @@ def markdown(results: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(parts)
+
+
+def _noise(results: dict[str, Any]) -> str | None:
+    foreign = results["foreign_cpu_percent"]
+    if foreign is None or foreign["median"] < 3:
+        return None
+    return (
+        f"**Other processes took {foreign['median']:.0f} % of the machine meanwhile (in the worst measurement "
+        f"{foreign['max']:.0f} %)**: rates, latencies and efficiencies tell little, CPU a task still does.\n"
+    )
 
 
 def targets(results: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: N
         "rivals": {name: {"settings": RIVALS[name].settings, "missing": missing(RIVALS[name])} for name in rivals},
         "workloads": measured,
     }
+    results["foreign_cpu_percent"] = _foreign(measured)
     results["targets"] = judge(results)
     return results
 
@@ -53,6 +54,7 @@ def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: N
 def _workload(workload: Workload, sizes: Sizes, rivals: list[str], say: Say) -> dict[str, Any]:
     names = [name for name in rivals if name in workload.rivals(sizes)]
     result: dict[str, Any] = {
+        "name": workload.name,
         "title": workload.title,
         "metrics": workload.metrics,
         "higher_is_better": workload.higher,
@@ -89,7 +91,7 @@ def _measure(workload: str, case: str, rival: str, sizes: Sizes) -> dict[str, An
         file = Path(folder) / "answer"
         command = [sys.executable, "-m", "benchmarks.measure", workload, case, rival, json.dumps(sizes.as_dict())]
         process = subprocess.Popen(
-            [*command, file], cwd=machine.ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            [*command, file], cwd=machine.ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -104,6 +106,21 @@ def _measure(workload: str, case: str, rival: str, sizes: Sizes) -> dict[str, An
         output.seek(0)
         lines = output.read().decode(errors="replace").strip().splitlines()
         return {"failed": lines[-1] if lines else f"nothing came in {_SECONDS} s"}
+
+
+def _environment() -> dict[str, str]:
+    """Compiled modules are kept, else each import of ours would compile, and those of installed rivals not."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def _foreign(measured: dict[str, Any]) -> dict[str, object] | None:
+    """How much of the machine others took during the measurements, over all of them; None: nobody looked."""
+    found: list[float] = []
+    for workload in measured.values():
+        if not WORKLOADS[workload["name"]].together:  # there the others are rivals
+            for case in workload["cases"].values():
+                found += [run for v in case["rivals"].values() for run in v.get("foreign", {}).get("runs", [])]
+    return stats.summary(found) if found else None
 
 
 def _gather(answers: list[dict[str, Any]]) -> dict[str, Any]:

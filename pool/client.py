@@ -185,11 +185,10 @@ class Client(Waiting):
         return self.state == CLOSED
 
     def tidy(self) -> None:
-        """With nothing in flight: give memory back, drop functions that nobody has used lately. Takes the lock."""
-        with self.functions_lock, self.lock:
+        """With nothing in flight: give memory back. Takes the lock."""
+        with self.lock:
             if self.segment is not None and self.idle_or_closed():
                 _core.trim(self.segment)
-                self.functions.trim()
 
     def function(self, fn: Any, *, once: bool) -> Function:
         """The key of a callable. Raises what pickling raised. Takes a lock of its own, because pickling runs code of

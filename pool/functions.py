@@ -8,28 +8,51 @@ generation when it has changed.
 from __future__ import annotations
 
 import types
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from ipc import _core
 from pool import codec
 
-_MANY = 512  # stored functions above which those not in use are dropped
+_MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
+_MANY_BYTES = 64 << 20  # and so much of their pickles
+_PLAIN = types.FunctionType | types.BuiltinFunctionType | type  # by name, or with a fingerprint
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
 
 
 class Function:
-    """A callable as tasks name it. ``id`` 0: not stored, the arguments carry it."""
+    """A callable as tasks name it. ``id`` 0: not stored, the arguments carry it.
 
-    __slots__ = ("data", "generation", "id", "length", "name", "unit")
+    Tasks and maps hold it as long as a row may name it, and so does the store while the callable is in use. Its bytes
+    in the segment live as long as it does.
+    """
 
-    def __init__(self, id: int, generation: int, unit: int, data: bytes, name: str) -> None:
+    __slots__ = ("__weakref__", "_unused", "data", "generation", "id", "length", "name", "segment", "unit")
+
+    def __init__(
+        self,
+        id: int,
+        generation: int,
+        data: bytes,
+        name: str,
+        segment: object = None,
+        unit: int = 0,
+        unused: deque[tuple[object, int, int]] | None = None,
+    ) -> None:
         self.id = id
         self.generation = generation
-        self.unit = unit
-        self.length = len(data)
         self.data = data
+        self.length = len(data)
         self.name = name
+        self.segment = segment
+        self.unit = unit
+        self._unused = unused
+
+    def __del__(self) -> None:
+        if self._unused is not None:  # this may run anywhere, so it only leaves a note
+            self._unused.append((self.segment, self.unit, self.length))
 
 
 def _names(code: types.CodeType) -> frozenset[str]:
@@ -88,12 +111,15 @@ def _same(a: Any, b: Any) -> bool:
 
 
 class FunctionStore:
-    """The client's side: callable → key. Not thread-safe; the client's lock is held."""
+    """The client's side: callable → key. Not thread-safe; the client's ``functions_lock`` is held."""
 
     def __init__(self, segment: object) -> None:
-        self._segment = segment
+        self.segment = segment
+        self._unused: deque[tuple[object, int, int]] = deque()  # (segment, unit, length) to be freed
         self._next = 1
         self._stored: dict[Any, tuple[Function, _Fingerprint | None, bool]] = {}
+        self._bytes = 0
+        self._alive: weakref.WeakSet[Function] = weakref.WeakSet()
 
     def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
         """The key of ``fn`` as it is now. ``once``: pickle it now for many tasks (a map); else a callable with state
@@ -109,55 +135,59 @@ class FunctionStore:
             function, fingerprint, by_reference = known
             if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
                 return function
-        elif not once and not isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type):
+        elif not once and not isinstance(fn, _PLAIN):
             return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
+        fingerprint = self._fingerprint(fn)
         fresh = codec.encode_args(fn)
         if known is not None and fresh == known[0].data:
-            self._stored[fn] = (known[0], self._fingerprint(fn), known[2])
+            self._stored[fn] = (known[0], fingerprint, known[2])
             return known[0]
-        return self._store(known[0] if known else None, fn, fresh)
+        function = self._store(known[0] if known else None, fn, fresh)
+        if function.id:
+            self._forget(fn)
+            # By reference means two short names and nothing of ours inside: such a pickle never changes.
+            by_reference = len(fresh) < 512 and b"cloudpickle" not in fresh and isinstance(fn, _PLAIN)
+            self._stored[fn] = (function, None if by_reference else fingerprint, by_reference)
+            self._bytes += function.length
+            self._trim()
+        return function
 
     def carried(self, fn: Callable[..., Any]) -> Function:
-        return Function(0, 0, 0, b"", codec.task_name(fn))
+        return Function(0, 0, b"", codec.task_name(fn))
 
     def _fingerprint(self, fn: Callable[..., Any]) -> _Fingerprint | None:
         return _Fingerprint(fn) if isinstance(fn, types.FunctionType) else None
 
     def _store(self, old: Function | None, fn: Callable[..., Any], data: bytes) -> Function:
-        unit = _core.store_function(self._segment, data)
+        while self._unused:
+            segment, unit, length = self._unused.popleft()
+            if segment is self.segment:
+                _core.free_function(segment, unit, length)
+        unit = _core.store_function(self.segment, data)
         if unit < 0:
             return self.carried(fn)  # no room: the task carries it
         if old is None:
-            function = Function(self._next, 1, unit, data, codec.task_name(fn))
+            function = Function(self._next, 1, data, codec.task_name(fn), self.segment, unit, self._unused)
             self._next += 1
-        else:  # the old bytes stay until nothing is in flight: a published task may still name them
-            function = Function(old.id, old.generation + 1, unit, data, old.name)
-            self._stored[object()] = self._stored[fn]
-        # By reference means two short names and nothing of ours inside: such a pickle never changes.
-        by_reference = (
-            len(data) < 512
-            and b"cloudpickle" not in data
-            and isinstance(fn, types.FunctionType | types.BuiltinFunctionType | type)
-        )
-        try:
-            self._stored[fn] = (function, None if by_reference else self._fingerprint(fn), by_reference)
-        except TypeError:
-            self._stored[object()] = (function, None, False)
+        else:
+            function = Function(old.id, old.generation + 1, data, old.name, self.segment, unit, self._unused)
+        self._alive.add(function)
         return function
+
+    def _forget(self, fn: Any) -> None:
+        if (known := self._stored.pop(fn, None)) is not None:
+            self._bytes -= known[0].length
+
+    def _trim(self) -> None:
+        """Forget the oldest callables when there are many; what is in flight stays where it is until it is done."""
+        while len(self._stored) > _MANY or (self._bytes > _MANY_BYTES and len(self._stored) > 1):
+            self._forget(next(iter(self._stored)))
 
     def move(self, segment: object) -> None:
         """Store everything again in a fresh segment; tasks that wait keep their keys."""
-        self._segment = segment
-        for function, _, _ in self._stored.values():
-            function.unit = _core.store_function(segment, function.data)
-
-    def trim(self) -> None:
-        """Drop the oldest functions when there are many. Only while no task is in flight."""
-        if len(self._stored) <= _MANY:
-            return
-        for fn in list(self._stored)[: len(self._stored) - _MANY // 2]:
-            function = self._stored.pop(fn)[0]
-            _core.free_function(self._segment, function.unit, function.length)
+        self.segment = segment
+        for function in list(self._alive):
+            function.segment, function.unit = segment, _core.store_function(segment, function.data)
 
 
 class FunctionCache:

@@ -30,6 +30,7 @@ class Future(concurrent.futures.Future[Any]):
     _done_callbacks: Any = ()
     _waiters: Any = ()
     _late: threading.Condition | None = None
+    _told = False
     _raw: tuple[int, bytes] | None = None
     row = -1
     dropped = False
@@ -37,12 +38,12 @@ class Future(concurrent.futures.Future[Any]):
     def __init__(self, client: Client, policy: Policy) -> None:
         self._client = client
         self.policy = policy
-        self._state = PENDING
+        self._fate = PENDING
 
     # ---- the client's side; its lock is held
 
     def arrive(self, task: Task, kind: int, data: bytes, slot: int, run_us: int) -> None:
-        if self._state in _DONE:
+        if self._fate in _DONE:
             return
         if kind and task.attempt <= self.policy.retries and kind == codec.ERROR:
             self._client.again(task._replace(attempt=task.attempt + 1))
@@ -60,7 +61,7 @@ class Future(concurrent.futures.Future[Any]):
             self.fail(task, error)
 
     def fail(self, task: Task | None, error: BaseException) -> None:
-        if self._state in _DONE:
+        if self._fate in _DONE:
             return
         self._exception = error
         self._end(FINISHED)
@@ -68,11 +69,11 @@ class Future(concurrent.futures.Future[Any]):
     def fail_early(self, error: BaseException) -> None:
         """It never became a task."""
         self._exception = error
-        self._state = FINISHED
+        self._fate = FINISHED
 
     def _end(self, state: str) -> None:
         # Under the client's lock, as is the making of _late: whoever makes the Condition afterwards sees the state.
-        self._state = state
+        self._fate = state
         client = self._client
         client.unfinished -= 1
         if self._late is not None:
@@ -83,13 +84,20 @@ class Future(concurrent.futures.Future[Any]):
     # ---- waiting
 
     @property
+    def _state(self) -> str:  # type: ignore[override]
+        """What ``wait`` and ``as_completed`` read, holding the Condition: under it the state and the news of it are
+        one. Otherwise they would see a future that is done, and then be told of it as one of the others."""
+        return self._fate if self._late is None or self._told else PENDING
+
+    @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         if self._late is None:
             with self._client.lock:
                 if self._late is None:
                     self._waiters = []
+                    self._told = self._fate in _DONE
                     self._late = threading.Condition()
-            if self._state not in _DONE:
+            if self._fate not in _DONE:
                 self._client.look_after()
         return self._late
 
@@ -97,8 +105,11 @@ class Future(concurrent.futures.Future[Any]):
         """Tell those who wait through the Condition. Not under the client's lock."""
         assert self._late is not None
         with self._late:
+            if self._told:
+                return
+            self._told = True
             for waiter in self._waiters:
-                if self._state == CANCELLED_AND_NOTIFIED:
+                if self._fate == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
                 elif self._exception is not None or (self._raw is not None and self._raw[0] != codec.VALUE):
                     waiter.add_exception(self)
@@ -119,9 +130,9 @@ class Future(concurrent.futures.Future[Any]):
             LOGGER.exception("exception calling callback for %r", self)
 
     def _wait(self, timeout: float | None) -> None:
-        if self._state not in _DONE and not self._client.wait_for(self.done, timeout):
+        if self._fate not in _DONE and not self._client.wait_for(self.done, timeout):
             raise TimeoutError
-        if self._state == CANCELLED_AND_NOTIFIED:
+        if self._fate == CANCELLED_AND_NOTIFIED:
             raise concurrent.futures.CancelledError
 
     def _decode(self) -> None:
@@ -157,34 +168,34 @@ class Future(concurrent.futures.Future[Any]):
         return self._exception
 
     def done(self) -> bool:
-        return self._state in _DONE
+        return self._fate in _DONE
 
     def cancelled(self) -> bool:
-        return self._state == CANCELLED_AND_NOTIFIED
+        return self._fate == CANCELLED_AND_NOTIFIED
 
     def running(self) -> bool:
-        return self._state == PENDING and self._client.is_running(self)
+        return self._fate == PENDING and self._client.is_running(self)
 
     def cancel(self) -> bool:
         """True if the task will not run: it had not started (or was cancelled before)."""
-        if self._state == PENDING and self._client.cancel(self):
+        if self._fate == PENDING and self._client.cancel(self):
             with self._client.lock:
-                if self._state == PENDING:
+                if self._fate == PENDING:
                     self._end(CANCELLED_AND_NOTIFIED)
             self._client.announce()
-        return self._state == CANCELLED_AND_NOTIFIED
+        return self._fate == CANCELLED_AND_NOTIFIED
 
     def kill(self) -> bool:
         """Stop the task with all processes that it has started; it ends as ``TaskKilled`` and is not retried.
 
         True if it was condemned or cancelled, False if it had finished first; then its outcome stands.
         """
-        return self.cancel() or (self._state == PENDING and self._client.kill(self))
+        return self.cancel() or (self._fate == PENDING and self._client.kill(self))
 
     def add_done_callback(self, fn: Callable[[concurrent.futures.Future[Any]], object]) -> None:
         """Call ``fn(future)`` when it is done: at once if it is, else from the pool's collector thread."""
         with self._client.lock:
-            waiting = self._state not in _DONE
+            waiting = self._fate not in _DONE
             if waiting:
                 self._done_callbacks = [*self._done_callbacks, fn]
         if waiting:
@@ -193,7 +204,7 @@ class Future(concurrent.futures.Future[Any]):
             self._call_one(fn)
 
     def __repr__(self) -> str:
-        state = "running" if self.running() else self._state.split("_")[0].lower()
+        state = "running" if self.running() else self._fate.split("_")[0].lower()
         return f"<{type(self).__name__} at {id(self):#x} state={state}>"
 
 

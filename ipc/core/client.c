@@ -150,6 +150,7 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
 unsigned ipc_flush_wakes(struct ipc_client *c) {
     struct ipc_header *h = c->s->header;
     uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
+    c->too_early = 0;
     if (head >= c->tail) return 0;
     uint64_t ready = c->tail - head, spinning = ipc_count_bits(h->spinners, c->s->slots);
     uint32_t sleepers = ipc_count_bits(h->sleepers, c->s->slots), awake = c->s->slots - sleepers;
@@ -157,7 +158,8 @@ unsigned ipc_flush_wakes(struct ipc_client *c) {
     uint64_t most = ready - spinning;
     if (atomic_load_explicit(&h->guard, memory_order_seq_cst)) {
         uint64_t now = ipc_now(), ns = now - c->judged_at, moved = head - c->judged_head;
-        if (ns < JUDGE_NS) return 0;
+        c->too_early = ns < JUDGE_NS;
+        if (c->too_early) return 0;
         c->judged_at = now;
         c->judged_head = head;
         if (moved && ready * ns <= moved * BACKLOG_NS) return 0;
@@ -352,13 +354,19 @@ static int spin(struct ipc_client *c, uint64_t spin_ns) {
 int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns) {
     struct ipc_header *h = c->s->header;
     if (something_to_do(c) || spin(c, spin_ns)) return 0;
-    ipc_flush_wakes(c);
-    uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
-    /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
-    atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst);
-    int code = something_to_do(c) ? 0 : ipc_futex_wait(&h->client_bell, seen, timeout_ns);
-    atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
-    return something_to_do(c) ? 0 : code;
+    for (;;) {
+        ipc_flush_wakes(c);
+        /* Too early to judge: a nap, and look again, or the second task of a burst would wait for the guard. */
+        int nap = c->too_early && timeout_ns > JUDGE_NS;
+        uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
+        /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
+        atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst);
+        int code = something_to_do(c) ? 0 : ipc_futex_wait(&h->client_bell, seen, nap ? JUDGE_NS : timeout_ns);
+        atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
+        if (something_to_do(c)) return 0;
+        if (!nap || code != IPC_EMPTY) return code;
+        timeout_ns -= JUDGE_NS;
+    }
 }
 
 unsigned ipc_idle_scan(struct ipc_client *c) {
@@ -368,20 +376,20 @@ unsigned ipc_idle_scan(struct ipc_client *c) {
     uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire); /* before the words: past an entry, its claim is visible */
     int entered = 0;
     for (uint32_t k = 0; k < (s->rows + 63) / 64; k++) {
-        uint64_t hinted = atomic_load_explicit(&h->done[k], memory_order_seq_cst) | c->swept[k], unhinted = 0;
+        uint64_t hinted = atomic_load_explicit(&h->done[k], memory_order_seq_cst) | c->swept[k], lost = 0;
         for (uint32_t row = k * 64; row < s->rows && row < k * 64 + 64; row++) {
             if (!c->published[row]) continue;
             uint64_t word = load_word(s, row);
-            if (ipc_word_state(word) == IPC_DONE) unhinted |= UINT64_C(1) << (row & 63);
+            /* A worker between its CAS and its hint is not a fault; one that has been there, in the same use of the row, for a whole bounded wait is. */
+            uint64_t bit = UINT64_C(1) << (row & 63);
+            int unhinted = ipc_word_state(word) == IPC_DONE && !(hinted & bit);
+            if (unhinted && c->suspect[row] == c->published[row]) lost |= bit;
+            c->suspect[row] = unhinted ? c->published[row] : 0;
             if (word != c->published[row] || head <= c->position[row]) continue;
             enter(c, row); /* ready, but its entry is spent: it was damaged, nobody would ever claim the row */
             entered = 1;
             healed++;
         }
-        unhinted &= ~hinted;
-        /* A worker between its CAS and its hint is not a fault; one that has been there for a whole bounded wait is. */
-        uint64_t lost = unhinted & c->suspect[k];
-        c->suspect[k] = unhinted & ~lost;
         if (!lost) continue;
         c->swept[k] |= lost;
         c->swept_summary |= UINT64_C(1) << k;

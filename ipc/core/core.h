@@ -89,6 +89,7 @@ struct ipc_client {
     uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
     uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS], drained[IPC_MAX_ROWS];
     int wanting;                          /* the last publish found no row */
+    int too_early;                        /* the last flush put a wake off because it could not judge yet */
     int shortened;                        /* shortest_ms has sunk since the monitor was last told to look */
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
     uint64_t published[IPC_MAX_ROWS];     /* the READY word of the row's use, 0 = not in flight */
@@ -96,7 +97,7 @@ struct ipc_client {
     uint32_t args_ref[IPC_MAX_ROWS][2];   /* trusted copy: unit, count */
     uint64_t swept_summary;
     uint64_t swept[IPC_MAX_ROWS / 64];    /* done bits taken and not yet handed out */
-    uint64_t suspect[IPC_MAX_ROWS / 64];  /* DONE without a hint, seen by the last idle scan */
+    uint64_t suspect[IPC_MAX_ROWS];       /* the row's READY word if the last idle scan saw it DONE without a hint */
     uint64_t idle_head, healed;
 };
 void ipc_client_init(struct ipc_client *c, struct ipc_segment *s);

@@ -282,7 +282,8 @@ static int sleep_marked(struct ipc_worker *w, uint32_t seen, uint64_t timeout_ns
     /* Wakes were put off because we were on guard, and now nobody is: wake for every row, however our watch ended. */
     if (ready(h)) {
         ipc_wake_slot(s, w->slot); /* our own bit first, or we would wake ourselves */
-        ipc_wake_workers(s, UINT64_MAX);
+        uint64_t now = atomic_load_explicit(&h->head, memory_order_acquire), tail = atomic_load_explicit(&h->tail, memory_order_acquire);
+        if (now < tail) ipc_wake_workers(s, tail - now);
     }
     return code;
 }

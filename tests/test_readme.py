@@ -1,0 +1,51 @@
+"""Every Python block of README.md is a whole script that prints what stands in the block under it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _examples() -> list[tuple[str, str]]:
+    """(script, what it prints) for each Python block."""
+    blocks = _BLOCK.findall(README.read_text())
+    return [(text, blocks[k + 1][1]) for k, (language, text) in enumerate(blocks) if language == "python"]
+
+
+def _without_numbers_of_processes(text: str) -> str:
+    return re.sub(r"(slot|pid) \d+", r"\1 N", text)
+
+
+def test_readme_has_examples() -> None:
+    assert len(_examples()) >= 7
+
+
+@pytest.mark.parametrize(("script", "printed"), _examples())
+def test_example_prints_what_readme_says(script: str, printed: str, tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    ran = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert ran.stderr == ""
+    assert _without_numbers_of_processes(ran.stdout) == _without_numbers_of_processes(printed)
+    assert ran.returncode == 0
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README.read_text()))))
+def test_link_leads_somewhere(target: str) -> None:
+    assert (README.parent / target).exists()
+
+
+def test_link_to_a_heading_leads_somewhere() -> None:
+    text = README.read_text()
+    headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+
+
+def test_commands_are_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"\bmake ([a-z]+)", " ".join(re.findall(r"`make \w+`|^make \w+", README.read_text(), re.M)))) <= targets
