@@ -37,7 +37,9 @@ def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: N
             with contextlib.suppress(ImportError):  # then each rival fails by itself, and says so
                 photos.prepare(Path(folder))
         for name in only:
+            begun = time.monotonic()
             measured[name] = _workload(WORKLOADS[name], sizes, rivals, say)
+            measured[name]["seconds"] = round(time.monotonic() - begun, 1)
     results = {
         "schema": 1,
         "machine": described,
@@ -91,8 +93,8 @@ def _measure(workload: str, case: str, rival: str, sizes: Sizes) -> dict[str, An
         file = Path(folder) / "answer"
         command = [sys.executable, "-m", "benchmarks.measure", workload, case, rival, json.dumps(sizes.as_dict())]
         process = subprocess.Popen(
-            [*command, file], cwd=machine.ROOT, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            start_new_session=True,
+            [*command, file], cwd=machine.ROOT, env=_environment(), start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -119,7 +121,9 @@ def _foreign(measured: dict[str, Any]) -> dict[str, object] | None:
     for workload in measured.values():
         if not WORKLOADS[workload["name"]].together:  # there the others are rivals
             for case in workload["cases"].values():
-                found += [run for v in case["rivals"].values() for run in v.get("foreign", {}).get("runs", [])]
+                found += [
+                    min(100.0, run) for v in case["rivals"].values() for run in v.get("foreign", {}).get("runs", [])
+                ]
     return stats.summary(found) if found else None
 
 

@@ -39,7 +39,7 @@ def make_thumbnails(pool: Pool, jobs: list[Job], on_error: str) -> list[Failure]
 
 
 def introduce_worker() -> None:
-    print(f"{CLEAR}worker {os.getpid()} started", flush=True)
+    print(f"{CLEAR}worker {os.getpid()} started\n", end="", flush=True)  # in one piece: others print at the same time
 
 
 def with_progress(results: Iterable[object], total: int) -> Iterator[object]:
@@ -48,8 +48,8 @@ def with_progress(results: Iterable[object], total: int) -> Iterator[object]:
     for count, result in enumerate(results, 1):
         if time.monotonic() - shown > (0.1 if CLEAR else 5):
             shown = time.monotonic()
-            line = f"{count:6} of {total} photos, {count / (shown - start):.0f} a second"
-            print(CLEAR + line, end="" if CLEAR else "\n", flush=True)
+            rate = count / (shown - start)
+            print(f"{CLEAR}{count:6} of {total} photos, {rate:.0f} photos/s", end="" if CLEAR else "\n", flush=True)
         yield result
     print(CLEAR, end="", flush=True)
 
@@ -62,14 +62,15 @@ def make_jobs(count: int, folder: str, out: Path, size: int, broken: bool) -> li
             ImageOps.contain(photo, (2000, 2000)).save(original, quality=92)
     jobs = [(path, out / f"{k:05}-{path.name}", size) for k, path in zip(range(count), cycle(originals), strict=False)]
     if broken:
-        half = Path(folder, "broken.jpg")
-        half.write_bytes(originals[0].read_bytes()[:50_000])
-        jobs.insert(count // 2, (half, out / "broken.jpg", size))
+        Path(folder, "broken.jpg").write_bytes(originals[0].read_bytes()[:50_000])
+        jobs.insert(count // 2, (Path(folder, "broken.jpg"), out / "broken.jpg", size))
+    for _, target, _ in jobs:
+        target.unlink(missing_ok=True)  # of an earlier run: what is there at the end was made in this one
     return jobs
 
 
 def seconds_on_one_core(jobs: list[Job], folder: str) -> float:
-    """Seconds that one photo takes in this process, without any pool: the mean of these jobs."""
+    """Seconds for one photo in this process, without any pool: the mean of these jobs."""
     start = time.perf_counter()
     for original, target, size in jobs:
         thumbnail(original, Path(folder, f"alone-{target.name}"), size)
@@ -86,16 +87,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=available_cpus(), metavar="N", help="default: %(default)s")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to (default: a new temporary folder, kept)")
     parser.add_argument("--size", type=int, default=256, metavar="N", help="pixels, longer side (default: %(default)s)")
-    parser.add_argument("--on-error", choices=("return", "skip", "raise"), default="return", help="a bad photo is "
-                        "listed at the end, only counted, or ends everything (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--on-error", choices=("return", "skip", "raise"), default="return", help="see Pool.imap")
     parser.add_argument("--broken", action="store_true", help="add a photo that is cut off in the middle")
     return parser.parse_args()
 
 
 def main() -> int:
     options = parse_options()
-    out = options.out or Path(tempfile.mkdtemp(prefix="thumbnails-"))
-    out.mkdir(parents=True, exist_ok=True)
+    (out := options.out or Path(tempfile.mkdtemp(prefix="thumbnails-"))).mkdir(parents=True, exist_ok=True)
     jobs: list[Job] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +109,9 @@ def main() -> int:
     except KeyboardInterrupt:
         print(f"{CLEAR}interrupted: {count_made(jobs)} of {len(jobs)} thumbnails are in {out}")
         return 130
-    except Exception as error:  # with --on-error raise
+    except Exception as error:
+        if options.on_error != "raise":
+            raise
         print(f"{CLEAR}ended by the first failure: {error}")
         return 1
     made = count_made(jobs)
@@ -121,7 +122,7 @@ workers    {options.workers}, crashes survived: {pool.crashes}
 files      {out}""")
     for failure in failures:
         print(f"failed     {failure.item[0].name}: {failure.error}")
-    return 0 if made == len(jobs) else 1
+    return int(made < len(jobs))
 
 
 if __name__ == "__main__":

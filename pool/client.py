@@ -134,6 +134,12 @@ class Client(Waiting):
         else:
             self.functions.move(self.segment)
 
+    def check_owner(self) -> None:
+        if not self.owned():
+            raise PoolClosed(
+                f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
+            )
+
     def check_open(self) -> None:
         if not self.owned():
             raise PoolClosed(
@@ -149,10 +155,13 @@ class Client(Waiting):
         if self.segment is not None:
             _core.forget(self.segment)
             self.segment = None
-        self._running = None  # closes our copies of its descriptors; the parent's are its own
+        if self._running is not None:
+            launch.forget(self._running)
+            self._running = None
         self.lock, self.functions_lock = threading.Lock(), threading.RLock()
         self.state = CLOSED
         self.reset_waiting()
+        self._ended = True
 
     def owned(self) -> bool:
         """Whether this process made the pool (a forked child has a copy of the object)."""
@@ -200,17 +209,17 @@ class Client(Waiting):
         """End the processes: workers leave by themselves, or are killed with their groups. Not under the lock.
         Idempotent."""
         with self.lock:
+            self.pump()  # what is done counts
             self.state = CLOSED
             running, self._running = self._running, None
-        if running is None:
-            return
-        self.end_waiting()
-        launch.stop(running, kill)
-        with self.lock:
+            if running is None:
+                return
             self._fail_all(self.error or PoolBroken("the workers were terminated"))
+            self.end_waiting()
             self.segment = None
             self.tasks = []
         self.announce()
+        launch.stop(running, kill)
 
     def _break(self, error: BaseException) -> None:
         """The monitor is gone: nothing runs any more, and nothing is run again."""
@@ -434,8 +443,12 @@ class Client(Waiting):
         with self.lock:
             sink.dropped = True
             for row, task in enumerate(self.tasks):
-                if task is not None and task.sink is sink:
-                    _core.cancel(self.segment, self.tasks, row)
+                if task is not None and task.sink is sink and _core.cancel(self.segment, self.tasks, row):
+                    sink.came(task.items or 1)
+            waiting = [task for task in self.queue if task.sink is sink]
+            if waiting:
+                self.queue = deque(task for task in self.queue if task.sink is not sink)
+                sink.came(sum(task.items or 1 for task in waiting))
             self._publish_queue()
 
 
@@ -463,9 +476,9 @@ def describe_args(task: Task, item: int) -> str:
             return short.repr(task.item[max(0, item - 1)])
         if call in (codec.CALL_ONE, codec.CALL_STAR):
             return short.repr(task.item)
-        args, kwargs = codec.loads(task.data)[-2:]
+        args, kwargs = task.item
         return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
-    except Exception:  # user code in a repr or in unpickling must not cost the report
+    except Exception:  # user code in a repr must not cost the report
         return ""
 
 

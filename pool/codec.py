@@ -20,7 +20,8 @@ from typing import Any
 from pool.errors import Abort, PayloadTooLarge, RemoteError, ResultNotPicklable
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE = range(5)
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED = range(6)
+"""UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run."""
 
 # How a row's arguments are called.
 CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
@@ -80,7 +81,7 @@ def _plain(obj: Any) -> bytes | Exception:
     try:
         return _dumps(obj, 5)
     except Exception as error:
-        return error
+        return error.with_traceback(None)  # else our frames, and what they hold, would live until the next collection
 
 
 def _by_value_or(obj: Any, plain: bytes | Exception) -> bytes:
@@ -98,14 +99,14 @@ def encode_value(value: Any) -> tuple[int, bytes]:
     try:
         data = _plain(value)
         return VALUE, _by_value_or(value, data) if isinstance(data, Exception) else data
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
 
 
 def _text(error: BaseException) -> str:
     try:
         return str(error)[:_TEXT_LIMIT]
-    except Exception as failed:  # a __str__ that raises must not cost us the report
+    except (Exception, SystemExit) as failed:  # a __str__ that raises must not cost us the report
         return f"<str() raised {type(failed).__name__}>"
 
 
@@ -159,7 +160,7 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
     if inner is not None:
         try:
             error = loads(inner)
-        except Exception as failed:
+        except (Exception, SystemExit) as failed:
             message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {_text(failed)})"
     if not isinstance(error, BaseException):
         error = RemoteError(type_name=name, message=message, traceback=trace)
@@ -171,7 +172,7 @@ def decode_value(data: bytes, task: str) -> Any:
     """A task's value. Raises ResultNotPicklable, naming the task, if it cannot be rebuilt here."""
     try:
         return loads(data)
-    except Exception as failed:
+    except (Exception, SystemExit) as failed:
         reason = f"it cannot be rebuilt here: {type(failed).__name__}: {_text(failed)}"
         raise ResultNotPicklable(task=task, type_name="value", reason=reason) from failed
 

@@ -17,7 +17,7 @@ from pool.client import CLOSED, DRAINING, OPEN, Client, Policy, Task, all_client
 from pool.cpus import available_cpus
 from pool.errors import PoolClosed
 from pool.futures import Future
-from pool.mapping import MapRun, check_map_options, run_map
+from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
 from pool.worker import WorkerOptions
 
@@ -68,7 +68,7 @@ class _Calls(Executor):
             client.check_open()
             self._track(future)
             client.unfinished += 1
-            client.offer(Task(future, 0, function, data, flags, self._policy.timeout_ms))
+            client.offer(Task(future, 0, function, data, flags, self._policy.timeout_ms, (args, kwargs)))
             client.submitted()
         return future
 
@@ -88,8 +88,7 @@ class _Calls(Executor):
         call on. A chunk's items still fail one by one."""
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+        check_buffersize(buffersize)
         end = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         if chunksize > 1:
@@ -231,8 +230,7 @@ class Pool(_Calls):
                 raise ValueError("max_tasks_per_child must be >= 1")
         if mp_context is not None and mp_context.get_start_method() != "fork":
             raise ValueError(f"start method {mp_context.get_start_method()!r} is not supported, only 'fork'")
-        if buffersize is not None and buffersize < 1:
-            raise ValueError("buffersize must be None or > 0")
+        check_buffersize(buffersize)
         self._max_workers = workers
         self._policy = Policy(_positive("timeout", timeout), _count("retries", retries))
         self._buffersize = buffersize
@@ -319,6 +317,11 @@ class Options(_Calls):
         if self._closed:
             raise PoolClosed
         self._futures.add(future)
+
+    def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
+        if self._closed:
+            raise PoolClosed
+        return super()._run(fn, call, chunksize, buffersize)
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return _keep_alive(self, iterator)

@@ -91,6 +91,8 @@ class Future(concurrent.futures.Future[Any]):
 
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
+        if self._fate not in _DONE:
+            self._client.check_owner()
         if self._late is None:
             with self._client.lock:
                 if self._late is None:
@@ -131,6 +133,7 @@ class Future(concurrent.futures.Future[Any]):
 
     def _wait(self, timeout: float | None) -> None:
         if self._fate not in _DONE and not self._client.wait_for(self.done, timeout):
+            self._client.check_owner()
             raise TimeoutError
         if self._fate == CANCELLED_AND_NOTIFIED:
             raise concurrent.futures.CancelledError

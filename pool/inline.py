@@ -61,7 +61,11 @@ class InlineClient(Client):
         try:
             if task.items:
                 frames: list[Any] = []
-                for item in codec.loads(task.data):
+                try:
+                    batch = codec.loads(task.data)
+                except Exception:
+                    batch, frames = [], [codec.UNDECODED, b""] * task.items
+                for item in batch:
                     frames += self._attempt(task, item)
                 task.sink.arrive(task, 0, frames, 0, 0)
             else:

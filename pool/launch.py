@@ -53,7 +53,7 @@ def start(workers: int, options: WorkerOptions) -> Running:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
-        pid = _fork(theirs_view, workers, ours, theirs, options)
+        pid = _fork(segment, theirs_view, workers, ours, theirs, options)
     finally:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
@@ -61,7 +61,9 @@ def start(workers: int, options: WorkerOptions) -> Running:
     return Running(view, segment.rows, segment.room, workers, ours, pid)
 
 
-def _fork(view: object, workers: int, ours: socket.socket, theirs: socket.socket, options: WorkerOptions) -> int:
+def _fork(
+    segment: Segment, view: object, workers: int, ours: socket.socket, theirs: socket.socket, options: WorkerOptions
+) -> int:
     client = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -72,6 +74,7 @@ def _fork(view: object, workers: int, ours: socket.socket, theirs: socket.socket
             pid = os.fork()
         if pid == 0:
             try:
+                segment.close()  # nobody shall write into shared memory through a descriptor
                 ours.close()
                 theirs.setblocking(False)
                 monitor.main(view, workers, theirs, client, options)
@@ -96,6 +99,14 @@ def _warn_about_threads() -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=6)
 
 
+def forget(running: Running) -> None:
+    """In a forked child of the client: close our copies of its descriptors."""
+    running.commands.close()
+    if running.pidfd is not None:
+        os.close(running.pidfd)
+        running.pidfd = None
+
+
 def monitor_is_dead(running: Running) -> bool:
     """Whether the monitor has ended, however the host program treats its children."""
     return _await_monitor(running, 0)
@@ -117,6 +128,7 @@ def _await_monitor(running: Running, seconds: float) -> bool:
 def stop(running: Running, kill: bool) -> None:
     """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is
     killed too."""
+    running.commands.settimeout(_STOP_SECONDS)  # a socket full of other commands is soon read
     with contextlib.suppress(OSError):
         running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
     if not _await_monitor(running, _STOP_SECONDS):
@@ -142,10 +154,7 @@ def sweep_up(running: Running) -> None:
 
 def _close(running: Running) -> None:
     process.reap(running.pid)
-    running.commands.close()
-    if running.pidfd is not None:
-        os.close(running.pidfd)
-        running.pidfd = None
+    forget(running)
 
 
-__all__ = ["Running", "monitor_is_dead", "start", "stop", "sweep_up"]
+__all__ = ["Running", "forget", "monitor_is_dead", "start", "stop", "sweep_up"]

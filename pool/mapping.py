@@ -17,7 +17,7 @@ from typing import Any
 
 from ipc import _core
 from pool import codec
-from pool.client import Client, Policy, Task
+from pool.client import OPEN, Client, Policy, Task
 from pool.functions import Function
 
 _WINDOW_SECONDS = 0.010
@@ -112,7 +112,9 @@ class MapRun:
         return rest
 
     def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
-        if kind == codec.ERROR and attempt <= self.policy.retries and not self.dropped:
+        if kind == codec.UNDECODED:
+            self._single(index, item, attempt)
+        elif kind == codec.ERROR and attempt <= self.policy.retries and not self.dropped:
             self._single(index, item, attempt + 1)
         else:
             self._land(index, kind, data, item)
@@ -168,13 +170,14 @@ class MapRun:
 
     # ---- the caller's side
 
-    def value(self, index: int, kind: int, data: Any, item: Any) -> Any:
-        """The item's value, or a Failure."""
+    def outcome(self, index: int, kind: int, data: Any, item: Any, hand: list[Any]) -> Failure | None:
+        """Put the item's value into ``hand``, or return its Failure."""
         if kind == FAILED:
             return Failure(item, index, data)
         try:
             if kind == codec.VALUE:
-                return codec.decode_value(data, self.function.name)
+                hand.append(codec.decode_value(data, self.function.name))
+                return None
             error = codec.decode_error(kind, data, self.function.name, self.client.room)
         except Exception as failed:
             error = failed
@@ -276,11 +279,15 @@ def run_map(
     failed: BaseException | None = None
     early: dict[int, tuple[int, Any, Any]] = {}
     own: list[Any] = []
+    hand: list[Any] = []  # a value on its way to the caller: no name of ours may hold it while the caller has it
     plain = not ordered and not run.auto  # values may be yielded straight from what was collected
     try:
         while True:
-            if client.segment is None:
-                client.check_open()
+            if not ended and client.state != OPEN:
+                try:
+                    client.check_open()
+                except Exception as error:  # what was given before still counts
+                    failed, ended = error, True
             if not ended and (room := run.wants(len(ready) + len(early))) > 0:
                 try:
                     ended = _give(run, source, room)
@@ -294,12 +301,12 @@ def run_map(
             run.measure()
             for task, _, data, _, _ in own:
                 try:
-                    value = _loads(data)
-                except Exception:
+                    hand.append(_loads(data))
+                except (Exception, SystemExit):
                     ready.append((task.position, codec.VALUE, data, task.item))
                     continue
                 taken += 1
-                yield value
+                yield hand.pop()
             own.clear()
             while ready:
                 index, kind, data, item = ready.popleft()
@@ -308,16 +315,17 @@ def run_map(
                     continue
                 while True:
                     taken += 1
-                    value = run.value(index, kind, data, item)
-                    if type(value) is not Failure or on_error == "return":
-                        yield value
+                    if (failure := run.outcome(index, kind, data, item, hand)) is None:
+                        yield hand.pop()
+                    elif on_error == "return":
+                        yield failure
                     elif on_error == "raise":
-                        raise value.error
+                        raise failure.error
                     if taken not in early:
                         break
                     index = taken
                     kind, data, item = early.pop(taken)
-            value = data = item = task = None  # the caller's values are not ours to keep
+            failure = data = item = task = None  # what is the caller's is not ours to keep
             if not ended and run.wants(len(early)) > 0:
                 continue
             if taken == run.given:
@@ -356,12 +364,19 @@ def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
     return True
 
 
+def check_buffersize(buffersize: int | None) -> None:
+    """Raises what ``Executor.map`` raises."""
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+
+
 def check_map_options(chunksize: int | str, on_error: str, buffersize: int | None) -> int | None:
     """The chunk size (None: automatic). Raises ValueError or TypeError for what is not allowed."""
     if on_error not in ("raise", "return", "skip"):
         raise ValueError(f'on_error must be "raise", "return" or "skip", not {on_error!r}')
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
+    check_buffersize(buffersize)
     if chunksize == "auto":
         return None
     if not isinstance(chunksize, int):
@@ -371,4 +386,4 @@ def check_map_options(chunksize: int | str, on_error: str, buffersize: int | Non
     return min(chunksize, _core.MAX_ITEMS)
 
 
-__all__ = ["Failure", "MapRun", "check_map_options", "run_map"]
+__all__ = ["Failure", "MapRun", "check_buffersize", "check_map_options", "run_map"]

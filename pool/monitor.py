@@ -150,7 +150,7 @@ class Monitor:
         if not _core.may_fork(self._segment, w.slot, w.generation):
             return 0.1  # its death log is full: the client has to settle first
         self._fork(w)
-        return None
+        return None if w.pid else max(0.0, w.fork_at - now)  # the fork itself may have failed
 
     def _check_deadlines(self, now: float) -> float | None:
         """Condemn what is over its deadline; how long until the next look.
@@ -232,6 +232,7 @@ class Monitor:
         try:
             pid = os.fork()
         except OSError as error:  # too many processes, too little memory: a failed start like others
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
             self._plan_restart(w, f"{type(error).__name__}: a worker cannot be forked: {error}")
             return
         if pid == 0:
@@ -284,7 +285,7 @@ class Monitor:
         w.generation += 1
 
     def _plan_restart(self, w: _Worker, log: str) -> None:
-        """Its successor, at once or later, unless the pool stops or has failed too often; then ``log`` is the reason."""
+        """Its successor, now or later, unless the pool stops or has failed too often; then ``log`` is the reason."""
         if self._stop_by is not None:
             return
         now = time.monotonic()
@@ -358,7 +359,11 @@ def main(segment: object, workers: int, commands: socket.socket, client: int, op
             faulthandler.disable()
         # Not cancel_dump_traceback_later(): it would wait for the watchdog thread, which does not exist after a fork.
         gc.disable()  # nothing here makes cycles, and no finaliser of the client's objects may run here
-        monitor = Monitor(segment, workers, commands, client, options)
+        try:
+            monitor = Monitor(segment, workers, commands, client, options)
+        except OSError as error:  # most likely too many open files
+            commands.send(FAILED + f"the monitor process cannot start\0{type(error).__name__}: {error}".encode())
+            os._exit(1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         monitor.run()
     except BaseException:

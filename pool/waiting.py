@@ -99,6 +99,8 @@ class Waiting:
                     self._lead(done, end)
                 finally:
                     self._hand_over()
+                if self.segment is None:
+                    return bool(done())
             else:
                 self._follow(follower, end)
             if end is not None and time.monotonic() >= end:
@@ -169,14 +171,13 @@ class Waiting:
             self.look_after()
 
     def end_waiting(self) -> None:
-        """Nothing will come any more: everybody who waits returns. Not under the lock."""
-        with self.lock:
-            self._ended = True
-            if self.segment is not None:
-                _core.ring_client(self.segment)
-            for follower in self._followers:
-                follower.wake()
-            self._bell.set()
+        """Nothing will come any more: everybody who waits returns. Under the lock."""
+        self._ended = True
+        if self.segment is not None:
+            _core.ring_client(self.segment)
+        for follower in self._followers:
+            follower.wake()
+        self._bell.set()
 
     # ---- the collector thread
 

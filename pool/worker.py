@@ -57,6 +57,16 @@ class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
+    spoilt = False  # a task has met the end of the memory: the next one shall not
+
+
+_in_task = False  # an interrupt is for the task, and for nothing else
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGINT. Between two tasks, or while a result is on its way, a KeyboardInterrupt would lose a claimed row."""
+    if _in_task:
+        raise KeyboardInterrupt
 
 
 def main(
@@ -85,10 +95,12 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     _core.die_with_parent(signal.SIGKILL)
     if os.getppid() != monitor:  # it died before the line above
         os._exit(1)
+    _Process.forked = False  # the pool may be one that a task made
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, _interrupt)
+    _Process.forked = False  # a pool inside a task: its monitor is a child that the task forked, its worker is a worker
     _core.open_worker(segment, slot, generation)
     _core.dont_fork(segment)
     os.register_at_fork(after_in_child=lambda: _forked(segment))
@@ -177,22 +189,19 @@ def _loop(segment: object, recycle_after: int) -> int:
     functions = FunctionCache(segment)
     done = 0
     while True:
-        try:
-            claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
-            if claim is None:
-                continue
-            if claim is False:
-                break
-            code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
-            if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
-                os._exit(0)
-            if code < 0:
-                break
-            done += claim[3] or 1
-            if recycle_after and done >= recycle_after:
-                break
-        except KeyboardInterrupt:  # between two tasks: not meant for any of them
+        claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
+        if claim is None:
             continue
+        if claim is False:
+            break
+        code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
+        if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
+            os._exit(0)
+        if code < 0 or _Process.spoilt:
+            break
+        done += claim[3] or 1
+        if recycle_after and done >= recycle_after:
+            break
     _core.set_phase(segment, _core.LEAVING)
     return 0
 
@@ -208,27 +217,35 @@ def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
 
 
 def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
+    global _in_task
     fn_id, generation, call, _, args, _, _ = claim
     try:
+        _in_task = True
         fn = functions.get(fn_id, generation) if fn_id else None
         value = _call(fn, call, codec.loads(args))
         kind, data = codec.encode_value(value)
+        _in_task = False
     except BaseException as error:
+        _in_task = False
         kind, data = _encode_error(error)
     return _forked_or(_core.complete, segment, kind, data)
 
 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
+    global _in_task
     fn_id, generation, call, items, args, _, _ = claim
     broken: tuple[int, bytes] | None = None
     batch: list[Any] = []
     fn = None
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
-        batch = codec.loads(args)
     except BaseException as error:
         broken = _encode_error(error)
+    try:
+        batch = codec.loads(args)
+    except BaseException:  # nobody can say by which item, so each goes by itself
+        broken = broken or (codec.UNDECODED, b"")
     code = _core.begin_items(segment)
     for k in range(items):
         if code < 0:
@@ -237,8 +254,11 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
             kind, data = broken
         else:
             try:
+                _in_task = True
                 kind, data = codec.encode_value(_call(fn, call, batch[k]))
+                _in_task = False
             except BaseException as error:
+                _in_task = False
                 kind, data = _encode_error(error)
         code = _forked_or(_core.commit, segment, kind, data)
     return code
@@ -254,7 +274,9 @@ def _forked_or(publish: Callable[[object, int, bytes], int], segment: object, ki
 
 
 def _encode_error(error: BaseException) -> tuple[int, bytes]:
+    _Process.spoilt = _Process.spoilt or isinstance(error, MemoryError)
     try:
         return codec.encode_error(error, skip=2)
     except BaseException:  # MemoryError while the report is made
+        _Process.spoilt = True
         return codec.ERROR, codec.EMERGENCY

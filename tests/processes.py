@@ -1,4 +1,6 @@
-"""What the tests of faults ask the kernel: who is alive, who belongs to us, which files are open. No sleep for timing: conditions are waited for."""
+"""What the tests of faults ask the kernel: who is alive, who belongs to us, which files are open.
+
+No sleep for timing: conditions are waited for."""
 
 import contextlib
 import ctypes
@@ -68,7 +70,8 @@ def shared_files() -> set[str]:
 def nothing_left() -> Iterator[None]:
     """After the block no process and no file descriptor may be left that was not there before.
 
-    We are the subreaper meanwhile: whatever outlives the monitor becomes our child, in whichever session and group it hides.
+    We are the subreaper meanwhile: whatever outlives the monitor becomes our child, in whichever session and group it
+    hides.
     """
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     children, files, shared = set(process.children_of(os.getpid())), open_files(), shared_files()

@@ -1,4 +1,5 @@
-"""The kill storm: workers are killed all the time, and every task must end exactly once, with the right value or with WorkerCrashed.
+"""The kill storm: workers are killed all the time, and every task must end exactly once, with the right value or with
+WorkerCrashed.
 
 ::
 
@@ -6,8 +7,9 @@
     killer thread ──▶ SIGSTOP, look at the rows, SIGKILL ──▶ deaths  ├──▶ check: all of it must add up
     workers ──▶ O_APPEND lines, record locks ──▶ ledger ─────────────┘
 
-The ledger is the oracle: it knows nothing of the pool. Every execution takes a record lock on the byte of its task (the kernel gives it back when the
-process has died), so two executions of one task at the same time show as a lock that cannot be had; then it appends one line.
+The ledger is the oracle: it knows nothing of the pool. Every execution takes a record lock on the byte of its task (the
+kernel gives it back when the process has died), so two executions of one task at the same time show as a lock that
+cannot be had; then it appends one line.
 
 Run it: `python tests/storm.py [--tasks N] [--seconds S] [--seed S] [--long]`. Exit code 0: everything added up.
 """
@@ -32,7 +34,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import processes
-from ipc import _core, process
+
+from ipc import _core
 from pool import Failure, Pool
 from pool.client import Client
 from pool.errors import WorkerCrashed
@@ -94,8 +97,8 @@ def execute(number: int) -> object:
 class Killer:
     """Kills a random worker every KILL_EVERY seconds, and counts what the dead was at.
 
-    It is stopped first, so what its rows say is what they say at its death. A third of the kills waits for a worker that is in the state met least so
-    far: storing takes so little time that chance alone would take minutes to hit it.
+    It is stopped first, so what its rows say is what they say at its death. A third of the kills waits for a worker in
+    the state met least so far: storing takes so little time that chance alone would take minutes to hit it.
     """
 
     def __init__(self, pool: Pool, seed: int) -> None:
@@ -169,7 +172,8 @@ class Killer:
             return
         try:
             again = _core.slot_info(self._segment, slot)
-            if (again["pid"], again["generation"], again["reaped"]) != (pid, info["generation"], info["reaped"]) or again["reaped"] > info["generation"]:
+            same = all(again[key] == info[key] for key in ("pid", "generation", "reaped"))
+            if not same or info["reaped"] > info["generation"]:
                 return  # it has died since; the number may be somebody else's
             signal.pidfd_send_signal(fd, signal.SIGSTOP)
             end = time.monotonic() + 5
@@ -241,7 +245,7 @@ class Book:
     def check(self, given: int, killed: set[int]) -> dict[str, int]:
         """Everything must add up; the figures."""
         assert set(self.ends) == set(range(given)), "a task has no end, or one that was never given has"
-        assert set(self.ends.values()) == {1}, f"tasks that ended more than once: {[n for n, k in self.ends.items() if k > 1]}"
+        assert set(self.ends.values()) == {1}, [number for number, ends in self.ends.items() if ends > 1]
         with open(self.path) as file:
             lines = [line.split() for line in file]
         assert all(len(line) == 3 for line in lines), "a torn line in the ledger"
@@ -307,14 +311,16 @@ def legs(tasks: int, first: int = 0) -> Iterator[tuple[Any, int, range]]:
 
 
 def storm(tasks: int, seconds: float = 0.0, seed: int = 1, kill: bool = True) -> dict[str, Any]:
-    """One storm: rounds of `tasks` tasks until `seconds` are over, at least one. The figures; AssertionError if anything does not add up."""
+    """One storm: rounds of `tasks` tasks until `seconds` are over, at least one. The figures.
+
+    AssertionError if anything does not add up."""
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
         book = Book(os.path.join(folder, "ledger"))
         began = time.monotonic()
         with processes.nothing_left(), book.listening():
             pool = Pool(WORKERS, initializer=open_ledger, initargs=(book.path,)).start()
             segment = pool._client.segment
-            processes.wait_until(lambda: all(_core.slot_info(segment, k)["phase"] != _core.STARTING for k in range(WORKERS)), "the workers are ready")
+            processes.wait_until(lambda: _ready(segment) == WORKERS, "the workers are ready")
             killer, given = Killer(pool, seed), 0
             with pool, killer if kill else contextlib.nullcontext():
                 while not given or time.monotonic() - began < seconds:
@@ -330,14 +336,19 @@ def storm(tasks: int, seconds: float = 0.0, seed: int = 1, kill: bool = True) ->
         assert os.listdir(folder) == ["ledger"], "files left in our folder"
         figures: dict[str, Any] = book.check(given, killer.pids)
         assert kill or (healed == 0 and figures["attempts"] == given), f"healed {healed} without a kill"
-        figures |= {"kills": killer.kills, "of starting workers": killer.starting, "healed": healed, "seconds": round(took, 1), "seed": seed}
-        figures |= {"at death": {name: killer.classes[name] for name in CLASSES}, "DONE rows of the dead": killer.done_rows}
+        figures |= {"kills": killer.kills, "of starting workers": killer.starting, "healed": healed}
+        figures |= {"at death": {name: killer.classes[name] for name in CLASSES}}
+        figures |= {"DONE rows of the dead": killer.done_rows, "seconds": round(took, 1), "seed": seed}
         return figures
+
+
+def _ready(segment: object) -> int:
+    return sum(_core.slot_info(segment, slot)["phase"] != _core.STARTING for slot in range(WORKERS))
 
 
 def _all_alive(pool: Pool) -> None:
     """The pool is back to its full size."""
-    processes.wait_until(lambda: sum(map(processes.runs, processes.worker_pids(pool))) == WORKERS, "all workers are back", 10)
+    processes.wait_until(lambda: sum(map(processes.runs, processes.worker_pids(pool))) == WORKERS, "all are back", 10)
     assert pool.submit(int, "7").result(HANG) == 7
 
 
@@ -387,7 +398,7 @@ def show(figures: dict[str, Any]) -> str:
 def main(arguments: Iterable[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=20_000, help="tasks of one round (20000)")
-    parser.add_argument("--seconds", type=float, default=0.0, help="start further rounds until so many seconds are over")
+    parser.add_argument("--seconds", type=float, default=0.0, help="further rounds until they are over")
     parser.add_argument("--seed", type=int, default=None, help="of the killer (by default a new one, which is printed)")
     parser.add_argument("--long", action="store_true", help="ten minutes")
     parser.add_argument("--victim", nargs=2, metavar=("MARKER", "FOLDER"), help=argparse.SUPPRESS)

@@ -12,13 +12,14 @@ class NoOp(Workload):
     title = "No-op tasks, handed over one by one, results collected"
     metrics = THROUGHPUT
     chunksize: int | None = 1
+    patience = 1.0  # times as long as others: for pools that need a while to find their chunk size
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
         return self.measure_with(rival, sizes.workers, sizes)
 
     def measure_with(self, rival: Rival, workers: int, sizes: Sizes) -> dict[str, float]:
         with started(rival, workers):
-            n = paced(lambda n: rival.map_noop(n, self.chunksize), sizes.seconds)
+            n = paced(lambda n: rival.map_noop(n, self.chunksize), sizes.seconds * self.patience)
             with Meter() as meter:
                 rival.map_noop(n, self.chunksize)
             return meter.per_task(n)
@@ -28,6 +29,7 @@ class Chunks(NoOp):
     name = "chunks"
     title = "No-op tasks with automatic chunks"
     chunksize = None
+    patience = 3.0
 
 
 class Futures(Workload):

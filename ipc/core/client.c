@@ -155,7 +155,7 @@ unsigned ipc_flush_wakes(struct ipc_client *c) {
     uint64_t ready = c->tail - head, spinning = ipc_count_bits(h->spinners, c->s->slots);
     uint32_t sleepers = ipc_count_bits(h->sleepers, c->s->slots), awake = c->s->slots - sleepers;
     if (ready <= spinning || sleepers == 0) return 0;
-    uint64_t most = ready - spinning;
+    uint64_t most = ready; /* not less the spinners: one of them may have its sleeper bit set by now, and be counted twice */
     if (atomic_load_explicit(&h->guard, memory_order_seq_cst)) {
         uint64_t now = ipc_now(), ns = now - c->judged_at, moved = head - c->judged_head;
         c->too_early = ns < JUDGE_NS;
@@ -334,7 +334,10 @@ static int row_has_cooled(struct ipc_client *c) {
 
 static int something_to_do(struct ipc_client *c) {
     struct ipc_header *h = c->s->header;
-    if (c->wanting && row_has_cooled(c)) return 1;
+    if (c->wanting && row_has_cooled(c)) {
+        c->wanting = 0; /* said once: if nothing waits for a row any more, no publish would take it back, and we would never sleep */
+        return 1;
+    }
     return c->swept_summary || atomic_load_explicit(&h->done_summary, memory_order_seq_cst) ||
            atomic_load_explicit(&h->deaths, memory_order_seq_cst) != c->deaths_seen;
 }

@@ -1,6 +1,7 @@
 /* claim.pml - who owns a row, and who ends it (DESIGN.md, section 2; the steps have the same names).
  *
- * Modelled: Publish, Claim, Complete (STORING, chunk RUNNING 0 -> 1 -> 2 -> DONE), payload units taken one by one,
+ * Modelled: Publish, Claim, Complete (STORING, chunk RUNNING 0 -> 1 -> .. -> DONE), payload units taken one by one, a chunk's
+ *   area that moves to a larger run (result_ref), a chunk without room that offers its items and is drained (offered, drained),
  *   Condemn (deadline of the monitor, Future.kill of the client), Death, Settle, Cancel, row re-use with ring == rows.
  *   One client, 2 workers, a monitor that restarts under generation+1 whenever it likes, a killer that may SIGKILL a
  *   worker between any two steps. No timeouts: what only a timeout would repair shows as a stuck state.
@@ -9,16 +10,19 @@
  *   ("ring not empty", "summary or deaths") whose wake-ups are the subject of sleep.pml; the first kill hits worker 0
  *   (the workers are symmetric). Memory is sequentially consistent.
  * Checked: a task is claimed by one living worker at a time; ends exactly once; attempts == claims; committed items
- *   stand, carry their result and never run again; a unit has one owner, is freed once, all FREE at the end; all rows
+ *   stand, carry their result, are delivered once and never run again; a unit has one owner, is freed once, all FREE at the end; all rows
  *   FREE at the end; tail - head <= N; a kill hits only the attempt it was decided for; no stuck state.
  * Not checked: weak memory, wrap of seq and generation, more than 2 workers, the 4 death records (fork of g+4), death of
  *   client or monitor, damaged words, payload bytes, runs of adjacent units, livelock (two takers that roll back for ever).
  *
  * Sizes:  T tasks · R rows · N ring · U units · K kills · D deadlines · F Future.kill · C cancels · A attempts · masks of
- *   tasks: CHUNK (2 items each), BIG (result needs NEED units; with BIGITEMS every item of a chunk does, else the last)
- * DEP: task 0 does not end before the last task has. VIEW: units outlive the row, as a result that the user still holds.
+ *   tasks: CHUNK (NI items each), BIG (result needs NEED units; with BIGITEMS every item of a chunk does, else the last)
+ * TOOBIG: so often a result may turn out never to fit, because functions have been stored; a small error is stored in its place.
+ * DEP: task 0 does not end before the last task has. VIEW: units outlive the row, as a
+ *   result that the user still holds (the core copies results, it has no such views).
  * Planted faults: OWNER_LATE HEAD_FIRST WEAK_CAS NO_GEN ROWS_FIRST SEEN_LAST BIT_FIRST BIT_TRUSTED WORD_FIRST REUSE_EARLY LOOSE_CONDEMN
- *   DONE_STORE ITEM_FIRST NO_DONE_SCAN NO_SEQ_UNITS KEEP_UNITS NO_HEAD_RING CLIENT_HELPS NO_SHORT_CHUNK (see run.py)
+ *   DONE_STORE ITEM_FIRST NO_DONE_SCAN NO_SEQ_UNITS KEEP_UNITS NO_HEAD_RING CLIENT_HELPS NO_OFFER OFFER_LATE OFFER_NO_WAIT OFFER_GO_ON
+ *   DRAIN_EARLY SETTLE_ALL FREE_FIRST OLD_FIRST FREE_BY_REF GIVE_UP_OFFERING (see run.py)
  */
 #ifndef T
 #define T 2
@@ -50,6 +54,12 @@
 #ifndef A
 #define A 2
 #endif
+#ifndef NI
+#define NI 2
+#endif
+#ifndef TOOBIG
+#define TOOBIG 0
+#endif
 #ifndef CHUNK
 #define CHUNK 0
 #endif
@@ -68,8 +78,11 @@
 typedef Row {
 	byte st, slot, gen, seq, item;	/* the word: compared and exchanged as one */
 	byte task, base, n;		/* arguments: items base+1 .. base+n of the task (n is 0 for a single task) */
-	byte res[3];			/* result of item k, 1..n (single: 1): task+1; 0: how many of a chunk's items it holds */
-	byte last			/* client, private: position after its last entry */
+	byte res[NI + 1];		/* frame of item k, 1..n (single: 1), in the area: task+1; 0: the frame is not there */
+	byte ref;			/* result_ref: mask of the units that are the area; 0: the body of the row */
+	byte first;			/* the item that the first frame of the area belongs to */
+	byte off, dr;			/* offered by the worker, drained by the client */
+	byte last, got			/* client, private: position after its last entry; items drained */
 }
 Row row[R];
 byte ring_r[N], ring_q[N], head, tail;
@@ -81,12 +94,29 @@ byte kills;
 /* what only the checker sees */
 byte holds[W];				/* task+1 that a living worker holds */
 byte claims[T], attempts[T], ended[T], stands[T];
+byte nofit = TOOBIG;			/* so often a result turns out never to fit (a function was stored): a small error is stored instead */
 bit fin[T];				/* somebody saw the task end: what a dependent task waits for */
 byte nended;
 
 #define OWN(r, q)	(1 + (r) + R * (q))
 #define CHUNKED(t)	((CHUNK >> (t)) & 1)
 #define BIGGISH(t)	((BIG >> (t)) & 1)
+#ifdef BIGITEMS
+#define ALLBIG 1
+#else
+#define ALLBIG 0
+#endif
+#ifdef OFFER_GO_ON
+#define HANDS_FREE 1
+#else
+#define HANDS_FREE (!offering)
+#endif
+#if NI > 2
+#define NO_FRAMES	row[r].res[1] = 0; row[r].res[2] = 0; row[r].res[3] = 0
+#else
+#define NO_FRAMES	row[r].res[1] = 0; row[r].res[2] = 0
+#endif
+#define OFFERS(r)	(row[r].st == STORING && row[r].n && row[r].off > row[r].got)
 #ifdef BIGITEMS
 #define LARGE(t, k, n)	BIGGISH(t)
 #else
@@ -117,12 +147,12 @@ inline cas(s0, i0, s1, i1) {
 }
 
 proctype worker(byte w) {
-	byte h, r, q, g, t, k, n, u, got, tk, s;
-	bit ok;
+	byte h, r, q, g, t, k, n, u, got, tk, s, want;
+	bit ok, offering;
 start:
 	{
 	g = gen[w];
-claim:	u = 0; s = 0;
+claim:	u = 0; s = 0; offering = 0;
 end_idle:
 	d_step { head < tail -> h = head }
 	d_step { r = ring_r[h % N]; q = ring_q[h % N] }
@@ -160,25 +190,22 @@ item:
 #ifdef ITEM_FIRST
 	if :: k && k < n -> cas(RUNNING, k, RUNNING, k + 1) :: else fi;
 #endif
-	/* run it, write the result */
-	d_step {
-		assert(!life[w] && !(stands[t] & (1 << (row[r].base + (k -> k : 1)))));
-		row[r].res[(k -> k : 1)] = t + 1;
-		row[r].res[0] = k
-	}
+	/* run it, make room for its result: grow() */
 	if
 	:: LARGE(t, k, n) ->
 		cas(RUNNING, k, STORING, k); s = STORING;
-take:		u = 0; got = 0; tk = 0;
+take:		u = 0;
+		d_step { u = 0; got = 0; tk = 0; want = NEED * (k -> ALLBIG * (k - row[r].first) + 1 : 1) }
 		do
-		:: got < NEED && u < U ->
+		:: got < want && u < U && HANDS_FREE ->
 			d_step {			/* CAS 0 -> owner */
+				assert(!life[w]);
 				if :: unit[u] == 0 -> unit[u] = OWN(r, q); got++; tk = tk | (1 << u) :: else fi;
 				u++
 			}
-		:: got < NEED && u == U ->		/* no room */
+		:: got < want && (u == U || !HANDS_FREE) ->	/* no room */
 #ifndef KEEP_UNITS
-			do				/* give back what this attempt took */
+			do				/* roll back */
 			:: tk -> d_step {
 				u = 0; do :: !(tk & (1 << u)) -> u++ :: else -> break od;
 				assert(unit[u] == OWN(r, q)); unit[u] = 0; tk = tk & ~(1 << u); u = 0 }
@@ -186,27 +213,98 @@ take:		u = 0; got = 0; tk = 0;
 			od;
 			got = 0;
 #endif
-#ifndef NO_SHORT_CHUNK
-			if				/* a chunk that holds units may not wait for more: it ends short */
-			:: k > 1 -> row[r].res[0] = k - 1; cas(STORING, k, DONE, k); goto told
-			:: else
-			fi;
-#endif
 			u = 0;
+			if
+#ifndef NO_OFFER
+			:: k > row[r].first ->		/* offer_items(): the area holds committed frames */
+				if
+				:: !offering ->
+#ifdef OFFER_LATE
+					done = done | (1 << r); summary = 1;
+					d_step { row[r].off = k - 1; offering = 1 }
+#else
+					d_step { row[r].off = k - 1; offering = 1 };
+					done = done | (1 << r); summary = 1
+#endif
+				:: else
+				fi;
+#ifdef GIVE_UP_OFFERING
+				if :: row[r].dr == k - 1 :: nofit && !row[r].ref -> nofit--; goto stored fi;
+#else
+#ifdef OFFER_GO_ON
+				if :: row[r].dr == k - 1 :: unit[0] == 0 || unit[U - 1] == 0 -> goto take fi;
+#else
+#ifndef OFFER_NO_WAIT
+				(row[r].dr == k - 1);
+#endif
+#endif
+#endif
+#ifdef FREE_FIRST
+				d_step { got = row[r].ref }
+#else
+				/* the client has them: result_len = 0, result_ref = 0, and the run is given back */
+				d_step { assert(!life[w]); NO_FRAMES; row[r].first = k };
+				d_step { got = row[r].ref; row[r].ref = 0 };
+#endif
+				do
+				:: got -> d_step {
+					u = 0; do :: !(got & (1 << u)) -> u++ :: else -> break od;
+					assert(unit[u] == OWN(r, q)); unit[u] = 0; got = got & ~(1 << u); u = 0 }
+				:: !got -> break
+				od;
+				offering = 0;
+#ifdef FREE_FIRST
+				d_step { NO_FRAMES; row[r].first = k };
+				row[r].ref = 0;
+#endif
+#if TOOBIG
+				if :: d_step { nofit -> nofit-- }; goto stored :: skip fi;
+#endif
+				goto take
+#endif
+#if TOOBIG
+			:: d_step { k <= row[r].first && nofit -> nofit-- }; goto stored
+#endif
+#ifdef NO_OFFER
+			:: else ->
+#else
+			:: (k <= row[r].first) ->	/* nothing to offer: wait for room */
+#endif
 #if U == 1
-			(unit[0] == 0)
+				(unit[0] == 0)
 #else
 #ifdef KEEP_UNITS
-			(unit[0] == 0 || unit[1] == 0)
+				(unit[0] == 0 || unit[1] == 0)
 #else
-			((unit[0] == 0) + (unit[1] == 0) >= NEED)
+				((unit[0] == 0) + (unit[1] == 0) + (U > 2 && unit[U - 1] == 0) >= want)
 #endif
 #endif
-		:: got == NEED -> break
+			fi
+		:: got == want -> break
 		od;
-		u = 0; got = 0; tk = 0
+		u = 0;
+#ifdef OLD_FIRST
+		d_step { u = row[r].ref; got = 0 };
+#else
+		d_step { assert(!life[w]); u = row[r].ref; row[r].ref = tk; tk = 0; got = 0 };	/* the frames have been copied */
+#endif
+		do
+		:: u -> d_step {
+			got = 0; do :: !(u & (1 << got)) -> got++ :: else -> break od;
+			assert(unit[got] == OWN(r, q)); unit[got] = 0; u = u & ~(1 << got); got = 0 }
+		:: !u -> break
+		od;
+#ifdef OLD_FIRST
+		row[r].ref = tk;		/* the old run was given back before */
+#endif
+stored:		u = 0;
+		d_step { u = 0; got = 0; tk = 0; want = 0 }
 	:: else
 	fi;
+	d_step {				/* the frame, behind those of the area */
+		assert(!life[w] && !(stands[t] & (1 << (row[r].base + (k -> k : 1)))));
+		row[r].res[(k -> k : 1)] = t + 1
+	}
 	if
 	:: k && k < n ->
 #ifdef ITEM_FIRST
@@ -225,7 +323,7 @@ take:		u = 0; got = 0; tk = 0;
 #else
 	cas(s, k, DONE, k);
 #endif
-told:	atomic { holds[w] = 0; fin[t] = 1; t = 0; n = 0; k = 0; s = 0; u = 0; got = 0; tk = 0; q = 0 }
+	atomic { holds[w] = 0; fin[t] = 1; t = 0; n = 0; k = 0; s = 0; u = 0; got = 0; tk = 0; q = 0 }
 #ifndef BIT_FIRST
 	done = done | (1 << r);
 	summary = 1;
@@ -233,7 +331,7 @@ told:	atomic { holds[w] = 0; fin[t] = 1; t = 0; n = 0; k = 0; s = 0; u = 0; got 
 	r = 0;
 	goto claim
 	} unless { life[w] }
-	d_step { life[w] = 2; h = 0; r = 0; q = 0; g = 0; t = 0; k = 0; n = 0; u = 0; got = 0; tk = 0; s = 0; ok = 0 }
+	d_step { life[w] = 2; h = 0; r = 0; q = 0; g = 0; t = 0; k = 0; n = 0; u = 0; got = 0; tk = 0; s = 0; ok = 0; want = 0; offering = 0 }
 end_dead:
 	do
 	:: !life[w] -> goto start
@@ -315,72 +413,80 @@ end:	do
 /* ---------------------------------------------------------------------------------------------------- client */
 #define END(t)		assert(!ended[t]); ended[t] = 1; nended++; fin[t] = 1
 
-/* items 1 .. cnt of the row stand: they have their result, and never had one before */
-inline stand(cnt) {
-	x = 1;
+/* items a .. b of the row stand: their frames are the first of the area, and none of them was delivered before */
+inline stand(a, b) {
+	assert(a > b || row[r].first == a);
+	x = a;
 	do
-	:: x <= cnt ->
+	:: x <= b ->
 		assert(row[r].res[x] == t + 1 && !(stands[t] & (1 << (row[r].base + x))));
 		stands[t] = stands[t] | (1 << (row[r].base + x)); x++
 	:: else -> break
 	od;
 	x = 0
 }
-/* free the units of (row, seq); they must be exactly what the result says */
-inline free_units(q) {
+/* ipc_read_result: the units that result_ref names are the row's own */
+inline readable() {
+	x = 0;
+	do :: x < U -> assert(!(row[r].ref & (1 << x)) || unit[x] == OWN(r, row[r].seq)); x++ :: else -> break od;
+	x = 0
+}
+/* ipc_release_row: what result_ref names, and of the dead in STORING or CONDEMNED all that the row owns; then nothing is left */
+inline free_units() {
 	x = 0;
 	do
 	:: x < U ->
 #ifdef NO_SEQ_UNITS
 		if :: unit[x] && (unit[x] - 1) % R == r -> unit[x] = 0 :: else fi;
 #else
-		if :: unit[x] == OWN(r, q) -> unit[x] = 0 :: else fi;
+		if
+#ifdef FREE_BY_REF
+		:: unit[x] == OWN(r, row[r].seq) && (row[r].ref & (1 << x)) -> unit[x] = 0
+#else
+		:: unit[x] == OWN(r, row[r].seq) && ((row[r].ref & (1 << x)) || row[r].st == STORING || row[r].st == CONDEMNED) -> unit[x] = 0
+#endif
+		:: else
+		fi;
+		assert(unit[x] != OWN(r, row[r].seq));
 #endif
 		x++
 	:: else -> break
 	od;
 	x = 0
 }
-inline count_units(q) {
-	x = 0; c = 0;
-	do :: x < U -> if :: unit[x] == OWN(r, q) -> c++ :: else fi; x++ :: else -> break od;
-	x = 0
-}
-#define SHORT		(row[r].n && row[r].res[0] < row[r].n)
 inline collect() {			/* DONE -> FREE */
 	t = row[r].task; attempts[t]++;
+	readable();
 	if
-	:: !row[r].n -> stand(1)
-	:: SHORT -> stand(row[r].res[0])	/* ended short, no attempt of the rest */
-	:: else -> stand(row[r].n)
+	:: !row[r].n -> stand(1, 1)
+	:: else -> stand(row[r].got + 1, row[r].n)
 	fi;
-#ifdef BIGITEMS
-	c = NEED * (row[r].n -> row[r].res[0] : 1);
-#else
-	c = NEED;
-#endif
-	y = c; count_units(row[r].seq);
-	assert(!BIGGISH(t) || c == y);
-	c = 0; y = 0;
 #ifdef VIEW
 	if
 	:: BIGGISH(t) && !view -> view = OWN(r, row[r].seq)	/* the user holds it for a while */
-	:: else -> free_units(row[r].seq)
+	:: else -> free_units()
 	fi;
 #else
-	free_units(row[r].seq);
+	free_units();
 #endif
-	if
-	:: SHORT -> todo = todo | (1 << t); fin[t] = 0
-	:: else -> END(t)
-	fi;
+	END(t);
 	row[r].st = FREE
 }
 inline crashed() {			/* RUNNING, STORING, CONDEMNED of the dead: one attempt */
 	t = row[r].task; attempts[t]++;
 	assert(row[r].st != DONE);
-	if :: row[r].n && row[r].item -> stand(row[r].item - 1) :: else fi;
-	free_units(row[r].seq);
+	if
+	:: row[r].n && row[r].item > 1 ->
+		readable();
+#ifdef SETTLE_ALL
+		stand(1, row[r].item - 1)
+#else
+		assert(row[r].got <= row[r].item - 1);
+		stand(row[r].got + 1, row[r].item - 1)
+#endif
+	:: else
+	fi;
+	free_units();
 	if
 	:: attempts[t] < A -> todo = todo | (1 << t)
 	:: else -> END(t)
@@ -389,7 +495,8 @@ inline crashed() {			/* RUNNING, STORING, CONDEMNED of the dead: one attempt */
 }
 inline wipe() {				/* what lies in a FREE row is nobody's: keep one state of it */
 	row[r].slot = 0; row[r].gen = 0; row[r].item = 0; row[r].task = 0; row[r].base = 0; row[r].n = 0;
-	row[r].res[0] = 0; row[r].res[1] = 0; row[r].res[2] = 0
+	row[r].ref = 0; row[r].first = 0; row[r].off = 0; row[r].dr = 0; row[r].got = 0;
+	x = 0; do :: x <= NI -> row[r].res[x] = 0; x++ :: else -> break od; x = 0
 }
 
 proctype client() {
@@ -406,10 +513,11 @@ loop:	if :: nended == T && !view -> goto over :: else fi;
 	:: c -> c = 0;
 		/* Publish */
 		d_step {
-			wipe(); todo = todo & ~(1 << t); row[r].task = t;
+			wipe(); todo = todo & ~(1 << t); row[r].task = t; row[r].first = 1;
 			if
 			:: CHUNKED(t) ->
-				row[r].base = ((stands[t] & 2) -> 1 : 0); row[r].n = 2 - row[r].base
+				x = 0; do :: stands[t] & (2 << x) -> x++ :: else -> break od;
+				row[r].base = x; row[r].n = NI - x; x = 0
 			:: else
 			fi;
 			row[r].seq++; row[r].st = READY
@@ -446,11 +554,25 @@ loop:	if :: nended == T && !view -> goto over :: else fi;
 #ifdef BIT_TRUSTED
 			:: row[r].seq -> collect(); wipe()
 #else
-			:: row[r].st == DONE -> collect(); wipe()
+			:: row[r].st == DONE -> collect(); wipe(); r = 0
+			:: OFFERS(r) -> y = row[r].off		/* a chunk without room: ipc_offers() */
+#endif
+			:: else -> r = 0
+			fi;
+			t = 0 }
+			if
+			:: y ->
+#ifdef DRAIN_EARLY
+				row[r].dr = y;
+#endif
+				d_step { t = row[r].task; readable(); stand(row[r].got + 1, y); row[r].got = y; y = 0; t = 0 }
+#ifndef DRAIN_EARLY
+				d_step { row[r].dr = row[r].got; r = 0 }
+#else
+				r = 0
 #endif
 			:: else
-			fi;
-			t = 0; r = 0 }
+			fi
 		:: else -> break
 		od
 	:: deaths != seen ->			/* Settle: reaped first, then the rows */
