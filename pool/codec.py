@@ -70,7 +70,7 @@ def by_value(obj: Any) -> bytes:
 
 
 def encode_args(obj: Any) -> bytes:
-    """Arguments for a worker. Raises what plain pickle raised if nothing can take them."""
+    """Arguments for a worker. Raises what pickling raised if nothing can take them."""
     data = _plain(obj)
     if isinstance(data, Exception) or _MAIN in data:
         return _by_value_or(obj, data)
@@ -85,12 +85,13 @@ def _plain(obj: Any) -> bytes | Exception:
 
 
 def _by_value_or(obj: Any, plain: bytes | Exception) -> bytes:
-    """By value; if that fails too, what plain pickle made of it, be it an error: the one that people know."""
+    """By value; if that fails too, what plain pickle made of it, if anything. The error is that of the second attempt:
+    the first one may complain about what the second one can do, such as a lambda around a lock."""
     try:
         return by_value(obj)
     except Exception:
         if isinstance(plain, Exception):
-            raise plain from None
+            raise
         return plain
 
 

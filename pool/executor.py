@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 import weakref
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from pool import codec
 from pool.client import CLOSED, DRAINING, OPEN, Client, Policy, Task, all_clients
@@ -29,6 +30,14 @@ class _Unset:
 
 
 _UNSET = _Unset()
+
+
+class MapOptions(TypedDict, total=False):
+    """Options of ``imap`` and its forms; see there."""
+
+    buffersize: int | None
+    chunksize: int | Literal["auto"]
+    on_error: Literal["raise", "return", "skip"]
 
 
 class _Calls(Executor):
@@ -125,7 +134,7 @@ class _Calls(Executor):
             run.give_chunk(batch)
         return run_map(run, (), True, "raise", end)
 
-    def imap(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
+    def imap(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Unpack[MapOptions]) -> Iterator[Any]:
         """Results of ``fn(item)`` in order, lazily: the input is read only as far ahead as keeps the workers busy.
 
         Options:
@@ -138,11 +147,15 @@ class _Calls(Executor):
         stays usable."""
         return self._imap(fn, iterable, codec.CALL_ONE, True, **options)
 
-    def imap_unordered(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Any) -> Iterator[Any]:
+    def imap_unordered(
+        self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Unpack[MapOptions]
+    ) -> Iterator[Any]:
         """As ``imap``, results as they finish."""
         return self._imap(fn, iterable, codec.CALL_ONE, False, **options)
 
-    def istarmap(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> Iterator[Any]:
+    def istarmap(
+        self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Unpack[MapOptions]
+    ) -> Iterator[Any]:
         """As ``imap`` with ``fn(*item)``."""
         return self._imap(fn, iterable, codec.CALL_STAR, True, **options)
 
@@ -152,7 +165,9 @@ class _Calls(Executor):
         """As ``imap_unordered`` with ``fn(*item)``."""
         return self._imap(fn, iterable, codec.CALL_STAR, False, **options)
 
-    def starmap(self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Any) -> list[Any]:
+    def starmap(
+        self, fn: Callable[..., Any], iterable: Iterable[Iterable[Any]], **options: Unpack[MapOptions]
+    ) -> list[Any]:
         """The list of ``fn(*item)`` for each item, in order. Options as for ``imap``."""
         return list(self._imap(fn, iterable, codec.CALL_STAR, True, **options))
 
@@ -385,12 +400,14 @@ def _abandoned(client: Client) -> None:
 
 
 def _at_exit() -> None:
-    """Interpreter exit: pending work finishes, then the workers leave."""
+    """Interpreter exit: pending work finishes, then the workers leave. After a Ctrl-C that nobody caught, at once."""
+    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for client in all_clients():
         if client.state != CLOSED and client.owned():
             client.state = DRAINING
             try:
-                client.wait_for(client.idle_or_closed)
+                if not interrupted:
+                    client.wait_for(client.idle_or_closed)
             finally:
                 client.stop(kill=not client.idle_or_closed())
                 client.join_collector(1.0)

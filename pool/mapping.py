@@ -8,8 +8,10 @@ rest of the chunk goes on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
+import reprlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -320,7 +322,7 @@ def run_map(
                     elif on_error == "return":
                         yield failure
                     elif on_error == "raise":
-                        raise failure.error
+                        raise _with_item(failure)
                     if taken not in early:
                         break
                     index = taken
@@ -339,6 +341,15 @@ def run_map(
         if run.flying:
             client.drop(run)
         client.tidy()
+
+
+def _with_item(failure: Failure) -> BaseException:
+    """The error of an item, with a note that says which one it was."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    with contextlib.suppress(Exception):  # a repr that raises must not hide the error
+        failure.error.add_note(f"item {failure.index} of the input: {short.repr(failure.item)}")
+    return failure.error
 
 
 def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:

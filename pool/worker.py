@@ -28,6 +28,7 @@ the GIL."""
 
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 _SPIN_US = 20
+_PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
 _IDLE_MS = 1000
 
 
@@ -57,7 +58,7 @@ class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
-    spoilt = False  # a task has met the end of the memory: the next one shall not
+    spoilt = False  # a task has used up the memory: the next one shall not suffer for it
 
 
 _in_task = False  # an interrupt is for the task, and for nothing else
@@ -273,8 +274,17 @@ def _forked_or(publish: Callable[[object, int, bytes], int], segment: object, ki
     return code
 
 
+def _short_of_memory() -> bool:
+    """Whether what the task has left of the memory would fail the next one too."""
+    try:
+        bytearray(_PROBE)
+    except MemoryError:
+        return True
+    return False
+
+
 def _encode_error(error: BaseException) -> tuple[int, bytes]:
-    _Process.spoilt = _Process.spoilt or isinstance(error, MemoryError)
+    _Process.spoilt = _Process.spoilt or (isinstance(error, MemoryError) and _short_of_memory())
     try:
         return codec.encode_error(error, skip=2)
     except BaseException:  # MemoryError while the report is made

@@ -1,5 +1,6 @@
 """What cannot travel, and what misbehaves on its way: only that task fails, with an error that names it."""
 
+import builtins
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -88,33 +89,20 @@ def test_an_exception_with_a_long_text_arrives(pool: Pool) -> None:
     assert len(str(error.__cause__)) < 1 << 20
 
 
-def test_what_is_too_large_for_the_room_is_refused_by_name() -> None:
+def test_what_is_too_large_for_the_room_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)  # so that it is the smallest
     with Pool(1) as pool:
-        pool.start()
-        room = pool._client.room
-        pool._client.room = room  # the refusals name it
-        with pytest.raises(errors.PayloadTooLarge, match="identity") as caught:
-            pool.submit(tasks.identity, _Huge(room)).result()
-        assert caught.value.limit <= room
-
-
-class _Huge:
-    """Says to be larger than it is, so that no test needs the memory: its pickle is made of one repeated string."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __reduce__(self) -> Any:
-        if self.size > 512 << 20:
-            pytest.fail("the room of this machine is too large for this test")
-        return bytes, (bytes(self.size),)
+        for future in (pool.submit(tasks.identity, bytes(4 << 20)), pool.submit(bytes, 4 << 20)):
+            with pytest.raises(errors.PayloadTooLarge, match=r"the arguments of tasks.identity|the result of .*bytes"):
+                future.result()
+        with pytest.raises(errors.PayloadTooLarge, match="the result of"):
+            pool.submit(tasks.raise_long, 4 << 20).result()
+        results = list(pool.imap(bytes, [1, 4 << 20, 2], on_error="return", chunksize=3))
+        assert [results[0], results[2]] == [bytes(1), bytes(2)]
+        assert isinstance(results[1].error, errors.PayloadTooLarge)
 
 
 # ---- loky's crash tests: {pickle, unpickle, run, pickle result, unpickle result} x {exit, C exit, error, SEGV}
-
-
-def _crashes(how: str) -> type[BaseException]:
-    return errors.WorkerCrashed
 
 
 @pytest.mark.parametrize("how", ["exit", "c exit", "error", "SEGV"])
@@ -180,11 +168,4 @@ def test_any_exception_of_a_task_is_its_outcome_and_the_worker_lives(pool: Pool,
 
 
 def _raise(name: str) -> None:
-    raise getattr(__builtins__ if not isinstance(__builtins__, dict) else _Builtins, name)
-
-
-class _Builtins:
-    KeyboardInterrupt = KeyboardInterrupt
-    GeneratorExit = GeneratorExit
-    BaseException = BaseException
-    MemoryError = MemoryError
+    raise getattr(builtins, name)

@@ -4,11 +4,9 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from pickle import PicklingError
 from typing import Any
 
 import processes
@@ -51,7 +49,7 @@ def busy(pool: Pool, gate: tasks.Gate) -> Iterator[list[Future]]:
     gate.await_start(2)
     yield running
     gate.open(2)
-    assert [future.result() for future in running if not isinstance(future.exception(), errors.TaskKilled)] is not None
+    concurrent.futures.wait(running)
 
 
 # ---- submit and result
@@ -72,9 +70,8 @@ def test_arguments_are_encoded_before_submit_returns(pool: Pool, busy: list[Futu
     future = pool.submit(tasks.identity, argument)
     argument.append(3)
     assert not future.done()
-    busy.append(future)
-    pool._client.wait_for(lambda: True)
-    assert future.cancel() or future.result() == [1, 2]
+    assert busy[0].kill()  # makes room for it
+    assert future.result() == [1, 2]
 
 
 def test_values_of_all_sizes_come_back(pool: Pool) -> None:

@@ -46,11 +46,9 @@ DEFAULT = [
     ("sleep", "T=2 K=0 DEP CHAIN", "complete"),
     ("sleep", "T=2 K=0 DEP SPIN", "complete"),
     ("sleep", "T=2 K=0 DEP GUARD", "complete"),
-    ("sleep", "T=2 K=0 DEP GUARD NO_AT_ONCE", "complete"),
     ("sleep", "T=2 K=0 DEP GUARD SPIN", "complete"),
-    ("sleep", "T=1 K=1 NO_RESTART A=1 GUARD NO_AT_ONCE", "complete"),
+    ("sleep", "T=1 K=1 R=1 NO_RESTART A=1 NO_AT_ONCE GUARD", "complete"),  # a killed guard, a killed successor
     ("sleep", "T=1 K=1 NO_RESTART A=1 SPIN NO_AT_ONCE", "complete"),
-    ("sleep", "T=2 K=0 DEP GUARD GUARD_FIRST", "complete"),  # that the guard is woken last is not needed, only cheaper
     ("sleep", "T=2 K=0 DEP NO_AT_ONCE", "complete"),
     ("sleep", "T=2 K=0 R=1 C=1", "complete"),
     ("sleep", "T=2 K=0 R=1 C=1 NO_AT_ONCE", "complete"),
@@ -112,7 +110,7 @@ DEFAULT = [
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_RING_ALL", "stuck"),  # no ring of the slots
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE NO_CLEAR", "stuck"),  # bit of the dead left
     ("sleep", "T=2 K=1 DEP CLEAR_LATE", "stuck"),  # bit cleared after the fork
-    ("sleep", "T=2 K=1 NO_RESTART A=1 FLAG_RING", "stuck"),  # only slots whose bit is set are rung
+    ("sleep", "T=1 K=1 NO_RESTART A=1 NO_AT_ONCE GUARD FLAG_RING", "stuck"),  # only slots whose bit is set are rung
     ("sleep", "T=2 K=0 R=1 C=1 NO_HEAD_RING", "stuck"),  # as in claim
     ("sleep", "T=1 K=0 NO_AT_ONCE SPIN SPIN_LATE", "stuck"),  # spinner bit cleared after the look
     ("sleep", "T=2 K=0 DEP SPIN SPIN_SUBTRACT", "stuck"),  # wakes ready less spinners: a spinner that marks itself counts twice
@@ -136,6 +134,8 @@ FULL = [
     ("claim", "T=1 K=2 CHUNK=1 BIG=1 BIGITEMS U=1 NI=3", "complete"),
     ("claim", "T=2 K=1 CHUNK=3 BIG=3 TOOBIG=1", "complete"),
     ("sleep", "T=1 K=1 NO_RESTART A=1 NO_AT_ONCE GUARD SPIN", "complete"),
+    ("sleep", "T=2 K=0 DEP GUARD NO_AT_ONCE", "complete"),
+    ("sleep", "T=2 K=0 DEP GUARD GUARD_FIRST", "complete"),  # that the guard is woken last is not needed, only cheaper
     ("sleep", "T=2 K=0 NO_AT_ONCE GUARD", "complete"),
     ("sleep", "T=2 K=1 NO_RESTART A=1 GUARD", "partial"),  # killed guards and killed successors
     ("sleep", "T=2 K=0 DEP GUARD W=3 NO_AT_ONCE", "partial"),
