@@ -36,7 +36,9 @@ def _noise(results: dict[str, Any]) -> str | None:
         return None
     return (
         f"**Other processes took {foreign['median']:.0f} % of the machine meanwhile (in the worst measurement "
-        f"{foreign['max']:.0f} %)**: rates, latencies and efficiencies tell little, CPU a task still does.\n"
+        f"{foreign['max']:.0f} %)**: rates, latencies and efficiencies tell little, CPU a task still does. Where Linux "
+        "shares the cores out by session (sched_autogroup), such load slows rivals more than us, whose workers have a "
+        "session each.\n"
     )
 
 

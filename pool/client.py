@@ -162,6 +162,8 @@ class Client(Waiting):
         self.state = CLOSED
         self.reset_waiting()
         self._ended = True
+        self._left = self.tasks, self.queue  # kept: finalisers of what they hold are the parent's to run
+        self.tasks, self.queue = [], deque()
 
     def owned(self) -> bool:
         """Whether this process made the pool (a forked child has a copy of the object)."""

@@ -180,5 +180,7 @@ def decode_value(data: bytes, task: str) -> Any:
 
 def task_name(fn: Callable[..., Any]) -> str:
     """A function's name for people: ``module.qualname``."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
     name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
     return f"{getattr(fn, '__module__', None) or '?'}.{name}"

@@ -123,7 +123,10 @@ class Future(concurrent.futures.Future[Any]):
         """Run the callbacks. Not under the client's lock."""
         callbacks, self._done_callbacks = self._done_callbacks, ()
         for callback in callbacks:
-            self._call_one(callback)
+            try:
+                self._call_one(callback)
+            except BaseException:  # the collector is there for others too
+                LOGGER.exception("exception calling callback for %r", self)
 
     def _call_one(self, callback: Callable[[Future], object]) -> None:
         try:

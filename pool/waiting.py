@@ -219,6 +219,13 @@ class Waiting:
             collector.join(timeout)
 
     def _collect(self) -> None:
+        try:
+            self._collect_until_idle()
+        finally:
+            if self._collector is threading.current_thread():  # it has failed: another one may do better
+                self._collector = None
+
+    def _collect_until_idle(self) -> None:
         seen, delay = -1, _TAKEOVER_SECONDS
         while True:
             self._bell.clear()

@@ -117,3 +117,11 @@ def worker_pids(pool: Any) -> list[int]:
 
 def monitor_pid(pool: Any) -> int:
     return int(pool._client._running.pid)
+
+
+def children_of_all(pid: int) -> list[int]:
+    """Process ids of all descendants of `pid`."""
+    found = list(process.children_of(pid))
+    for child in found:
+        found += process.children_of(child)
+    return found

@@ -676,10 +676,12 @@ from ipc import process
 process.open_pidfd = lambda pid: None
 from pool import Pool
 pool = Pool(2, name=sys.argv[1]).start()
-pool.submit(time.sleep, 1000)
+future = pool.submit(time.sleep, 1000)
+while not (future.running() and all(pool._client._running.worker_pids())):
+    time.sleep(0.001)
 if os.fork() == 0:  # has the client's sockets open, so their end is not the client's end
     time.sleep(1000)
-print("ready", flush=True)
+print(pool._client._running.pid, *pool._client._running.worker_pids(), flush=True)
 signal.pause()
 """
 
@@ -688,15 +690,14 @@ def test_without_pid_file_descriptors_the_death_of_the_client_is_noticed_too() -
     marker = _marker()
     client = subprocess.Popen([sys.executable, "-c", _ORPHANS, marker], stdout=subprocess.PIPE, text=True)
     with client:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "ready\n"
-        monitor = next(pid for pid in process.children_of(client.pid) if "monitor" in processes._command(pid))
-        workers = process.children_of(monitor)
-        client.kill()
-        client.stdout.close()
         try:
-            processes.wait_until(lambda: not any(map(processes.runs, [monitor, *workers])), "all are gone", 2)
+            assert client.stdout is not None
+            pids = [int(pid) for pid in client.stdout.readline().split()]
+            assert len(pids) == 3, "monitor and workers"
+            client.kill()
+            processes.wait_until(lambda: not any(map(processes.runs, pids)), "all are gone", 2)
         finally:
+            client.kill()
             for pid in processes.named(marker):
                 os.kill(pid, signal.SIGKILL)
 

@@ -285,6 +285,16 @@ def test_wait_returns_on_cancel_from_another_thread(pool: Pool, busy: list[Futur
     thread.join()
 
 
+def test_the_state_that_wait_reads_and_the_news_of_it_are_one(pool: Pool, gate: tasks.Gate) -> None:
+    future = pool.submit(tasks.hold, gate.path)
+    with future._condition:  # as wait() and as_completed() hold it while they look
+        gate.await_start()
+        gate.open()
+        processes.wait_until(future.done, "the outcome has come")
+        assert future._state == "PENDING"  # else they would count it as done, and be told of it afterwards
+    processes.wait_until(lambda: future._state == "FINISHED", "those who wait are told")
+
+
 @pytest.mark.parametrize("round", range(20))
 def test_as_completed_and_wait_name_each_future_once_while_results_pour_in(pool: Pool, round: int) -> None:
     futures = [pool.submit(tasks.identity, x) for x in range(300)]
@@ -326,6 +336,7 @@ def test_asyncio_cancels_what_has_not_started(pool: Pool, busy: list[Future]) ->
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        await asyncio.sleep(0)  # the loop hands it on in its next turn
         assert future.cancelled()
 
     asyncio.run(main())

@@ -47,7 +47,6 @@ DEFAULT = [
     ("sleep", "T=2 K=0 DEP SPIN", "complete"),
     ("sleep", "T=2 K=0 DEP GUARD", "complete"),
     ("sleep", "T=2 K=0 DEP GUARD SPIN", "complete"),
-    ("sleep", "T=1 K=1 R=1 NO_RESTART A=1 NO_AT_ONCE GUARD", "complete"),  # a killed guard, a killed successor
     ("sleep", "T=1 K=1 NO_RESTART A=1 SPIN NO_AT_ONCE", "complete"),
     ("sleep", "T=2 K=0 DEP NO_AT_ONCE", "complete"),
     ("sleep", "T=2 K=0 R=1 C=1", "complete"),
@@ -137,6 +136,7 @@ FULL = [
     ("sleep", "T=2 K=0 DEP GUARD NO_AT_ONCE", "complete"),
     ("sleep", "T=2 K=0 DEP GUARD GUARD_FIRST", "complete"),  # that the guard is woken last is not needed, only cheaper
     ("sleep", "T=2 K=0 NO_AT_ONCE GUARD", "complete"),
+    ("sleep", "T=1 K=1 R=1 NO_RESTART A=1 NO_AT_ONCE GUARD", "complete"),  # a killed guard, a killed successor
     ("sleep", "T=2 K=1 NO_RESTART A=1 GUARD", "partial"),  # killed guards and killed successors
     ("sleep", "T=2 K=0 DEP GUARD W=3 NO_AT_ONCE", "partial"),
     ("claim", "T=2 K=1 D=1 CHUNK=1 BIG=1", "complete"),

@@ -1,0 +1,319 @@
+"""How a client ends, well and badly, and what its forks may do: scripts in processes of their own."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import processes
+import pytest
+import scripts
+import tasks
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_pending_work_finishes_at_the_end_of_a_script(tmp_path: Path) -> None:
+    script = """
+        import sys, tasks
+        from pool import Pool
+
+        pool = Pool(2)
+        for name in range(300):
+            pool.submit(tasks.touch, sys.argv[1], name)
+        pool.map(tasks.touch, [sys.argv[1]] * 50, range(300, 350))
+        pool.map(tasks.touch, [sys.argv[1]] * 50, range(350, 400), chunksize=7)
+    """
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = scripts.run(tmp_path, script, str(folder))
+    assert len(list(folder.iterdir())) == 400
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_shutdown_without_wait_and_a_collected_pool_finish_at_exit_too(tmp_path: Path) -> None:
+    script = """
+        import sys, tasks
+        from pool import Pool
+
+        def begin():
+            first, second = Pool(1), Pool(1)
+            for name in range(100):
+                first.submit(tasks.touch, sys.argv[1], name)
+                second.submit(tasks.touch, sys.argv[1], 1000 + name)
+            first.shutdown(wait=False)
+
+        begin()
+    """
+    folder = tmp_path / "out"
+    folder.mkdir()
+    done = scripts.run(tmp_path, script, str(folder))
+    assert len(list(folder.iterdir())) == 200
+    assert done.stderr == ""
+
+
+def test_callbacks_still_run_at_exit_and_may_not_submit(tmp_path: Path) -> None:
+    script = """
+        import tasks
+        from pool import Pool
+
+        pool = Pool(1)
+
+        def callback(future):
+            try:
+                pool.submit(tasks.square, 2)
+            except RuntimeError as error:
+                print("refused" if "cannot schedule new futures" in str(error) else repr(error))
+            print(future.result(), flush=True)
+
+        gate = tasks.sleep
+        pool.submit(tasks.sleep, 0.3).add_done_callback(callback)
+    """
+    assert scripts.run(tmp_path, script).stdout == "refused\n0.3\n"
+
+
+@pytest.mark.parametrize("form", ["imap", "imap_unordered", "map"])
+def test_exit_inside_an_unfinished_iteration(tmp_path: Path, form: str) -> None:
+    script = f"""
+        import itertools, tasks
+        from pool import Pool
+
+        pool = Pool(2)
+        results = pool.{form}(tasks.square, {"range(500)" if form == "map" else "itertools.count()"})
+        print(next(results) is not None)
+    """
+    done = scripts.run(tmp_path, script)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def test_an_exception_at_the_end_of_a_script_shows_only_itself(tmp_path: Path) -> None:
+    script = """
+        import tasks
+        from pool import Pool
+
+        pool = Pool(2)
+        futures = [pool.submit(tasks.square, x) for x in range(100)]
+        raise ValueError("mine")
+    """
+    stderr = scripts.run(tmp_path, script, code=1).stderr
+    assert stderr.endswith("ValueError: mine\n")
+    assert stderr.count("Traceback") == 1
+
+
+def test_sys_exit_keeps_its_code(tmp_path: Path) -> None:
+    script = """
+        import sys, tasks
+        from pool import Pool
+
+        with Pool(2) as pool:
+            pool.submit(tasks.sleep, 60)
+            sys.exit(5)
+    """
+    began = time.monotonic()
+    assert scripts.run(tmp_path, script, code=5).stderr == ""
+    assert time.monotonic() - began < 20
+
+
+# ---- Ctrl-C
+
+
+WAITS = {
+    "result": "pool.submit(work, sys.argv[1]).result()",
+    "with": "with pool: pool.submit(work, sys.argv[1])",
+    "with result": "with pool: pool.submit(work, sys.argv[1]).result()",
+    "wait": "concurrent.futures.wait([pool.submit(work, sys.argv[1])])",
+    "map": "list(pool.map(work, [sys.argv[1]] * 100))",
+    "imap": "list(pool.imap(work, [sys.argv[1]] * 100))",
+    "imap_unordered": "for _ in pool.imap_unordered(work, [sys.argv[1]] * 100): pass",
+    "shutdown": "pool.submit(work, sys.argv[1]); pool.shutdown()",
+}
+
+
+@pytest.mark.parametrize("wait", WAITS)
+def test_one_ctrl_c_ends_everything_at_once_and_quietly(tmp_path: Path, wait: str) -> None:
+    script = f"""
+        import concurrent.futures, subprocess, sys, tasks
+        from pool import Pool
+
+        def work(path):
+            child = subprocess.Popen(["sleep", "60"])
+            with open(path + ".started", "wb", buffering=0) as started:
+                started.write(child.pid.to_bytes(4, "little"))
+            tasks.sleep(60)
+
+        pool = Pool(1)
+        {WAITS[wait]}
+    """
+    gate = tasks.Gate(tmp_path)
+    with scripts.start(tmp_path, script, gate.path) as client:
+        grandchild = gate.await_start()[0]
+        family = [*processes.children_of_all(client.pid), grandchild]
+        began = time.monotonic()
+        client.send_signal(signal.SIGINT)
+        _, stderr = client.communicate(timeout=scripts.TIMEOUT)
+        took = time.monotonic() - began
+    gate.close()
+    assert client.returncode == -signal.SIGINT
+    assert stderr.count("Traceback") == 1
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert len(family) >= 3
+    processes.wait_until(lambda: not any(map(processes.runs, family)), "all are gone", 1.0)
+    assert took < 0.5 * _slowness()
+
+
+def _slowness() -> float:
+    """The promise is for an unloaded machine; this one is perhaps used by others at the same time."""
+    return max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+# ---- forks
+
+
+def test_a_forked_child_gets_a_clear_error_and_the_parents_pool_goes_on(tmp_path: Path) -> None:
+    script = """
+        import concurrent.futures, os, sys, tasks
+        from pool import Pool, errors
+
+        pool = Pool(2).start()
+        gate = tasks.Gate(__import__("pathlib").Path(sys.argv[1]))
+        running = pool.submit(tasks.hold, gate.path, "kept")
+        gate.await_start()
+        done = pool.submit(tasks.square, 3)
+        assert done.result() == 9
+        iteration = pool.imap(tasks.square, range(10**9))
+        assert next(iteration) == 0
+
+        def refused(call):
+            try:
+                call()
+            except errors.PoolClosed as error:
+                assert "belongs to process" in str(error), error
+            else:
+                raise AssertionError("not refused")
+
+        child = os.fork()
+        if child == 0:
+            refused(lambda: pool.submit(tasks.square, 2))
+            refused(lambda: pool.submit(lambda: 5))
+            refused(lambda: pool.map(tasks.square, [1]))
+            refused(lambda: next(pool.imap(tasks.square, [1])))
+            refused(pool.start)
+            refused(running.result)
+            refused(lambda: running.exception(5))
+            refused(lambda: concurrent.futures.wait([running]))
+            refused(lambda: list(iteration))
+            assert done.result() == 9
+            assert not running.cancel() and not running.kill() and not running.running()
+            pool.shutdown()
+            pool.kill_workers()
+            with Pool(1) as mine:
+                assert mine.submit(tasks.square, 5).result() == 25
+            del pool, running, iteration
+            sys.exit(7)  # with all finalisers
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert [next(iteration) for _ in range(100)] == [x * x for x in range(1, 101)]
+        iteration.close()
+        gate.open()
+        assert running.result() == "kept"
+        assert list(pool.map(tasks.square, range(100))) == [x * x for x in range(100)]
+        pool.shutdown()
+        print("ok")
+    """
+    done = scripts.run(tmp_path, script, str(tmp_path))
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_a_fork_while_other_threads_use_the_pool_does_not_hang(tmp_path: Path) -> None:
+    script = """
+        import os, threading, tasks
+        from pool import Pool, errors
+
+        pool = Pool(2).start()
+        stop = []
+
+        def use():
+            while not stop:
+                assert sum(pool.imap(lambda x: x, range(50))) == 1225
+
+        threads = [threading.Thread(target=use) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(50):
+            child = os.fork()
+            if child == 0:
+                try:
+                    pool.submit(lambda: 1)
+                except errors.PoolClosed:
+                    os._exit(0)
+                os._exit(1)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.append(1)
+        for thread in threads:
+            thread.join()
+        pool.shutdown()
+        print("ok")
+    """
+    assert scripts.run(tmp_path, script).stdout == "ok\n"
+
+
+def test_a_child_that_a_task_forks_never_returns_into_the_worker(tmp_path: Path) -> None:
+    script = """
+        import os, tasks
+        from pool import Pool
+
+        def forks(x):
+            os.fork()
+            return x, os.getpid()
+
+        with Pool(1) as pool:
+            worker = pool.submit(tasks.pid).result()
+            for x in range(20):
+                assert pool.submit(forks, x).result() == (x, worker)
+            assert list(pool.imap(forks, range(20), chunksize=5)) == [(x, worker) for x in range(20)]
+        print("ok")
+    """
+    done = scripts.run(tmp_path, script)
+    assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_a_fork_beside_other_threads_warns_once_and_names_them(tmp_path: Path) -> None:
+    script = """
+        import threading, warnings, tasks
+        from pool import Pool
+
+        end = threading.Event()
+        threading.Thread(target=end.wait, name="ticker").start()
+        for start in (lambda pool: pool.submit(tasks.square, 2).result(), lambda pool: pool.start()):
+            with Pool(1) as pool:
+                start(pool)
+        end.set()
+    """
+    stderr = scripts.run(tmp_path, script).stderr
+    assert stderr.count("RuntimeWarning") == 1
+    assert "script.py" in stderr.partition(": RuntimeWarning")[0]
+    assert "(ticker)" in stderr
+
+
+def test_output_of_tasks_is_not_repeated_by_anybody(tmp_path: Path) -> None:
+    script = """
+        import sys, tasks
+        from pool import Pool
+
+        sys.stdout.write("before ")  # stands in the buffer at the fork
+        with Pool(2) as pool:
+            pool.submit(print, "inside").result()
+        sys.stdout.write("after\\n")
+    """
+    done = scripts.run(tmp_path, script)
+    assert (done.stdout, done.stderr) == ("before inside\nafter\n", "")
+
+
+def test_importing_and_making_a_pool_starts_no_process_and_no_thread(tmp_path: Path) -> None:
+    script = """
+        import os, threading
+        import pool
+        made = pool.Pool()
+        assert threading.active_count() == 1
+        assert not open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read()
+    """
+    scripts.run(tmp_path, script)
