@@ -395,8 +395,8 @@ PLANTED = [
         "worker.c",
         [
             (
-                "        ipc_wake_workers(s, UINT64_MAX);\n    }\n    return code;",
-                "        ipc_wake_workers(s, 1);\n    }\n    return code;",
+                "        if (now < tail) ipc_wake_workers(s, tail - now);\n",
+                "        if (now < tail) ipc_wake_workers(s, 1);\n",
             )
         ],
         "threads",
