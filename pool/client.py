@@ -58,6 +58,7 @@ class Sink(Protocol):
     policy: Policy
     row: int  # of its last publication; -1: in the queue
     dropped: bool  # nobody wants it: the queue skips its tasks
+    holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
 
     def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
     def crashed(
@@ -141,6 +142,8 @@ class Client(Waiting):
             )
 
     def check_open(self) -> None:
+        if self.state == OPEN and self.error is None:  # a forked child's copy is CLOSED
+            return
         if not self.owned():
             raise PoolClosed(
                 f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
@@ -476,7 +479,7 @@ def describe_args(task: Task, item: int) -> str:
     try:
         if task.items:
             return short.repr(task.item[max(0, item - 1)])
-        if call in (codec.CALL_ONE, codec.CALL_STAR):
+        if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
             return short.repr(task.item)
         args, kwargs = task.item
         return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])

@@ -71,35 +71,25 @@ def by_value(obj: Any) -> bytes:
 
 def encode_args(obj: Any) -> bytes:
     """Arguments for a worker. Raises what pickling raised if nothing can take them."""
-    data = _plain(obj)
-    if isinstance(data, Exception) or _MAIN in data:
-        return _by_value_or(obj, data)
-    return data
-
-
-def _plain(obj: Any) -> bytes | Exception:
     try:
-        return _dumps(obj, 5)
-    except Exception as error:
-        return error.with_traceback(None)  # else our frames, and what they hold, would live until the next collection
-
-
-def _by_value_or(obj: Any, plain: bytes | Exception) -> bytes:
-    """By value; if that fails too, what plain pickle made of it, if anything. The error is that of the second attempt:
-    the first one may complain about what the second one can do, such as a lambda around a lock."""
+        data = _dumps(obj, 5)
+    except Exception:
+        return by_value(obj)  # raises its own error: the first may complain about what the second way can do
+    if data.find(_MAIN) < 0:  # `in` is slower: it first fails to make an int of the bytes
+        return data
     try:
         return by_value(obj)
     except Exception:
-        if isinstance(plain, Exception):
-            raise
-        return plain
+        return data
 
 
 def encode_value(value: Any) -> tuple[int, bytes]:
     """A task's result: (kind, bytes). By reference where possible, so that the client finds its own classes again."""
     try:
-        data = _plain(value)
-        return VALUE, _by_value_or(value, data) if isinstance(data, Exception) else data
+        try:
+            return VALUE, _dumps(value, 5)
+        except Exception:
+            return VALUE, by_value(value)
     except (Exception, SystemExit) as error:
         return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
 

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from types import TracebackType
+from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, Literal, TypedDict, Unpack
 
 from pool import codec
@@ -22,6 +22,8 @@ from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
 from pool.worker import WorkerOptions
 
+_new = tuple.__new__  # a third of the price of Task(...)
+_NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
 _MOST_WORKERS = 512
 
 
@@ -65,8 +67,12 @@ class _Calls(Executor):
                 client.start()
         future = Future(client, self._policy)
         try:  # not under the lock: pickling runs code of the caller
-            function = client.function(fn, once=False)
-            if function.id:
+            function = client.functions.by_reference(fn) if type(fn) in _NAMED else None
+            if function is None:
+                function = client.function(fn, once=False)
+            if function.id and not kwargs:
+                data, flags = codec.encode_args(args), codec.CALL_STAR << 8
+            elif function.id:
                 data, flags = codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
             else:
                 data, flags = codec.encode_args((fn, args, kwargs)), codec.CALL_SELF << 8
@@ -77,7 +83,8 @@ class _Calls(Executor):
             client.check_open()
             self._track(future)
             client.unfinished += 1
-            client.offer(Task(future, 0, function, data, flags, self._policy.timeout_ms, (args, kwargs)))
+            timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
+            client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1)))
             client.submitted()
         return future
 
@@ -176,7 +183,8 @@ class _Calls(Executor):
             None, chunksize: int | str = "auto", on_error: str = "raise",
     ) -> Iterator[Any]:  # fmt: skip
         run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize), buffersize)
-        return self._keep(run_map(run, iterable, ordered, on_error))
+        run.owner = self
+        return run_map(run, iterable, ordered, on_error)
 
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
         if not callable(fn):

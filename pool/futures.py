@@ -34,6 +34,7 @@ class Future(concurrent.futures.Future[Any]):
     _raw: tuple[int, bytes] | None = None
     row = -1
     dropped = False
+    holds_call = True
 
     def __init__(self, client: Client, policy: Policy) -> None:
         self._client = client
@@ -43,14 +44,20 @@ class Future(concurrent.futures.Future[Any]):
     # ---- the client's side; its lock is held
 
     def arrive(self, task: Task, kind: int, data: bytes, slot: int, run_us: int) -> None:
-        if self._fate in _DONE:
+        if self._fate is not PENDING:
             return
         if kind and task.attempt <= self.policy.retries and kind == codec.ERROR:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
         self._raw = (kind, data)
         self._name = task.function.name
-        self._end(FINISHED)
+        self._fate = FINISHED  # what _end does, without the call
+        client = self._client
+        client.unfinished -= 1
+        if self._late is not None:
+            client.to_notify.append(self)
+        if self._done_callbacks:
+            client.to_call.append(self)
 
     def crashed(
         self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
@@ -160,8 +167,10 @@ class Future(concurrent.futures.Future[Any]):
         """The value. Raises what the task raised (its ``__cause__`` has the remote traceback), an error of
         ``pool.errors``, CancelledError, or TimeoutError after ``timeout`` seconds of waiting (the task runs on)."""
         try:
-            self._wait(timeout)
-            self._decode()
+            if self._fate is not FINISHED:
+                self._wait(timeout)
+            if self._raw is not None:
+                self._decode()
             if self._exception is not None:
                 raise self._exception
             return self._result

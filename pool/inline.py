@@ -30,6 +30,9 @@ class _Functions:
     def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
         return _Target(fn)
 
+    def by_reference(self, fn: Callable[..., Any]) -> None:
+        return None
+
 
 class InlineClient(Client):
     """A client without processes: publishing a task runs it, so nothing is ever pending and nobody has to collect."""

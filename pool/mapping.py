@@ -70,6 +70,7 @@ class MapRun:
         self.policy = policy
         self.row = -1
         self.dropped = False
+        self.holds_call = False
         self.chunksize = chunksize or 1
         self.given = 0  # items so far
         self.flying = 0  # items given away and not yet back
@@ -86,6 +87,7 @@ class MapRun:
         self._came = 0
         self._since = time.monotonic()
         self._last: object = None
+        self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
 
     # ---- the client's side; its lock is held
 
@@ -220,7 +222,7 @@ class MapRun:
             for item in itertools.islice(source, count):
                 try:
                     data = _dumps(item, 5)
-                    if _MAIN in data:
+                    if data.find(_MAIN) >= 0:  # `in` first fails to make an int of the bytes
                         data = codec.by_value(item)
                     task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
                 except Exception:

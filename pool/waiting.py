@@ -226,7 +226,7 @@ class Waiting:
                 self._collector = None
 
     def _collect_until_idle(self) -> None:
-        seen, delay = -1, _TAKEOVER_SECONDS
+        seen, delay, linger = -1, _TAKEOVER_SECONDS, 0.0
         while True:
             self._bell.clear()
             while self.to_call:
@@ -238,8 +238,10 @@ class Waiting:
                     self._leading = self._collector_leads = True
                 if not busy:
                     self._eager = False
-                delay = _TAKEOVER_SECONDS if seen != self._activity else min(delay * 2, 0.1)
-                seen = self._activity
+                if seen != self._activity:
+                    seen, delay, linger = self._activity, _TAKEOVER_SECONDS, time.monotonic() + _LINGER_SECONDS
+                else:
+                    delay = min(delay * 2, 0.1)
             if lead:
                 try:
                     self._lead(lambda: self.to_call or not self.unfinished, None)
@@ -248,9 +250,11 @@ class Waiting:
                 seen, delay = self._activity, _TAKEOVER_SECONDS
             elif busy:
                 self._bell.wait(delay)
-            elif not self.to_call and (self.finish_draining() or not self._bell.wait(_LINGER_SECONDS)):
+            elif not self.to_call and (self.finish_draining() or time.monotonic() > linger):
                 self.tidy()
                 with self.lock:
                     if not self.to_call and (self._ended or not self.unfinished):
                         self._collector = None
                         return
+            else:
+                self._bell.wait(delay)

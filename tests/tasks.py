@@ -1,6 +1,5 @@
 """Functions and classes that tests send to workers. Importable, so they travel by name."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -43,14 +42,6 @@ def fail_if(x: int, bad: int = 5) -> int:
 
 def leave(code: int) -> None:
     sys.exit(code)
-
-
-def leave_at_once(code: int) -> None:
-    os._exit(code)
-
-
-def segfault(_: object = None) -> None:
-    ctypes.string_at(0)
 
 
 # ---- waiting without sleeping: a task holds until its gate, a pipe or a file, is opened by the test
@@ -299,11 +290,6 @@ def about_me(_: object = None) -> dict[str, Any]:
 
 
 STATE: dict[str, Any] = {}
-
-
-def remember(**values: Any) -> None:
-    """An initializer."""
-    STATE.update(values)
 
 
 def remember_positional(key: str, value: Any) -> None:

@@ -15,12 +15,6 @@ from pool import Pool, errors
 pytestmark = pytest.mark.timeout(30)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with Pool(2) as pool:
-        yield pool.start()
-
-
 @pytest.fixture(autouse=True)
 def _innocents_are_not_touched(pool: Pool) -> Iterator[None]:
     before = [pool.submit(tasks.square, x) for x in range(50)]

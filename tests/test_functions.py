@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,6 @@ from ipc import _core
 from pool import Pool
 
 pytestmark = pytest.mark.timeout(30)
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    with Pool(2) as pool:
-        yield pool.start()
 
 
 def _decorate(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,8 +108,7 @@ def test_callables_with_state_are_sent_as_they_are_now(pool: Pool) -> None:
         assert list(pool.map(closure, [1, 2])) == [1 + n, 2 + n]
 
 
-def test_what_waits_keeps_the_function_that_it_was_submitted_with(pool: Pool, tmp_path: Path) -> None:
-    gate = tasks.Gate(tmp_path)
+def test_what_waits_keeps_the_function_that_it_was_submitted_with(pool: Pool, gate: tasks.Gate) -> None:
     running = [pool.submit(tasks.hold, gate.path) for _ in range(2)]
     gate.await_start(2)
     cell = [0]
@@ -126,7 +119,6 @@ def test_what_waits_keeps_the_function_that_it_was_submitted_with(pool: Pool, tm
     gate.open(2)
     assert [future.result() for future in futures] == list(range(2000))
     assert [future.result() for future in running] == [None] * 2
-    gate.close()
 
 
 # ---- nothing piles up

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
-from pathlib import Path
 from typing import Any
 
 import processes
@@ -18,28 +17,14 @@ from pool import Future, Pool, errors
 pytestmark = pytest.mark.timeout(30)
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    """Two workers for the whole file: a test that spoils them for the next one has found something."""
-    with Pool(2) as pool:
-        yield pool.start()
-
-
 @pytest.fixture(autouse=True)
-def _usable_and_idle_afterwards(pool: Pool) -> Iterator[None]:
+def _usable_and_idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate is closed after it
     yield
     client = pool._client
     processes.wait_until(
         lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
     )
     assert client.unfinished == 0
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[tasks.Gate]:
-    gate = tasks.Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 @pytest.fixture
@@ -304,13 +289,13 @@ def test_as_completed_and_wait_name_each_future_once_while_results_pour_in(pool:
     assert len(seen) == 300
     assert set(seen) == set(futures)
     more = [pool.submit(tasks.identity, x) for x in range(300)]
-    done, pending = concurrent.futures.wait(more)
+    pending = concurrent.futures.wait(more).not_done
     assert not pending
     collector.join()
 
 
 def test_as_completed_gives_up_after_its_timeout(busy: list[Future]) -> None:
-    with pytest.raises(TimeoutError, match="2 .of 2. futures unfinished"):
+    with pytest.raises(TimeoutError, match=r"2 .of 2. futures unfinished"):
         list(concurrent.futures.as_completed(busy, timeout=0.05))
 
 

@@ -1,4 +1,4 @@
-"""What `map`, `imap` and their forms promise: values, order, laziness, bounds, failures, and that they leave nothing."""
+"""What `map`, `imap` and their forms promise: values, order, laziness, bounds, failures, nothing left behind."""
 
 import itertools
 import threading
@@ -18,28 +18,14 @@ pytestmark = pytest.mark.timeout(30)
 FORMS = ["imap", "imap_unordered"]
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[Pool]:
-    """Two workers for the whole file: a test that spoils them for the next one has found something."""
-    with Pool(2) as pool:
-        yield pool.start()
-
-
 @pytest.fixture(autouse=True)
-def _usable_and_idle_afterwards(pool: Pool) -> Iterator[None]:
+def _usable_and_idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate is closed after it
     yield
     client = pool._client
     processes.wait_until(
         lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
     )
     assert client.unfinished == 0
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[tasks.Gate]:
-    gate = tasks.Gate(tmp_path)
-    yield gate
-    gate.close()
 
 
 class Counted:
@@ -79,9 +65,12 @@ def test_map_reads_its_whole_input_before_it_returns(pool: Pool, chunksize: int)
 
 @pytest.mark.parametrize("chunksize", [1, 3])
 def test_map_runs_everything_even_if_nobody_iterates(pool: Pool, tmp_path: Path, chunksize: int) -> None:
-    pool.map(tasks.touch, [str(tmp_path)] * 50, range(50), chunksize=chunksize)
-    processes.wait_until(lambda: len(list(tmp_path.iterdir())) == 50, "all ran")
-    processes.wait_until(lambda: pool._client.unfinished == 0, "all came back")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for _ in range(3):  # also when the collector thread is there and has nothing to do
+        pool.map(tasks.touch, [str(folder)] * 3000, range(3000), chunksize=chunksize)  # more than there are rows
+        processes.wait_until(lambda: pool._client.unfinished == 0, "all came back", 4)
+    assert len(list(folder.iterdir())) == 3000
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])
@@ -101,7 +90,7 @@ def test_map_refuses_wrong_sizes_with_the_texts_of_the_standard_library(pool: Po
         pool.map(tasks.square, [1], buffersize=0)
     with pytest.raises(TypeError, match=r"^buffersize must be an integer or None$"):
         pool.map(tasks.square, [1], buffersize="5")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="not callable|must be callable"):
+    with pytest.raises(TypeError, match=r"must be callable"):
         list(pool.map(5, [1]))  # type: ignore[arg-type]
 
 
@@ -127,7 +116,9 @@ def test_map_raises_the_error_at_its_place_and_cancels_the_rest(pool: Pool, gate
 @pytest.mark.parametrize("chunksize", [1, 10])
 def test_an_abandoned_map_takes_back_what_has_not_started(pool: Pool, gate: tasks.Gate, chunksize: int) -> None:
     paths = [gate.path] * 3000
-    results = pool.map(tasks.hold_if_first, itertools.chain([1] * chunksize, itertools.repeat(0)), paths, chunksize=chunksize)
+    results = pool.map(
+        tasks.hold_if_first, itertools.chain([1] * chunksize, itertools.repeat(0)), paths, chunksize=chunksize
+    )
     assert next(results) == 1
     gate.await_start(2)
     results.close()  # type: ignore[attr-defined]
@@ -238,9 +229,7 @@ def _hold_first(item: tuple[int, str]) -> int:
 
 @pytest.mark.parametrize("chunksize", [1, 3, "auto"])
 @pytest.mark.parametrize("form", FORMS)
-def test_an_input_that_raises_half_way_delivers_what_came_before(
-    pool: Pool, form: str, chunksize: int | str
-) -> None:
+def test_an_input_that_raises_half_way_delivers_what_came_before(pool: Pool, form: str, chunksize: int | str) -> None:
     def source() -> Iterator[int]:
         for x in range(250):
             yield x
@@ -310,7 +299,9 @@ def _make_failure(x: int) -> Failure:
 
 
 @pytest.mark.parametrize("chunksize", [1, 4])
-@pytest.mark.parametrize("bad", [tasks.Locked(), tasks.AtPickle("error"), tasks.Undecodable()], ids=["lock", "pickle", "unpickle"])
+@pytest.mark.parametrize(
+    "bad", [tasks.Locked(), tasks.AtPickle("error"), tasks.Undecodable()], ids=["lock", "pickle", "unpickle"]
+)
 def test_an_item_that_cannot_travel_fails_alone_also_in_a_chunk(pool: Pool, bad: Any, chunksize: int) -> None:
     items = [1, 2, bad, 4, 5, 6]
     results = list(pool.imap(tasks.unless_bad, items, on_error="return", chunksize=chunksize))

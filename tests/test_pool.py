@@ -26,13 +26,6 @@ def _nothing_left() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[tasks.Gate]:
-    gate = tasks.Gate(tmp_path)
-    yield gate
-    gate.close()
-
-
 # ---- constructor
 
 
@@ -94,50 +87,6 @@ def test_start_starts_all_workers_and_returns_the_pool() -> None:
         before = processes.monitor_pid(pool)
         pool.start()
         assert processes.monitor_pid(pool) == before
-
-
-def test_no_workers_means_the_same_api_in_this_process() -> None:
-    with Pool(0) as pool:
-        assert pool.submit(tasks.pid).result() == os.getpid()
-        assert pool.submit(tasks.capture, 1, self=2, fn=3).result() == ((1,), {"self": 2, "fn": 3})
-        assert list(pool.map(tasks.add, [1, 2], [3, 4])) == [4, 6]
-        assert list(pool.map(tasks.square, range(10), chunksize=3)) == [x * x for x in range(10)]
-        assert list(pool.imap(tasks.square, range(100))) == [x * x for x in range(100)]
-        assert sorted(pool.imap_unordered(tasks.square, range(100), chunksize=7)) == [x * x for x in range(100)]
-        assert pool.starmap(tasks.add, [(1, 2), (3, 4)]) == [3, 7]
-        with pytest.raises(ValueError, match="bad"):
-            pool.submit(tasks.fail, "bad").result()
-        assert isinstance(pool.submit(tasks.leave, 3).exception(), SystemExit)
-        assert pool.submit(tasks.recall, "nothing").result() is None
-    assert threading.active_count() == 1
-    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
-        pool.submit(tasks.pid)
-
-
-def test_no_workers_retries_and_calls_back_too() -> None:
-    tries, seen = [], []
-
-    def fails_twice() -> int:
-        tries.append(1)
-        if len(tries) < 3:
-            raise ValueError
-        return len(tries)
-
-    with Pool(0, retries=2) as pool:
-        future = pool.submit(fails_twice)
-        future.add_done_callback(seen.append)
-        assert future.result() == 3
-        assert seen == [future]
-        with pytest.raises(ValueError, match="bad"):
-            list(pool.imap(tasks.fail_if, range(1, 20)))
-
-
-def test_no_workers_runs_the_initializer_and_nested_submits_here() -> None:
-    with Pool(0, initializer=tasks.remember_positional, initargs=("here", 1)) as pool:
-        assert pool.submit(tasks.recall, "here").result() == 1
-        assert pool.submit(lambda: pool.submit(tasks.square, 4).result()).result() == 16
-        assert list(pool.imap(lambda x: pool.submit(tasks.square, x).result(), [1, 2])) == [1, 4]
-    tasks.STATE.clear()
 
 
 def test_the_initializer_runs_once_in_each_worker_before_its_first_task() -> None:
@@ -349,7 +298,7 @@ def test_killed_workers_end_everything_unfinished_as_broken(how: str, gate: task
 
 
 def test_with_waits_also_when_its_block_raises() -> None:
-    with pytest.raises(KeyError), Pool(1) as pool:
+    with pytest.raises(KeyError), Pool(1) as pool:  # noqa: PT012
         futures = [pool.submit(tasks.square, x) for x in range(100)]
         raise KeyError
     assert [future.result() for future in futures] == [x * x for x in range(100)]
