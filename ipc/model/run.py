@@ -83,11 +83,14 @@ DEFAULT = [
     ("claim", "T=2 K=0 CHUNK=3 BIG=3 BIGITEMS U=2 OFFER_LATE", "stuck"),  # offered after the hint
     ("claim", "T=2 K=0 CHUNK=1 BIG=3 OFFER_NO_WAIT", "assert"),  # gives its run back before it was drained
     ("claim", "T=2 K=0 CHUNK=1 BIG=3 OFFER_GO_ON", "assert"),  # takes room that has come while its offer stands
-    ("claim", "T=2 K=0 CHUNK=1 BIG=3 TOOBIG=1 GIVE_UP_OFFERING", "assert"),  # gives the result up while its offer stands
+    # gives the result up while its offer stands
+    ("claim", "T=2 K=0 CHUNK=1 BIG=3 TOOBIG=1 GIVE_UP_OFFERING", "assert"),
     ("claim", "T=2 K=0 CHUNK=3 BIG=3 BIGITEMS U=2 DRAIN_EARLY", "assert"),  # drained stored before the copy
     ("claim", "T=1 K=1 CHUNK=1 BIG=1 BIGITEMS U=1 NI=3 SETTLE_ALL", "assert"),  # settle delivers what was drained
-    ("claim", "T=1 K=1 CHUNK=1 BIG=1 BIGITEMS U=1 NI=3 FREE_FIRST", "assert"),  # drained run freed before result_ref = 0
-    ("claim", "T=1 K=1 CHUNK=1 BIG=1 BIGITEMS U=3 OLD_FIRST", "assert"),  # old run freed before result_ref names the new one
+    # drained run freed before result_ref = 0
+    ("claim", "T=1 K=1 CHUNK=1 BIG=1 BIGITEMS U=1 NI=3 FREE_FIRST", "assert"),
+    # old run freed before result_ref names the new one
+    ("claim", "T=1 K=1 CHUNK=1 BIG=1 BIGITEMS U=3 OLD_FIRST", "assert"),
     ("claim", "T=1 K=1 BIG=1 FREE_BY_REF", "assert"),  # settle frees only what result_ref names
     ("claim", "T=3 K=0 C=2 NO_HEAD_RING", "stuck"),  # nobody tells the client that head has passed
     ("claim", "T=2 K=1 R=1 NO_HEAD_RING", "stuck"),
@@ -112,7 +115,8 @@ DEFAULT = [
     ("sleep", "T=1 K=1 NO_RESTART A=1 NO_AT_ONCE GUARD FLAG_RING", "stuck"),  # only slots whose bit is set are rung
     ("sleep", "T=2 K=0 R=1 C=1 NO_HEAD_RING", "stuck"),  # as in claim
     ("sleep", "T=1 K=0 NO_AT_ONCE SPIN SPIN_LATE", "stuck"),  # spinner bit cleared after the look
-    ("sleep", "T=2 K=0 DEP SPIN SPIN_SUBTRACT", "stuck"),  # wakes ready less spinners: a spinner that marks itself counts twice
+    # wakes ready less spinners: a spinner that marks itself counts twice
+    ("sleep", "T=2 K=0 DEP SPIN SPIN_SUBTRACT", "stuck"),
     ("sleep", "T=1 K=1 NO_RESTART A=1 NO_AT_ONCE SPIN NO_SPIN_CLEAR", "stuck"),  # spinner bit of the dead left
     ("sleep", "T=2 K=0 DEP NO_AT_ONCE GUARD GUARD_RESIGN_LATE", "stuck"),  # guard cleared after its look
     ("sleep", "T=2 K=0 DEP GUARD GUARD_LOOK_EARLY", "stuck"),  # client looks for the guard before it moves tail
@@ -154,15 +158,19 @@ FULL = [
 ]
 
 
+Config = tuple[str, str, str]  # model, switches, what is expected
+Row = tuple[str, str, str, str, str, str, float]  # model, switches, states, depth, expected, got, seconds
+
+
 class Limits:
     """Seconds and megabytes that one search may use."""
 
-    def __init__(self, full):
-        self.seconds = 200 if full else 60
+    def __init__(self, full: bool) -> None:
+        self.seconds = 200 if full else 120
         self.megabytes = 7000 if full else 2500
 
 
-def search(pan, limits, cwd):
+def search(pan: str, limits: Limits, cwd: str) -> str:
     """Run a compiled search; at the limit of time it is interrupted and still reports what it did."""
     args = [pan, "-m200000"]
     with subprocess.Popen(args, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as proc:
@@ -177,7 +185,7 @@ def search(pan, limits, cwd):
                 return proc.communicate()[0]
 
 
-def verdict(out):
+def verdict(out: str) -> str:
     """What a search says: stuck, assert, error, partial or complete."""
     errors = re.search(r"errors: (\d+)", out)
     if re.search(r"^pan:\d+: invalid end state", out, re.M):
@@ -192,7 +200,7 @@ def verdict(out):
     return "complete" if errors[1] == "0" else "error"
 
 
-def check(config, limits, trail):
+def check(config: Config, limits: Limits, trail: bool) -> tuple[Row, str]:
     """Compile and search one configuration; the row of the table and, for a surprise, how it came about."""
     model, switches, expected = config
     began = time.monotonic()
@@ -200,7 +208,7 @@ def check(config, limits, trail):
     with tempfile.TemporaryDirectory(prefix="model-") as tmp:
         shutil.copy(HERE / f"{model}.pml", tmp)
 
-        def run(*args):
+        def run(*args: str) -> subprocess.CompletedProcess[str]:
             return subprocess.run(args, cwd=tmp, capture_output=True, text=True)
 
         made = run("spin", "-a", *flags, f"{model}.pml")
@@ -214,7 +222,7 @@ def check(config, limits, trail):
         states = re.search(r"(\d+) states, stored", out)
         depth = re.search(r"depth reached (\d+)", out)
         found = (states[1] if states else "", depth[1] if depth else "")
-        row = (model, switches, *found, expected, got, time.monotonic() - began)
+        row: Row = (model, switches, *found, expected, got, time.monotonic() - began)
         how = ""
         if got in ("stuck", "assert", "error") and (trail or got != expected):
             how = "\n".join(run("spin", "-t", "-p", "-g", *flags, f"{model}.pml").stdout.splitlines()[-120:])
@@ -223,13 +231,13 @@ def check(config, limits, trail):
         return row, how
 
 
-def as_expected(expected, got):
+def as_expected(expected: str, got: str) -> bool:
     """A search that was to be partial may also finish."""
     return got == expected or (expected == "partial" and got == "complete")
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--full", action="store_true", help="the large searches too (up to 15 minutes, 14 GB of memory)"
     )
@@ -247,7 +255,7 @@ def main():
         return 2
     began = time.monotonic()
     wrong = 0
-    counts = {}
+    counts: dict[str, int] = {}
     print(f"{'model':6}{'switches':58}{'states':>11}{'depth':>7}  {'expected':9} {'got':9}{'s':>6}")
     with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         for row, how in pool.map(lambda config: check(config, limits, args.trail), configs):
