@@ -192,7 +192,10 @@ class FunctionStore:
         """Store everything again in a fresh segment; tasks that wait keep their keys."""
         self.segment = segment
         for function in list(self._alive):
-            function.segment, function.unit = segment, _core.store_function(segment, function.data)
+            unit = _core.store_function(segment, function.data)
+            if unit < 0:
+                raise MemoryError(f"no room in the payload segment to store {function.name} again")
+            function.segment, function.unit = segment, unit
 
 
 class FunctionCache:

@@ -40,6 +40,7 @@ WHO = struct.Struct("<II")  # slot, generation
 _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond,
 _DUMP_MOST = 0.06  # but on a busy machine the worker may not run for a while
 _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
+_LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long a killed process group may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
@@ -111,7 +112,7 @@ class Monitor:
         try:
             while True:
                 timeout = self._work()
-                self._handle(self._poll.poll(None if timeout is None else max(0, timeout) * 1000))
+                self._handle(self._poll.poll(None if timeout is None else min(max(0.0, timeout), _LONGEST_SECONDS) * 1000))
         except SystemExit:
             pass
         except BaseException:
