@@ -112,7 +112,9 @@ class Monitor:
         try:
             while True:
                 timeout = self._work()
-                self._handle(self._poll.poll(None if timeout is None else min(max(0.0, timeout), _LONGEST_SECONDS) * 1000))
+                self._handle(
+                    self._poll.poll(None if timeout is None else min(max(0.0, timeout), _LONGEST_SECONDS) * 1000)
+                )
         except SystemExit:
             pass
         except BaseException:

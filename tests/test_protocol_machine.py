@@ -383,11 +383,9 @@ class Protocol(RuleBasedStateMachine):
         """True: there is room for such a result now; False: there never will be; None: somebody else has it."""
         if need <= use.room:
             return True
-        owners, own, units = self.owners(), self.owner_of(use), -(-(need - use.used) // UNIT)
-        if units > UNITS:
-            return False
-        if use.room == INLINE and self.longest_run([o in (own, FUNCTION) for o in owners]) < units:
-            return False  # its own arguments and the functions stay where they are
+        owners, units = self.owners(), -(-(need - use.used) // UNIT)
+        if self.longest_run([o == FUNCTION for o in owners[UNITS // 2 :]]) < units:
+            return False  # it has to fit in the upper half, beside the functions
         units = -(-need // UNIT)
         if use.chunk and 2 * units <= UNITS // 4:
             units *= 2

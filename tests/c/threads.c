@@ -40,7 +40,8 @@ static uint64_t phase_ns = 1000000000, seed = 1;
 static int standstill = 5; /* seconds without any progress */
 static _Atomic uint64_t progress;
 static _Atomic uint32_t monitor_bell, monitor_quits, claims[64], busy[64], started[64];
-static uint64_t sleeps, deaths_seen, condemned;
+static uint64_t sleeps, deaths_seen;
+static _Atomic uint64_t condemned; /* by the monitor's thread and by ours */
 
 static uint64_t draw(uint64_t *state) { return mix((*state)++); }
 static int chance(uint64_t *state, uint32_t per_cent) { return draw(state) % 100 < per_cent; }
