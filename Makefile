@@ -38,10 +38,10 @@ model: debian-packages ## check the models of the protocol with spin
 	$(PYTHON) ipc/model/run.py
 
 tsan: ## C tests under the thread sanitizer
-	$(MAKE) -C tests/c tsan
+	$(MAKE) -C tests/c run-tsan
 
 asan: ## C tests under the address and undefined behaviour sanitizers
-	$(MAKE) -C tests/c asan
+	$(MAKE) -C tests/c run-asan
 
 stress: $(VENV)/.extra-test ## long random runs with kills
 	$(PY) tests/storm.py --long
