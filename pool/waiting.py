@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SPIN_US = 20
 _CHECK_SECONDS = 0.1  # with work in flight: how long a lost hint or the monitor's death can stay unseen
 _TAKEOVER_SECONDS = 0.005  # nobody led or submitted for so long: the collector takes over
-_LINGER_SECONDS = 5.0  # a collector without work stays for the next burst
+_LINGER_SECONDS = 1.0  # a collector without work stays for the next burst
 
 
 class _Follower:
