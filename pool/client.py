@@ -12,6 +12,7 @@ Everything here runs under ``lock`` unless it says otherwise, and never calls us
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import math
 import os
@@ -49,7 +50,8 @@ class Policy(NamedTuple):
 
     @property
     def timeout_ms(self) -> int:
-        return 0 if self.timeout is None else max(1, math.ceil(self.timeout * 1000))
+        # What does not fit into 32 bits of milliseconds (seven weeks) is no limit.
+        return 0 if self.timeout is None or self.timeout > 4e6 else max(1, math.ceil(self.timeout * 1000))
 
 
 class Sink(Protocol):
@@ -101,7 +103,9 @@ class Client(Waiting):
 
     def __init__(self, workers: int, options: WorkerOptions) -> None:
         super().__init__()
-        self.lock = threading.Lock()
+        # Reentrant, because code of the caller runs under it after a crash: the repr of arguments, and the pickling of
+        # an item that goes again by itself. It may use the pool; `pump` does not enter itself.
+        self.lock = threading.RLock()
         self.functions_lock = threading.RLock()
         self.workers = workers
         self.options = options
@@ -117,6 +121,8 @@ class Client(Waiting):
         self.room = 0
         self._running: launch.Running | None = None
         self._owner = os.getpid()
+        self._left: Any = None
+        self._pumping = False
         _clients.add(self)
 
     # ---- start and end
@@ -161,11 +167,12 @@ class Client(Waiting):
         if self._running is not None:
             launch.forget(self._running)
             self._running = None
-        self.lock, self.functions_lock = threading.Lock(), threading.RLock()
+        self.lock, self.functions_lock = threading.RLock(), threading.RLock()
         self.state = CLOSED
         self.reset_waiting()
         self._ended = True
-        self._left = self.tasks, self.queue  # kept: finalisers of what they hold are the parent's to run
+        # Kept: finalisers of what they hold are the parent's to run. It happens in the monitor and in each worker.
+        self._left = (self._left, self.tasks, self.queue)
         self.tasks, self.queue = [], deque()
 
     def owned(self) -> bool:
@@ -177,7 +184,7 @@ class Client(Waiting):
         return (
             self.state == CLOSED
             or self.segment is None
-            or not (self.queue or any(task is not None for task in self.tasks))
+            or not (self.queue or self._pumping or self.inbox or any(task is not None for task in self.tasks))
         )
 
     def pending_futures(self) -> list[Any]:
@@ -191,7 +198,12 @@ class Client(Waiting):
     def abandoned(self) -> None:
         """Nobody holds the pool any more. Called by a finaliser, so without the lock: the collector does the rest."""
         if self.state != CLOSED and self.owned() and self._running is not None:
-            self.wake_collector()
+            # In a thread of its own: the finaliser may have interrupted a holder of any lock.
+            with contextlib.suppress(RuntimeError):  # the interpreter is exiting, and ends the pool itself
+                _thread.start_new_thread(self.wake_collector, ())
+
+    def draining(self) -> bool:
+        return self.state == DRAINING
 
     def finish_draining(self) -> bool:
         if self.state == DRAINING and self.idle_or_closed():
@@ -300,8 +312,9 @@ class Client(Waiting):
 
         What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, slot, run_us).
         """
-        if self.segment is None:
+        if self.segment is None or self._pumping:
             return False
+        self._pumping = True
         try:
             done = _core.collect(self.segment, self.tasks, self.inbox, 512, sink, self.inbox if own is None else own)
             if self.inbox:
@@ -316,6 +329,8 @@ class Client(Waiting):
         except _core.Damaged as damage:
             self._replace_segment(damage)
             return True
+        finally:
+            self._pumping = False
         return bool(done)
 
     def _deliver(self) -> None:
@@ -332,10 +347,12 @@ class Client(Waiting):
         self._read_messages()
         dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
         _core.settle(self.segment, self.tasks, slot, reaped, dead)
-        for task, state, item, generation, drained, committed in dead:
+        while dead:
+            task, state, item, generation, drained, committed = dead[-1]
             # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
             full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
             error, again = self._why(task, state, slot, full, item)
+            dead.pop()
             self.crashes += isinstance(error, WorkerCrashed)
             task.sink.crashed(task, item, drained, committed, error, again)
         _core.settled(self.segment, slot, reaped)
@@ -400,15 +417,22 @@ class Client(Waiting):
     def _replace_segment(self, damage: BaseException) -> None:
         """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
         fresh segment."""
+        self._deliver()  # what was collected before the damage was found counts
+        tasks, self.tasks, self.segment = self.tasks, [], None  # at once: maps publish without the lock
         running, self._running = self._running, None
-        published = [task for task in self.tasks if task is not None]
-        self.tasks, self.segment, self.inbox = [], None, []
         if running is not None:
             launch.stop(running, kill=True)
         error = SegmentCorrupt(f"shared memory was damaged, probably by native code in a task: {damage}")
-        for task in published:
-            task.sink.fail(task, error)
-        self.start()
+        for task in tasks:
+            if task is not None:
+                task.sink.fail(task, error)
+        try:
+            self.start()
+        except Exception as failed:
+            self.error = PoolBroken(f"no fresh segment after the shared memory was damaged: {failed}")
+            self.state = CLOSED
+            self._fail_all(self.error)
+            return
         self._publish_queue()
 
     # ---- one task

@@ -25,6 +25,7 @@ from pool.worker import WorkerOptions
 _new = tuple.__new__  # a third of the price of Task(...)
 _NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
 _MOST_WORKERS = 512
+_MOST_RETRIES = 65_000  # an attempt's number has 16 bits
 
 
 class _Unset:
@@ -82,8 +83,8 @@ class _Calls(Executor):
         with client.lock:
             client.check_open()
             self._track(future)
-            client.unfinished += 1
             timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
+            client.unfinished += 1
             client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1)))
             client.submitted()
         return future
@@ -386,6 +387,8 @@ def _count(name: str, value: int) -> int:
         raise TypeError(f"{name} must be an integer")
     if value < 0:
         raise ValueError(f"{name} must not be negative")
+    if value > _MOST_RETRIES:
+        raise ValueError(f"{name} must be <= {_MOST_RETRIES}")
     return value
 
 

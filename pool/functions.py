@@ -18,8 +18,7 @@ from pool import codec
 
 _MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
 _MANY_BYTES = 64 << 20  # and so much of their pickles
-_PLAIN = types.FunctionType | types.BuiltinFunctionType | type  # by name, or with a fingerprint
-_ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, types.BuiltinFunctionType)
+_ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType)
 
 
 class Function:
@@ -63,9 +62,16 @@ def _names(code: types.CodeType) -> frozenset[str]:
     return frozenset(names)
 
 
+def _plain(fn: Any) -> bool:
+    """True for what travels by name or has a fingerprint. A builtin bound to an object (``d.get``) has state."""
+    if isinstance(fn, types.BuiltinFunctionType):
+        return fn.__self__ is None or isinstance(fn.__self__, types.ModuleType)
+    return isinstance(fn, types.FunctionType | type)
+
+
 def _fixed(value: Any) -> bool:
     """True if nobody can change what ``value`` pickles to without binding another object."""
-    if isinstance(value, _ATOMS):
+    if isinstance(value, _ATOMS) or (isinstance(value, types.BuiltinFunctionType) and _plain(value)):
         return True
     if isinstance(value, tuple):
         return all(map(_fixed, value))
@@ -135,7 +141,7 @@ class FunctionStore:
             function, fingerprint, by_reference = known
             if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
                 return function
-        elif not once and not isinstance(fn, _PLAIN):
+        elif not once and not _plain(fn):
             return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
         fingerprint = self._fingerprint(fn)
         fresh = codec.encode_args(fn)
@@ -146,7 +152,7 @@ class FunctionStore:
         if function.id:
             self._forget(fn)
             # By reference means two short names and nothing of ours inside: such a pickle never changes.
-            by_reference = len(fresh) < 512 and b"cloudpickle" not in fresh and isinstance(fn, _PLAIN)
+            by_reference = len(fresh) < 512 and b"cloudpickle" not in fresh and _plain(fn)
             self._stored[fn] = (function, None if by_reference else fingerprint, by_reference)
             self._bytes += function.length
             self._trim()

@@ -6,7 +6,6 @@ enforced: nobody is there to stop the caller.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +38,6 @@ class InlineClient(Client):
 
     def __init__(self, options: WorkerOptions) -> None:
         super().__init__(1, options)
-        self.lock = threading.RLock()  # type: ignore[assignment]  # a task may submit another
         self._started = False
 
     def start(self) -> None:

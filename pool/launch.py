@@ -34,7 +34,9 @@ class Running:
         self.workers = workers
         self.commands = commands
         self.pid = pid
-        self.pidfd = process.open_pidfd(pid)
+        self.pidfd: int | None = None
+        with contextlib.suppress(OSError):  # too many open files: we ask by the pid then
+            self.pidfd = process.open_pidfd(pid)
 
     def worker_pids(self) -> list[int]:
         return [_core.slot_info(self.segment, slot)["pid"] for slot in range(self.workers)]
@@ -143,7 +145,8 @@ def stop(running: Running, kill: bool) -> None:
 def sweep_up(running: Running) -> None:
     """After the monitor's death: kill what its workers had started. They themselves die with it; their sessions name
     the rest."""
-    sessions = {pid for pid in running.worker_pids() if pid > 1}
+    # The numbers come from shared memory: not our own session, whatever a task has written there.
+    sessions = {pid for pid in running.worker_pids() if pid > 1} - {os.getsid(0)}
     end = time.monotonic() + 1.0
     while (left := process.session_members(sessions)) and time.monotonic() < end:
         for pid in left:

@@ -141,6 +141,9 @@ class MapRun:
 
     def _single(self, index: int, item: Any, attempt: int) -> None:
         """Offer one item by itself (again)."""
+        if self.dropped:  # the queue would skip it
+            self.came(1)
+            return
         try:
             data = codec.encode_args(item)
         except Exception as error:

@@ -239,7 +239,10 @@ class Monitor:
             self._plan_restart(w, f"{type(error).__name__}: a worker cannot be forked: {error}")
             return
         if pid == 0:
-            self._close_for_worker(w)
+            try:
+                self._close_for_worker(w)
+            except BaseException:  # never back into the monitor's loop, which would kill its siblings
+                os._exit(worker.BOOT_FAILED)
             worker.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
         _core.slot_forked(self._segment, w.slot, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
@@ -354,6 +357,7 @@ def main(segment: object, workers: int, commands: socket.socket, client: int, op
     """Be the monitor: called in the freshly forked child, with signals blocked."""
     try:
         os.setsid()
+        worker.default_handlers()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         sys.settrace(None)

@@ -46,7 +46,7 @@ class _Follower:
 class Waiting:
     """The part of the client that waits. ``lock``, ``pump`` and ``check_monitor`` are the client's."""
 
-    lock: threading.Lock
+    lock: threading.RLock
     segment: Any
     unfinished: int
 
@@ -57,6 +57,7 @@ class Waiting:
 
     def reset_waiting(self) -> None:
         self._leading = False
+        self._leader = 0  # its thread
         self._collector_leads = False
         self._followers: list[_Follower] = []
         self._collector: threading.Thread | None = None
@@ -73,6 +74,9 @@ class Waiting:
         raise AssertionError("the client's")
 
     def tidy(self) -> None:
+        raise AssertionError("the client's")
+
+    def draining(self) -> bool:
         raise AssertionError("the client's")
 
     def finish_draining(self) -> bool:
@@ -108,11 +112,12 @@ class Waiting:
         return True
 
     def _take_lead(self) -> bool:
-        if self._leading:
+        # A thread that asks does not lead. If it seems to, an interrupt came before it could give the lead back.
+        if self._leading and self._leader != threading.get_ident():
             if self._collector_leads and self.segment is not None:
                 _core.ring_client(self.segment)  # it sees that somebody follows, and gives way
             return False
-        self._leading = True
+        self._leading, self._leader = True, threading.get_ident()
         return True
 
     def _follow(self, follower: _Follower, end: float | None) -> None:
@@ -236,6 +241,7 @@ class Waiting:
                 lead = busy and not self._leading and (self._eager or seen == self._activity)
                 if lead:
                     self._leading = self._collector_leads = True
+                    self._leader = threading.get_ident()
                 if not busy:
                     self._eager = False
                 if seen != self._activity:
@@ -253,7 +259,7 @@ class Waiting:
             elif not self.to_call and (self.finish_draining() or time.monotonic() > linger):
                 self.tidy()
                 with self.lock:
-                    if not self.to_call and (self._ended or not self.unfinished):
+                    if not self.to_call and (self._ended or not (self.unfinished or self.draining())):
                         self._collector = None
                         return
             else:

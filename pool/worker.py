@@ -96,12 +96,14 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     _core.die_with_parent(signal.SIGKILL)
     if os.getppid() != monitor:  # it died before the line above
         os._exit(1)
-    _Process.forked = False  # the pool may be one that a task made
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    default_handlers()
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):  # ignored in the monitor
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
-    _Process.forked = False  # a pool inside a task: its monitor is a child that the task forked, its worker is a worker
+    # A pool inside a task: its monitor is a child that the task forked, its worker is a worker.
+    global _in_task
+    _Process.forked = _in_task = False
     _core.open_worker(segment, slot, generation)
     _core.dont_fork(segment)
     os.register_at_fork(after_in_child=lambda: _forked(segment))
@@ -111,6 +113,13 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     os.dup2(null, 0)
     os.close(null)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def default_handlers() -> None:
+    """No Python handler of the client runs in a process that we have forked."""
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _move_up(fd: int) -> int:

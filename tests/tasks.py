@@ -298,3 +298,8 @@ def remember_positional(key: str, value: Any) -> None:
 
 def recall(key: str) -> Any:
     return STATE.get(key)
+
+
+def die(*args: Any) -> None:
+    """Crash the worker, whatever the arguments."""
+    os._exit(9)

@@ -162,3 +162,24 @@ def test_any_exception_of_a_task_is_its_outcome_and_the_worker_lives() -> None:
 
 def _raise(name: str) -> None:
     raise getattr(builtins, name)
+
+
+class ShowsItsFuture:
+    """An argument whose repr asks the pool."""
+
+    def __init__(self, future: Any = None) -> None:
+        self.future = future
+
+    def __reduce__(self) -> Any:
+        return ShowsItsFuture, ()
+
+    def __repr__(self) -> str:
+        return f"<{self.future!r}>"
+
+
+def test_arguments_whose_repr_uses_the_pool_do_not_hang_a_crash(pool: Pool) -> None:
+    other = pool.submit(tasks.square, 2)
+    future = pool.submit(tasks.die, ShowsItsFuture(other))
+    assert other.result() == 4
+    with pytest.raises(errors.WorkerCrashed, match="state=finished"):
+        future.result(timeout=20)

@@ -309,3 +309,14 @@ def test_names_of_functions_are_those_that_people_know(pool: Pool) -> None:
         for once in (False, True):
             assert pool._client.function(fn, once=once).name == name
     processes.wait_until(lambda: pool.submit(tasks.square, 2).result() == 4, "usable")
+
+
+def test_a_bound_builtin_is_sent_with_its_object_as_it_is_now(pool: Pool) -> None:
+    table = {1: "a"}
+    assert pool.submit(table.get, 1).result() == "a"
+    table[1] = "b"
+    assert pool.submit(table.get, 1).result() == "b"
+    numbers = [1, 2]
+    assert list(pool.imap(numbers.count, [2])) == [1]
+    numbers.append(2)
+    assert list(pool.imap(numbers.count, [2])) == [2]

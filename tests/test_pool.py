@@ -373,3 +373,9 @@ def test_a_task_may_have_a_pool_of_its_own() -> None:
     with Pool(2) as pool:
         assert pool.submit(tasks.nested, 20).result() == [x * x for x in range(20)]
         assert list(pool.imap_unordered(tasks.nested, [5, 5, 5])) == [[0, 1, 4, 9, 16]] * 3
+
+
+def test_an_endless_timeout_is_none_at_all() -> None:
+    with Pool(1) as pool:
+        assert pool.options(timeout=float("inf")).submit(tasks.square, 3).result() == 9
+        assert pool._client.unfinished == 0

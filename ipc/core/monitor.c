@@ -24,6 +24,7 @@ void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_dea
     atomic_fetch_and_explicit(&h->spinners[slot >> 6], ~bit, memory_order_seq_cst);
     uint32_t guard = slot + 1;
     atomic_compare_exchange_strong_explicit(&h->guard, &guard, 0, memory_order_seq_cst, memory_order_relaxed);
+    atomic_store_explicit(&s->slot[slot].pid, 0, memory_order_relaxed);
     s->slot[slot].deaths[death->generation % IPC_DEATHS] = *death;
     /* SYNC POINT: release after waitid and after the record: who sees `reaped` sees the record and all stores of the dead. */
     atomic_store_explicit(&s->slot[slot].reaped, death->generation + 1, memory_order_release);

@@ -1,0 +1,64 @@
+"""A task that writes into the shared memory hurts what was published, and nothing else."""
+
+import ctypes
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tasks
+
+from ipc import _core
+from pool import Pool, errors
+
+HEADER_WORDS = slice(128, 640)  # tail, head, done map's summary and the client's bell
+
+
+def overwrite(part: str) -> str:
+    """The task: native code gone wild."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "pool-control" in line:
+            start, end = (int(x, 16) for x in re.split("[- ]", line)[:2])
+            if part == "header":
+                ctypes.memset(start + HEADER_WORDS.start, 0xFF, HEADER_WORDS.stop - HEADER_WORDS.start)
+            else:
+                ctypes.memset(start, 0xFF, end - start)
+    return part
+
+
+@pytest.mark.parametrize("part", ["header", "all"])
+def test_every_task_ends_and_the_pool_goes_on(part: str) -> None:
+    with Pool(2) as pool:
+        bad = pool.submit(overwrite, part)
+        futures = [bad, *(pool.submit(tasks.square, x) for x in range(3000))]
+        kinds = Counter(type(future.exception(timeout=30)) for future in futures)
+        assert set(kinds) <= {type(None), errors.SegmentCorrupt}
+        assert kinds[errors.SegmentCorrupt] <= 1024  # no more than there are rows: the others were not published
+        assert pool._client.unfinished == 0
+        assert list(pool.imap(tasks.square, range(100))) == [x * x for x in range(100)]
+
+
+def test_what_was_collected_before_the_damage_was_found_counts() -> None:
+    """One result points outside of its room; those that stand before it in the same sweep are delivered."""
+    with Pool(2) as pool:
+        futures = [pool.submit(tasks.square, x) for x in range(6)]
+        client = pool._client
+        real, calls = _core.collect, 0
+
+        def damaged_after_some(segment: object, tasks: object, inbox: object, most: int, *more: object) -> int:
+            nonlocal calls
+            calls += 1
+            done = real(segment, tasks, inbox, min(most, 2), *more)  # type: ignore[arg-type]
+            if done and calls:
+                raise _core.Damaged("planted")
+            return done
+
+        try:
+            _core.collect = damaged_after_some
+            kinds = Counter(type(future.exception(timeout=30)) for future in futures[:1])
+        finally:
+            _core.collect = real
+        kinds += Counter(type(future.exception(timeout=30)) for future in futures[1:])
+        assert set(kinds) <= {type(None), errors.SegmentCorrupt}
+        assert kinds[type(None)] >= 1
+        assert client.unfinished == 0
