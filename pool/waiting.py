@@ -140,10 +140,9 @@ class Waiting:
             if end is not None and now >= end:
                 return
             wait = _CHECK_SECONDS if end is None else min(_CHECK_SECONDS, end - now)
-            if (
-                not _core.wait(segment, _SPIN_US, int(wait * 1000) + 1)
-                and time.monotonic() - self._checked >= _CHECK_SECONDS
-            ):
+            rung = _core.wait(segment, _SPIN_US, int(wait * 1000) + 1)
+            # Also now and then when it is rung all the time: deaths without an end may come from a damaged segment.
+            if time.monotonic() - self._checked >= (10 * _CHECK_SECONDS if rung else _CHECK_SECONDS):
                 with self.lock:
                     self._checked = time.monotonic()
                     self.check_monitor()
