@@ -166,6 +166,8 @@ class Killer:
     def _kill(self, slot: int) -> None:
         info = _core.slot_info(self._segment, slot)
         pid = info["pid"]
+        if pid == 0:  # dead, and not yet replaced
+            return
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
