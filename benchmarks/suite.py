@@ -43,7 +43,7 @@ def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: N
     results = {
         "schema": 1,
         "machine": described,
-        "sizes": sizes.as_dict(),
+        "sizes": replace(sizes, photos_folder="").as_dict(),  # a temporary folder, gone by now
         "seconds": round(time.monotonic() - start, 1),
         "rivals": {name: {"settings": RIVALS[name].settings, "missing": missing(RIVALS[name])} for name in rivals},
         "workloads": measured,
