@@ -1,9 +1,9 @@
 """The protocol of DESIGN.md section 2 over one mapped segment.
 
 A segment is an opaque capsule, one a process. All parameters are positional. Roles: `open_client` makes a capsule the
-client's, `open_worker` a worker's; a call in the wrong role, or after `detach` or `forget`, is a `ValueError`. A number
-that is negative or too large for its field (a row, a slot, 32 bits) is an `OverflowError`. One thread at a time may use
-the client's role; `wait`, `claim` and large `commit` and `complete` let other threads run meanwhile.
+client's, `open_worker` a worker's; a call in the wrong role, or after `forget`, is a `ValueError`. A number
+that is negative or too large for its field (a row, a slot, 32 bits) is an `OverflowError`. `wait`, `claim` and
+large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
 """
 
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -53,12 +53,8 @@ DEADLINE: Final = 1
 """Killed by the monitor: its task was over its deadline."""
 KILLED: Final = 2
 """Killed because the client condemned its task."""
-STOPPED: Final = 3
-"""It ended because the pool stops."""
-RECYCLED: Final = 4
+RECYCLED: Final = 3
 """It had done its share of tasks and left between two of them."""
-BOOT: Final = 5
-"""It died before it was ready for a task."""
 
 # ---- phases of a worker, see `set_phase`
 
@@ -101,9 +97,6 @@ def create(fd: int, rows: int, slots: int, units: int, cores: int, /) -> None:
 
 def attach(control_fd: int, payload_fd: int, /) -> _Segment:
     """Map both files; they may be closed afterwards. OSError if that fails, Damaged if this is no segment."""
-
-def detach(segment: _Segment, /) -> None:
-    """Unmap. Nobody may be inside a call with this capsule; a second time does nothing."""
 
 def forget(segment: _Segment, /) -> None:
     """For a forked child that does not have the mapping (`dont_fork`): never touch it again, not even to unmap."""
@@ -221,9 +214,9 @@ def set_phase(segment: _Segment, phase: int, /) -> None:
 
 def claim(
     segment: _Segment, spin_us: int, timeout_ms: int, /
-) -> tuple[int, int, int, int, bytes, int, int] | Literal[False] | None:
-    """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args, attempt, timeout_ms). None: the
-    time is over, or a signal came; False: the pool stops. Damaged, and then the row is claimed nevertheless."""
+) -> tuple[int, int, int, int, bytes] | Literal[False] | None:
+    """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args). None: the time is over, or a
+    signal came; False: the pool stops. Damaged, and then the row is claimed nevertheless."""
 
 def claimed_function(segment: _Segment, /) -> bytes:
     """The bytes that `publish` named with `fn_unit` and `fn_len`. Damaged, also if the row has no function."""

@@ -1,6 +1,6 @@
 /* ipc._core: the core for Python, in the limited API. One capsule a process and segment; functions check bounds and roles, nothing else is
- * decided here. The GIL is released only while waiting and while copying what does not fit into a row, so every other call is atomic for
- * Python threads. Stubs and the meaning of each function: _core.pyi. */
+ * decided here. The GIL is released only while waiting, and by workers while they copy what does not fit into a row; so every other call is
+ * atomic for Python threads. Stubs and the meaning of each function: _core.pyi. */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -131,15 +131,6 @@ FUNCTION(attach) {
         return damaged("this is not a segment of this version");
     }
     return capsule;
-}
-
-FUNCTION(detach) {
-    (void)module;
-    if (n != 1) return PyErr_Format(PyExc_TypeError, "detach(segment)");
-    struct view *v = PyCapsule_GetPointer(args[0], CAPSULE);
-    if (!v) return NULL;
-    unmap(v);
-    Py_RETURN_NONE;
 }
 
 FUNCTION(forget) { /* in a forked child, where the control segment is not mapped: never touch it, not even to unmap */
@@ -311,10 +302,20 @@ FUNCTION(client_wait) { /* wait(segment, spin_us, timeout_ms) -> bool */
     VIEW(3, CLIENT);
     uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
     CHECK;
+    struct ipc_look look;
     int code;
+    ipc_client_look(v->client, &look);
     Py_BEGIN_ALLOW_THREADS
-    code = ipc_client_wait(v->client, spin, timeout);
+    code = ipc_client_spin(&v->s, &look, spin);
     Py_END_ALLOW_THREADS
+    if (code) Py_RETURN_TRUE;
+    do { /* with the GIL nobody else publishes; while it is released others may, so nothing private is looked at */
+        ipc_flush_wakes(v->client);
+        ipc_client_look(v->client, &look);
+        Py_BEGIN_ALLOW_THREADS
+        code = ipc_client_sleep(&v->s, &look, &timeout);
+        Py_END_ALLOW_THREADS
+    } while (code == IPC_EMPTY && timeout);
     if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
     return PyBool_FromLong(code != IPC_EMPTY);
 }
@@ -459,7 +460,7 @@ FUNCTION(set_phase) {
     Py_RETURN_NONE;
 }
 
-FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args, attempt, timeout_ms) | None | False when stopped */
+FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args) | None | False when stopped */
     VIEW(3, WORKER);
     uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
     CHECK;
@@ -476,10 +477,9 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, cal
     if (code == IPC_EMPTY) Py_RETURN_NONE;
     struct ipc_task t;
     if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
-    PyObject *tuple = PyTuple_New(7), *item[7] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
-        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len),
-        PyLong_FromUnsignedLong(t.attempt), PyLong_FromUnsignedLong(t.timeout_ms)};
-    for (Py_ssize_t k = 0; k < 7; k++) {
+    PyObject *tuple = PyTuple_New(5), *item[5] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
+        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len)};
+    for (Py_ssize_t k = 0; k < 5; k++) {
         if (tuple && item[k]) {
             PyTuple_SetItem(tuple, k, item[k]);
         } else {
@@ -613,7 +613,7 @@ FUNCTION(become_subreaper) {
 
 #define ENTRY(python, c) {python, (PyCFunction)(void (*)(void))(c), METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("detach", detach), ENTRY("forget", forget),
+    ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("forget", forget),
     ENTRY("dont_fork", dont_fork), ENTRY("counters", counters), ENTRY("slot_info", slot_info), ENTRY("ring_client", ring_client),
     ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
@@ -628,7 +628,7 @@ static PyMethodDef methods[] = {
 static const struct { const char *name; long value; } constants[] = {
     {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
     {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
-    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"STOPPED", IPC_STOPPED}, {"RECYCLED", IPC_RECYCLED}, {"BOOT", IPC_BOOT},
+    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED},
     {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"BUSY", IPC_BUSY}, {"LEAVING", IPC_LEAVING}, {"TIMED", IPC_TIMED},
     {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
     {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS},

@@ -7,80 +7,31 @@
          └──▶ queue ──┘                 └──▶ settle ──┴──▶ sink.crashed ──▶ again | sink.fail
 
 A *sink* is who wants the outcome: a Future or a running map. Whoever waits collects for everybody (pool/waiting.py).
-Everything here runs under ``lock`` unless it says otherwise, and never calls user code under it.
+Everything here runs under ``lock`` unless it says otherwise, and no code of the caller runs under it, but for what
+Python itself runs anywhere: finalisers and signal handlers. These may use the pool, but must not wait for a result.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
-import math
 import os
-import reprlib
 import threading
 import weakref
 from collections import deque
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from ipc import _core, process
-from pool import codec, launch, monitor, worker
-from pool.errors import (
-    PayloadTooLarge,
-    PoolBroken,
-    PoolClosed,
-    PoolStartError,
-    SegmentCorrupt,
-    TaskKilled,
-    TaskTimeout,
-    WorkerCrashed,
-)
+from pool import launch, monitor
+from pool.errors import PayloadTooLarge, PoolBroken, PoolClosed, PoolStartError, SegmentCorrupt
 from pool.functions import Function, FunctionStore
+from pool.interrupts import PutOff
+from pool.task import Death, Task, trim_stack
 from pool.waiting import Waiting
 from pool.worker import WorkerOptions
 
 OPEN, DRAINING, CLOSED = range(3)
-
-
-class Policy(NamedTuple):
-    """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
-    failed one."""
-
-    timeout: float | None = None
-    retries: int = 0
-
-    @property
-    def timeout_ms(self) -> int:
-        # What does not fit into 32 bits of milliseconds (seven weeks) is no limit.
-        return 0 if self.timeout is None or self.timeout > 4e6 else max(1, math.ceil(self.timeout * 1000))
-
-
-class Sink(Protocol):
-    """Who wants the outcome of tasks. Called under the client's lock."""
-
-    policy: Policy
-    row: int  # of its last publication; -1: in the queue
-    dropped: bool  # nobody wants it: the queue skips its tasks
-    holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
-
-    def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
-    def crashed(
-        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
-    ) -> None: ...
-    def fail(self, task: Task, error: BaseException) -> None: ...
-
-
-class Task(NamedTuple):
-    """One publication: a single call, or a chunk of ``count`` calls."""
-
-    sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
-    position: int  # of the (first) item in a map
-    function: Function
-    data: bytes
-    flags: int  # calling convention << 8 | TIMED
-    timeout_ms: int
-    item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
-    items: int = 0  # in a chunk, else 0
-    attempt: int = 1
+_MOST = 512  # results collected in one turn
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -103,8 +54,8 @@ class Client(Waiting):
 
     def __init__(self, workers: int, options: WorkerOptions) -> None:
         super().__init__()
-        # Reentrant, because code of the caller runs under it after a crash: the repr of arguments, and the pickling of
-        # an item that goes again by itself. It may use the pool; `pump` does not enter itself.
+        # Reentrant, because a finaliser or a signal handler that uses the pool may run in a thread that holds it;
+        # `pump` does not enter itself.
         self.lock = threading.RLock()
         self.functions_lock = threading.RLock()
         self.workers = workers
@@ -115,6 +66,9 @@ class Client(Waiting):
         self.unfinished = 0  # futures that have no outcome yet
         self.tasks: list[Task | None] = []
         self.inbox: list[tuple[Task, int, Any, int, int]] = []
+        # Items of a broken chunk that go again by themselves, each encoded outside of the lock: (run, index, item,
+        # attempt).
+        self.singles: deque[tuple[Any, int, Any, int]] = deque()
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
         self.segment: Any = None
@@ -123,6 +77,7 @@ class Client(Waiting):
         self._owner = os.getpid()
         self._left: Any = None
         self._pumping = False
+        self._encoding = threading.Lock()
         _clients.add(self)
 
     # ---- start and end
@@ -184,7 +139,7 @@ class Client(Waiting):
         return (
             self.state == CLOSED
             or self.segment is None
-            or not (self.queue or self._pumping or self.inbox or any(task is not None for task in self.tasks))
+            or not (self.queue or self.singles or self._pumping or self.inbox or any(t is not None for t in self.tasks))
         )
 
     def pending_futures(self) -> list[Any]:
@@ -225,13 +180,13 @@ class Client(Waiting):
     def stop(self, kill: bool = False) -> None:
         """End the processes: workers leave by themselves, or are killed with their groups. Not under the lock.
         Idempotent."""
-        with self.lock:
+        with self.lock, PutOff():
             self.pump()  # what is done counts
             self.state = CLOSED
             running, self._running = self._running, None
             if running is None:
                 return
-            self._fail_all(self.error or PoolBroken("the workers were terminated"))
+            self._fail_all(self.error)
             self.end_waiting()
             self.segment = None
             self.tasks = []
@@ -250,12 +205,17 @@ class Client(Waiting):
         self.segment = None
         self.tasks = []
 
-    def _fail_all(self, error: BaseException) -> None:
-        waiting = [task for task in self.tasks if task is not None] + list(self.queue)
+    def _fail_all(self, error: BaseException | None) -> None:
+        tasks = [task for task in self.tasks if task is not None] + list(self.queue)
+        singles, self.singles = self.singles, deque()
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
-        for task in waiting:
+        if error is None and (tasks or singles):
+            error = PoolBroken("the workers were terminated")
+        for task in tasks:
             task.sink.fail(task, error)
+        for run, index, item, _ in singles:
+            run.fail_item(index, item, error)
 
     # ---- publish
 
@@ -298,6 +258,34 @@ class Client(Waiting):
                 queue.appendleft(task)
                 return
 
+    def encode_singles(self) -> None:
+        """Offer the items of broken chunks again, one by one. Not under the lock: pickling runs code of the caller."""
+        if not self._encoding.acquire(blocking=False):  # another thread is at it, or this one is inside a pickling
+            return
+        try:
+            while self.singles:
+                with self.lock:
+                    if not self.singles:
+                        break
+                    single = self.singles[-1]  # it stays there meanwhile: it is unfinished, and may be taken back
+                run, index, item, attempt = single
+                try:
+                    made: Any = run.encode_single(index, item, attempt)
+                except Exception as error:
+                    made = error
+                with self.lock, PutOff():
+                    if not self.singles or self.singles[-1] is not single:
+                        continue
+                    self.singles.pop()
+                    if isinstance(made, Task):
+                        self.again(made)
+                    else:
+                        run.fail_item(index, item, made)
+        finally:
+            self._encoding.release()
+        with self.lock:
+            self.pump()
+
     def _command(self, message: bytes) -> None:
         if self._running is not None:
             # Full or gone: the monitor is looking anyway, or its death is noticed by the wait.
@@ -316,66 +304,46 @@ class Client(Waiting):
             return False
         self._pumping = True
         try:
-            done = _core.collect(self.segment, self.tasks, self.inbox, 512, sink, self.inbox if own is None else own)
-            if self.inbox:
-                self._deliver()
+            done = _core.collect(self.segment, self.tasks, self.inbox, _MOST, sink, self.inbox if own is None else own)
             dead = _core.next_dead(self.segment)
-            while dead is not None:
-                self._settle(*dead)
-                dead = _core.next_dead(self.segment)
-            if self.queue:
-                self._publish_queue()
+            if self.inbox or dead or self.queue:
+                with PutOff():
+                    self._deliver()
+                    while dead is not None:
+                        self._settle(*dead)
+                        dead = _core.next_dead(self.segment)
+                    self._publish_queue()
             _core.flush(self.segment)
         except _core.Damaged as damage:
             self._replace_segment(damage)
             return True
         finally:
             self._pumping = False
+        if done == _MOST and self.led_by_another():  # which may sleep on what was left
+            _core.ring_client(self.segment)
         return bool(done)
 
     def _deliver(self) -> None:
-        """Arrive, then pop: an interrupt between the two repeats an arrival, which sinks ignore; the other way round
-        would lose one."""
         inbox = self.inbox
-        inbox.reverse()
-        while inbox:
-            task, kind, data, slot, run_us = inbox[-1]
+        for task, kind, data, slot, run_us in inbox:
             task.sink.arrive(task, kind, data, slot, run_us)
-            inbox.pop()
+        inbox.clear()
 
     def _settle(self, slot: int, reaped: int) -> None:
         self._read_messages()
         dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
-        _core.settle(self.segment, self.tasks, slot, reaped, dead)
-        while dead:
-            task, state, item, generation, drained, committed = dead[-1]
-            # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
-            full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
-            error, again = self._why(task, state, slot, full, item)
-            dead.pop()
-            self.crashes += isinstance(error, WorkerCrashed)
-            task.sink.crashed(task, item, drained, committed, error, again)
+        try:
+            _core.settle(self.segment, self.tasks, slot, reaped, dead)
+        finally:  # Damaged: what was found before counts
+            for task, state, item, generation, drained, committed in dead:
+                # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
+                full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
+                pid, status, reason = _core.death(self.segment, slot, full) or (0, process.UNKNOWN_STATUS, _core.DIED)
+                stack = trim_stack(self.notices.pop((slot, full), ""))
+                death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack)
+                self.crashes += not death.condemned
+                task.sink.crashed(task, drained, committed, death)
         _core.settled(self.segment, slot, reaped)
-
-    def _why(self, task: Task, state: int, slot: int, generation: int, item: int) -> tuple[BaseException, bool]:
-        """What a death means for the task that its worker ran: the error, and whether a retry is possible."""
-        pid, status, reason = _core.death(self.segment, slot, generation) or (0, process.UNKNOWN_STATUS, _core.DIED)
-        name, attempt = task.function.name, task.attempt
-        stack = trim_stack(self.notices.pop((slot, generation), ""))
-        if state == _core.CONDEMNED and reason == _core.DEADLINE:
-            assert task.sink.policy.timeout is not None
-            return TaskTimeout(
-                timeout=task.sink.policy.timeout, task=name, stack=stack, slot=slot, pid=pid, attempt=attempt
-            ), True
-        if state == _core.CONDEMNED:
-            return TaskKilled(task=name, slot=slot, pid=pid, attempt=attempt), False
-        unknown = status == process.UNKNOWN_STATUS
-        number = os.WTERMSIG(status) if not unknown and os.WIFSIGNALED(status) else None
-        code = os.WEXITSTATUS(status) if not unknown and os.WIFEXITED(status) else None
-        args = describe_args(task, item)
-        return WorkerCrashed(
-            task=name, args_repr=args, slot=slot, pid=pid, signal=number, exitcode=code, stack=stack, attempt=attempt
-        ), True
 
     def _read_messages(self) -> None:
         """Logs of dead workers, which the monitor sent before it recorded their deaths; and why it gave up."""
@@ -417,7 +385,8 @@ class Client(Waiting):
     def _replace_segment(self, damage: BaseException) -> None:
         """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
         fresh segment."""
-        self._deliver()  # what was collected before the damage was found counts
+        with PutOff():
+            self._deliver()  # what was collected before the damage was found counts
         tasks, self.tasks, self.segment = self.tasks, [], None  # at once: maps publish without the lock
         running, self._running = self._running, None
         if running is not None:
@@ -450,11 +419,14 @@ class Client(Waiting):
 
     def cancel(self, sink: Any) -> bool:
         """Take back the task of this future if it has not been claimed. Takes the lock."""
-        with self.lock:
+        with self.lock, PutOff():
             if self._published(sink):
-                return bool(_core.cancel(self.segment, self.tasks, sink.row))
-            sink.dropped = sink.row < 0  # it stands in the queue, which skips it
-            return bool(sink.dropped)
+                cancelled = bool(_core.cancel(self.segment, self.tasks, sink.row))
+            else:
+                cancelled = sink.dropped = sink.row < 0  # it stands in the queue, which skips it
+            if cancelled:
+                sink.cancelled_early()
+            return cancelled
 
     def kill(self, sink: Any) -> bool:
         """Condemn the running task of this future and have its worker killed. Takes the lock."""
@@ -469,7 +441,7 @@ class Client(Waiting):
 
     def drop(self, sink: Any) -> None:
         """Take back everything of this sink that was not claimed. Takes the lock."""
-        with self.lock:
+        with self.lock, PutOff():
             sink.dropped = True
             for row, task in enumerate(self.tasks):
                 if task is not None and task.sink is sink and _core.cancel(self.segment, self.tasks, row):
@@ -478,37 +450,11 @@ class Client(Waiting):
             if waiting:
                 self.queue = deque(task for task in self.queue if task.sink is not sink)
                 sink.came(sum(task.items or 1 for task in waiting))
+            singles = sum(single[0] is sink for single in self.singles)
+            if singles:
+                self.singles = deque(single for single in self.singles if single[0] is not sink)
+                sink.came(singles)
             self._publish_queue()
 
 
-_WORKER_FILE = f'File "{worker.__file__}"'
-
-
-def trim_stack(text: str) -> str:
-    """A worker's log without the frames below the task's function: ours, and those of the script that forked us."""
-    kept, ours = [], False
-    for line in text.splitlines():
-        frame = line.startswith("  File ")
-        ours = frame and (ours or _WORKER_FILE in line)
-        if not ours:
-            kept.append(line)
-    return "\n".join(kept)
-
-
-def describe_args(task: Task, item: int) -> str:
-    """The arguments of a call for people, shortened; empty if they cannot be shown."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 80
-    call = task.flags >> 8
-    try:
-        if task.items:
-            return short.repr(task.item[max(0, item - 1)])
-        if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
-            return short.repr(task.item)
-        args, kwargs = task.item
-        return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
-    except Exception:  # user code in a repr must not cost the report
-        return ""
-
-
-__all__ = ["CLOSED", "DRAINING", "OPEN", "Client", "Policy", "Sink", "Task", "all_clients", "describe_args"]
+__all__ = ["CLOSED", "DRAINING", "OPEN", "Client", "all_clients"]

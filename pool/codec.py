@@ -22,6 +22,8 @@ from pool.errors import Abort, PayloadTooLarge, RemoteError, ResultNotPicklable
 # What a result is (the `kind` of a row or of a frame in a chunk).
 VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED = range(6)
 """UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run."""
+FAILED, DEATH = -1, -2
+"""Outcomes that no worker has sent: an exception object, and a Death."""
 
 # How a row's arguments are called.
 CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)

@@ -14,12 +14,13 @@ from types import BuiltinFunctionType, FunctionType, TracebackType
 from typing import Any, Literal, TypedDict, Unpack
 
 from pool import codec
-from pool.client import CLOSED, DRAINING, OPEN, Client, Policy, Task, all_clients
+from pool.client import CLOSED, DRAINING, OPEN, Client, all_clients
 from pool.cpus import available_cpus
 from pool.errors import PoolClosed
 from pool.futures import Future
 from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
+from pool.task import Policy, Task
 from pool.worker import WorkerOptions
 
 _new = tuple.__new__  # a third of the price of Task(...)
@@ -136,10 +137,9 @@ class _Calls(Executor):
         run.eager = True
         client = self._client
         while batch := list(itertools.islice(calls, run.chunksize)):
-            with client.lock:
-                client.unfinished += len(batch)
-                client.submitted()
             run.give_chunk(batch)
+            with client.lock:
+                client.submitted()
         return run_map(run, (), True, "raise", end)
 
     def imap(self, fn: Callable[..., Any], iterable: Iterable[Any], **options: Unpack[MapOptions]) -> Iterator[Any]:

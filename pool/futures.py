@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pool import codec
 
 if TYPE_CHECKING:
-    from pool.client import Client, Policy, Task
+    from pool.client import Client
+    from pool.task import Death, Policy, Task
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
@@ -31,7 +32,7 @@ class Future(concurrent.futures.Future[Any]):
     _waiters: Any = ()
     _late: threading.Condition | None = None
     _told = False
-    _raw: tuple[int, bytes] | None = None
+    _raw: tuple[int, Any] | None = None
     row = -1
     dropped = False
     holds_call = True
@@ -44,43 +45,39 @@ class Future(concurrent.futures.Future[Any]):
     # ---- the client's side; its lock is held
 
     def arrive(self, task: Task, kind: int, data: bytes, slot: int, run_us: int) -> None:
-        if self._fate is not PENDING:
-            return
-        if kind and task.attempt <= self.policy.retries and kind == codec.ERROR:
+        if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
         self._raw = (kind, data)
         self._name = task.function.name
-        self._fate = FINISHED  # what _end does, without the call
-        client = self._client
-        client.unfinished -= 1
-        if self._late is not None:
-            client.to_notify.append(self)
-        if self._done_callbacks:
-            client.to_call.append(self)
+        self._end()
 
-    def crashed(
-        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
-    ) -> None:
-        if again and task.attempt <= self.policy.retries:
+    def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
+        if not death.killed and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
         else:
-            self.fail(task, error)
+            self._raw = (codec.DEATH, death)
+            self._end()
 
     def fail(self, task: Task | None, error: BaseException) -> None:
         if self._fate in _DONE:
             return
         self._exception = error
-        self._end(FINISHED)
+        self._end()
 
     def fail_early(self, error: BaseException) -> None:
         """It never became a task."""
         self._exception = error
         self._fate = FINISHED
 
-    def _end(self, state: str) -> None:
+    def cancelled_early(self) -> None:
+        """Its task was taken back."""
+        if self._fate not in _DONE:
+            self._end(CANCELLED_AND_NOTIFIED)
+
+    def _end(self, fate: str = FINISHED) -> None:
         # Under the client's lock, as is the making of _late: whoever makes the Condition afterwards sees the state.
-        self._fate = state
+        self._fate = fate
         client = self._client
         client.unfinished -= 1
         if self._late is not None:
@@ -155,6 +152,8 @@ class Future(concurrent.futures.Future[Any]):
         try:
             if kind == codec.VALUE:
                 self._result = codec.decode_value(data, self._name)
+            elif kind == codec.DEATH:
+                self._exception = data.error()
             else:
                 self._exception = codec.decode_error(kind, data, self._name, self._client.room)
         except Exception as error:
@@ -194,9 +193,6 @@ class Future(concurrent.futures.Future[Any]):
     def cancel(self) -> bool:
         """True if the task will not run: it had not started (or was cancelled before)."""
         if self._fate == PENDING and self._client.cancel(self):
-            with self._client.lock:
-                if self._fate == PENDING:
-                    self._end(CANCELLED_AND_NOTIFIED)
             self._client.announce()
         return self._fate == CANCELLED_AND_NOTIFIED
 

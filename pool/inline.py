@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from pool import codec
-from pool.client import Client, Task
+from pool.client import Client
 from pool.functions import Function
+from pool.task import Task
 from pool.worker import WorkerOptions
 
 
@@ -49,8 +50,12 @@ class InlineClient(Client):
 
     def offer(self, task: Task) -> None:
         self._publish(task)
+        self.pump()
+
+    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
         while self.queue:  # further attempts
             self._publish(self.queue.popleft())
+        return False
 
     def submitted(self) -> None:
         pass

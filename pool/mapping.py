@@ -19,15 +19,15 @@ from typing import Any
 
 from ipc import _core
 from pool import codec
-from pool.client import OPEN, Client, Policy, Task
+from pool.client import OPEN, Client
 from pool.functions import Function
+from pool.task import Death, Policy, Task
 
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
-FAILED = -1  # the kind of an outcome that is an exception object, made here
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
@@ -86,19 +86,15 @@ class MapRun:
         self._item_us = 0.0
         self._came = 0
         self._since = time.monotonic()
-        self._last: object = None
         self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
 
     # ---- the client's side; its lock is held
 
     def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None:
-        if data is self._last:  # an interrupted hand-over is repeated
-            return
-        self._last = data
         if task.items:
             self._chunk_arrived(task, kind, data)
-        elif kind:
-            self._item_arrived(task.position, task.item, task.attempt, kind, data)
+        elif kind == codec.ERROR and self._may_repeat(task.attempt):
+            self.client.again(task._replace(attempt=task.attempt + 1))
         else:
             self._land(task.position, kind, data, task.item)
         if self.auto:
@@ -118,10 +114,13 @@ class MapRun:
     def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
         if kind == codec.UNDECODED:
             self._single(index, item, attempt)
-        elif kind == codec.ERROR and attempt <= self.policy.retries and not self.dropped:
+        elif kind == codec.ERROR and self._may_repeat(attempt):
             self._single(index, item, attempt + 1)
         else:
             self._land(index, kind, data, item)
+
+    def _may_repeat(self, attempt: int) -> bool:
+        return attempt <= self.policy.retries and not self.dropped
 
     def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
         self.came(1)
@@ -143,44 +142,50 @@ class MapRun:
         """Offer one item by itself (again)."""
         if self.dropped:  # the queue would skip it
             self.came(1)
-            return
-        try:
-            data = codec.encode_args(item)
-        except Exception as error:
-            self._land(index, FAILED, error, item)
-            return
-        self.client.again(Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt))
+        else:
+            self.client.singles.append((self, index, item, attempt))
 
-    def crashed(
-        self, task: Task, item: int, drained: int, committed: list[Any], error: BaseException, again: bool
-    ) -> None:
+    def encode_single(self, index: int, item: Any, attempt: int) -> Task:
+        """Raises what pickling raises. Not under the lock."""
+        data = codec.encode_args(item)
+        return Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt)
+
+    def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         if not task.items:
-            self._item_crashed(task.position, task.item, task.attempt, error, again)
+            if not self._item_crashed(task.position, task.item, task.attempt, death):
+                self.client.again(task._replace(attempt=task.attempt + 1))
             return
         self._chunk_arrived(task, drained, committed)
+        item = death.item
+        if item and not self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, death):
+            self._single(task.position + item - 1, task.item[item - 1], task.attempt + 1)
         # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself,
         # uncharged. Else those behind the guilty one never started.
-        for k in reversed(range(item, task.items)):
+        for k in range(item, task.items):
             self._single(task.position + k, task.item[k], task.attempt)
-        if item:
-            self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, error, again)
 
-    def _item_crashed(self, index: int, item: Any, attempt: int, error: BaseException, again: bool) -> None:
-        if again and attempt <= self.policy.retries and not self.dropped:
-            self._single(index, item, attempt + 1)
-        else:
-            self._land(index, FAILED, error, item)
+    def _item_crashed(self, index: int, item: Any, attempt: int, death: Death) -> bool:
+        """False if there is to be a further attempt."""
+        if not death.killed and self._may_repeat(attempt):
+            return False
+        self._land(index, codec.DEATH, death, item)
+        return True
 
     def fail(self, task: Task, error: BaseException) -> None:
         for k in range(task.items or 1):
-            self._land(task.position + k, FAILED, error, task.item[k] if task.items else task.item)
+            self.fail_item(task.position + k, task.item[k] if task.items else task.item, error)
+
+    def fail_item(self, index: int, item: Any, error: BaseException) -> None:
+        self._land(index, codec.FAILED, error, item)
 
     # ---- the caller's side
 
     def outcome(self, index: int, kind: int, data: Any, item: Any, hand: list[Any]) -> Failure | None:
         """Put the item's value into ``hand``, or return its Failure."""
-        if kind == FAILED:
+        if kind == codec.FAILED:
             return Failure(item, index, data)
+        if kind == codec.DEATH:
+            return Failure(item, index, data.error())
         try:
             if kind == codec.VALUE:
                 hand.append(codec.decode_value(data, self.function.name))
@@ -257,20 +262,24 @@ class MapRun:
         except Exception:
             self._give_one_by_one(index, items)
             return
-        with self.client.lock:
-            self.client.offer(Task(self, index, self.function, data, self._flags, self._timeout_ms, items, len(items)))
+        self._offer(Task(self, index, self.function, data, self._flags, self._timeout_ms, items, len(items)))
 
     def _give_one_by_one(self, index: int, items: list[Any]) -> None:
-        client = self.client
         for k, item in enumerate(items):
             try:
-                data = codec.encode_args(item)
+                task = self.encode_single(index + k, item, 1)
             except Exception as error:
-                with client.lock:
-                    self._land(index + k, FAILED, error, item)
-                continue
-            with client.lock:
-                client.offer(Task(self, index + k, self.function, data, self._flags, self._timeout_ms, item))
+                with self.client.lock:
+                    self.client.unfinished += self.eager
+                    self.fail_item(index + k, item, error)
+            else:
+                self._offer(task)
+
+    def _offer(self, task: Task) -> None:
+        with self.client.lock:
+            if self.eager:
+                self.client.unfinished += task.items or 1
+            self.client.offer(task)
 
 
 def run_map(
@@ -303,7 +312,7 @@ def run_map(
             with client.lock:
                 client.pump(run, own)
                 own = run.take(own, plain)
-            if client.to_notify or client.to_call or client._followers:
+            if client.to_notify or client.to_call or client.singles or client._followers:
                 client.announce()
             run.measure()
             for task, _, data, _, _ in own:

@@ -48,6 +48,7 @@ class Waiting:
 
     lock: threading.RLock
     segment: Any
+    singles: deque[Any]
     unfinished: int
 
     def __init__(self) -> None:
@@ -73,7 +74,13 @@ class Waiting:
     def check_monitor(self) -> None:
         raise AssertionError("the client's")
 
+    def encode_singles(self) -> None:
+        raise AssertionError("the client's")
+
     def tidy(self) -> None:
+        raise AssertionError("the client's")
+
+    def idle_or_closed(self) -> bool:
         raise AssertionError("the client's")
 
     def draining(self) -> bool:
@@ -113,7 +120,7 @@ class Waiting:
 
     def _take_lead(self) -> bool:
         # A thread that asks does not lead. If it seems to, an interrupt came before it could give the lead back.
-        if self._leading and self._leader != threading.get_ident():
+        if self.led_by_another():
             if self._collector_leads and self.segment is not None:
                 _core.ring_client(self.segment)  # it sees that somebody follows, and gives way
             return False
@@ -159,8 +166,14 @@ class Waiting:
             if self._eager:
                 self._bell.set()
 
+    def led_by_another(self) -> bool:
+        """Whether another thread leads, and so may sleep. Under the lock."""
+        return self._leading and self._leader != threading.get_ident()
+
     def announce(self) -> None:
-        """Tell those who wait what has ended. Not under the lock."""
+        """Do what the lock forbids: encode what goes again, tell those who wait what has ended."""
+        if self.singles:
+            self.encode_singles()
         if self.to_notify:
             with self.lock:
                 batch, self.to_notify = self.to_notify, []
@@ -236,6 +249,8 @@ class Waiting:
             while self.to_call:
                 self.to_call.popleft().call()
             with self.lock:
+                if self.unfinished > 0 and seen == self._activity and self.idle_or_closed():
+                    self.unfinished = 0  # a submit was interrupted after it had counted
                 busy = self.unfinished > 0 and not self._ended
                 lead = busy and not self._leading and (self._eager or seen == self._activity)
                 if lead:

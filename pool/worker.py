@@ -228,7 +228,7 @@ def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
 
 def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     global _in_task
-    fn_id, generation, call, _, args, _, _ = claim
+    fn_id, generation, call, _, args = claim
     try:
         _in_task = True
         fn = functions.get(fn_id, generation) if fn_id else None
@@ -244,7 +244,7 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
     global _in_task
-    fn_id, generation, call, items, args, _, _ = claim
+    fn_id, generation, call, items, args = claim
     broken: tuple[int, bytes] | None = None
     batch: list[Any] = []
     fn = None

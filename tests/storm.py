@@ -37,8 +37,10 @@ import processes
 
 from ipc import _core
 from pool import Failure, Pool
-from pool.client import Client
 from pool.errors import WorkerCrashed
+from pool.futures import Future
+from pool.mapping import MapRun
+from pool.task import Death, describe_args
 
 WORKERS = 3
 KILL_EVERY = 0.05
@@ -213,23 +215,25 @@ class Book:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Record every settled death, by looking over the client's shoulder."""
-        original = Client._why
+        originals = [(sink, sink.crashed) for sink in (Future, MapRun)]
 
-        def why(client: Client, task: Any, state: int, slot: int, generation: int, item: int) -> Any:
-            error, again = original(client, task, state, slot, generation, item)
-            if isinstance(error, WorkerCrashed):
-                chunk = isinstance(task.item, list)
-                if chunk and item == 0:
-                    self.uncharged.add(error.pid)
-                else:
-                    self.charged.append((int(error.args_repr), error.pid))
-            return error, again
+        def listen(sink: Any, original: Any) -> Any:
+            def crashed(run: Any, task: Any, drained: int, committed: list[Any], death: Death) -> None:
+                if not death.condemned and isinstance(task.item, list) and death.item == 0:
+                    self.uncharged.add(death.pid)
+                elif not death.condemned:
+                    self.charged.append((int(describe_args(task, death.item)), death.pid))
+                original(run, task, drained, committed, death)
 
-        Client._why = why  # type: ignore[method-assign]
+            return crashed
+
+        for sink, original in originals:
+            sink.crashed = listen(sink, original)  # type: ignore[attr-defined]
         try:
             yield
         finally:
-            Client._why = original  # type: ignore[method-assign]
+            for sink, original in originals:
+                sink.crashed = original  # type: ignore[attr-defined]
 
     def take(self, number: int, outcome: object) -> None:
         """The end of a task: its value, or its error."""

@@ -93,8 +93,8 @@ PLANTED = [
         "client.c",
         [
             (
-                "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst)",
-                "atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_release)",
+                "atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_seq_cst)",
+                "atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_release)",
             )
         ],
         "litmus",
@@ -373,7 +373,7 @@ PLANTED = [
     Planted(
         "no second look after client_asleep",
         "client.c",
-        [("int code = something_to_do(c) ? 0 : ipc_futex_wait", "int code = ipc_futex_wait")],
+        [("int code = something_to_do(s, look) ? 0 : ipc_futex_wait", "int code = ipc_futex_wait")],
         "litmus",
         "-t 10 asleep",
     ),

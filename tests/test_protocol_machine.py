@@ -96,9 +96,6 @@ class Protocol(RuleBasedStateMachine):
             self.bring_to_rest()
         finally:
             self.bytes.close()
-            for handle in (self.client, self.monitor, *self.worker):
-                if handle is not None:
-                    _core.detach(handle)
             self.segment.close()
 
     # ---- bytes
@@ -323,10 +320,7 @@ class Protocol(RuleBasedStateMachine):
         else:
             assert got is None
             return None
-        assert got == (
-            7 if use.function else 0, 1, 5, len(use.items) if use.chunk else 0, use.args, use.attempt,
-            3_600_000 if use.armed else 0,
-        )  # fmt: skip
+        assert got == (7 if use.function else 0, 1, 5, len(use.items) if use.chunk else 0, use.args)
         if use.function:
             assert _core.claimed_function(self.worker[slot]) == use.function
         use.state, use.slot, use.generation, use.item = _core.RUNNING, slot, self.generation[slot], 0
@@ -418,7 +412,6 @@ class Protocol(RuleBasedStateMachine):
     # ---- deaths and births
 
     def kill(self, slot: int) -> None:
-        _core.detach(self.worker[slot])
         self.worker[slot] = self.holds[slot] = None
         self.unlogged.add(slot)
 

@@ -1,5 +1,6 @@
-/* The client's steps: publish, sweep, settle, cancel, condemn, sleep. One thread at a time (the caller holds the client's lock), and the
- * client is never killed alone: its death ends the pool. So its private arrays are the truth, and the segment is checked against them. */
+/* The client's steps: publish, sweep, settle, cancel, condemn, sleep. One thread at a time (the caller holds a lock), but for ipc_client_spin and
+ * ipc_client_sleep, which touch nothing private. The client is never killed alone: its death ends the pool. So its private arrays are the
+ * truth, and the segment is checked against them. */
 #include "core.h"
 
 #include <string.h>
@@ -30,6 +31,22 @@ static void put_row(struct ipc_client *c, uint32_t row) {
         c->free_row[c->free_count++] = row;
     else
         c->cooling[c->cooling_count++] = row;
+}
+
+static int row_has_cooled(struct ipc_client *c) {
+    for (uint32_t k = 0; k < c->cooling_count; k++)
+        if (head_has_passed(c, c->cooling[k])) return 1;
+    return 0;
+}
+
+/* No row is free. Another thread may be asleep, but not in want of a row: it is now. */
+static void want_row(struct ipc_client *c) {
+    struct ipc_header *h = c->s->header;
+    uint32_t asleep = 1;
+    c->wanting = 1;
+    /* SYNC POINT: seq_cst; we say that a row is wanted, then look at head; the worker moves head, then looks whether a row is wanted. */
+    if (atomic_compare_exchange_strong_explicit(&h->client_asleep, &asleep, 2, memory_order_seq_cst, memory_order_relaxed) && row_has_cooled(c))
+        ipc_ring_client(c->s);
 }
 
 static int take_row(struct ipc_client *c, uint32_t *row) {
@@ -111,8 +128,11 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     struct ipc_segment *s = c->s;
     struct ipc_header *h = s->header;
     uint32_t row;
-    c->wanting = !take_row(c, &row);
-    if (c->wanting) return IPC_FULL;
+    c->wanting = 0;
+    if (!take_row(c, &row)) {
+        want_row(c);
+        return IPC_FULL;
+    }
     struct ipc_row *r = &s->row[row];
     uint32_t seq = (c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS);
     c->args_ref[row][1] = 0;
@@ -324,52 +344,63 @@ void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped) {
     atomic_store_explicit(&c->s->slot[slot].settled, reaped, memory_order_release);
 }
 
-/* ---- sleep */
+/* ---- sleep: looking at the client's private words (one thread at a time) is apart from sleeping (beside threads that publish) */
 
-static int row_has_cooled(struct ipc_client *c) {
+void ipc_client_look(struct ipc_client *c, struct ipc_look *look) {
+    *look = (struct ipc_look){.deaths_seen = c->deaths_seen, .swept = c->swept_summary != 0, .too_early = c->too_early, .wanting = c->wanting};
+    if (!c->wanting) return;
+    look->cooling = UINT64_MAX;
     for (uint32_t k = 0; k < c->cooling_count; k++)
-        if (head_has_passed(c, c->cooling[k])) return 1;
-    return 0;
+        if (c->position[c->cooling[k]] < look->cooling) look->cooling = c->position[c->cooling[k]];
+    if (!row_has_cooled(c)) return;
+    look->swept = 1;
+    c->wanting = 0; /* said once: if nothing waits for a row any more, no publish would take it back, and we would never sleep */
 }
 
-static int something_to_do(struct ipc_client *c) {
-    struct ipc_header *h = c->s->header;
-    if (c->wanting && row_has_cooled(c)) {
-        c->wanting = 0; /* said once: if nothing waits for a row any more, no publish would take it back, and we would never sleep */
-        return 1;
-    }
-    return c->swept_summary || atomic_load_explicit(&h->done_summary, memory_order_seq_cst) ||
-           atomic_load_explicit(&h->deaths, memory_order_seq_cst) != c->deaths_seen;
+static int something_to_do(struct ipc_segment *s, const struct ipc_look *look) {
+    struct ipc_header *h = s->header;
+    if (look->wanting && atomic_load_explicit(&h->head, memory_order_seq_cst) > look->cooling) return 1;
+    return look->swept || atomic_load_explicit(&h->done_summary, memory_order_seq_cst) ||
+           atomic_load_explicit(&h->deaths, memory_order_seq_cst) != look->deaths_seen;
 }
 
-static int spin(struct ipc_client *c, uint64_t spin_ns) {
-    struct ipc_segment *s = c->s;
+int ipc_client_spin(struct ipc_segment *s, const struct ipc_look *look, uint64_t spin_ns) {
+    if (something_to_do(s, look)) return 1;
     /* Only where a core is left for us: a spinning client that takes a worker's core makes both slower. */
     if (spin_ns == 0 || s->slots - ipc_count_bits(s->header->sleepers, s->slots) >= s->cores) return 0;
     for (uint64_t end = ipc_now() + spin_ns; ipc_now() < end;)
         for (int k = 0; k < 32; k++) {
-            if (something_to_do(c)) return 1;
+            if (something_to_do(s, look)) return 1;
             ipc_pause();
         }
     return 0;
 }
 
+int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_t *timeout_ns) {
+    struct ipc_header *h = s->header;
+    /* Too early to judge the wakes: a nap, and look again, or the second task of a burst would wait for the guard. */
+    int nap = look->too_early && *timeout_ns > JUDGE_NS;
+    uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
+    /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
+    atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_seq_cst);
+    int code = something_to_do(s, look) ? 0 : ipc_futex_wait(&h->client_bell, seen, nap ? JUDGE_NS : *timeout_ns);
+    atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
+    if (something_to_do(s, look)) return 0;
+    *timeout_ns = nap && code == IPC_EMPTY ? *timeout_ns - JUDGE_NS : 0;
+    return code;
+}
+
 int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns) {
-    struct ipc_header *h = c->s->header;
-    if (something_to_do(c) || spin(c, spin_ns)) return 0;
-    for (;;) {
+    struct ipc_look look;
+    ipc_client_look(c, &look);
+    if (ipc_client_spin(c->s, &look, spin_ns)) return 0;
+    int code;
+    do {
         ipc_flush_wakes(c);
-        /* Too early to judge: a nap, and look again, or the second task of a burst would wait for the guard. */
-        int nap = c->too_early && timeout_ns > JUDGE_NS;
-        uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
-        /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
-        atomic_store_explicit(&h->client_asleep, c->wanting ? 2 : 1, memory_order_seq_cst);
-        int code = something_to_do(c) ? 0 : ipc_futex_wait(&h->client_bell, seen, nap ? JUDGE_NS : timeout_ns);
-        atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
-        if (something_to_do(c)) return 0;
-        if (!nap || code != IPC_EMPTY) return code;
-        timeout_ns -= JUDGE_NS;
-    }
+        ipc_client_look(c, &look);
+        code = ipc_client_sleep(c->s, &look, &timeout_ns);
+    } while (code == IPC_EMPTY && timeout_ns);
+    return code;
 }
 
 unsigned ipc_idle_scan(struct ipc_client *c) {

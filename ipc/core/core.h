@@ -113,7 +113,13 @@ int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word);/* 1 condemn
 int ipc_next_dead(struct ipc_client *c, uint32_t *slot, uint32_t *reaped); /* 1 found, IPC_EMPTY */
 uint32_t ipc_settle(struct ipc_client *c, uint32_t slot, uint32_t reaped, struct ipc_settled *out, uint32_t most);
 void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped);
-int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns); /* 0 look again, IPC_EMPTY timeout, IPC_SIGNAL */
+/* Waiting, in parts, for clients with threads: flush and look with the lock; spin and sleep without, on the copy that the look has made. */
+struct ipc_look { uint64_t cooling; uint32_t deaths_seen; uint8_t swept, too_early, wanting; };
+void ipc_client_look(struct ipc_client *c, struct ipc_look *look);
+int ipc_client_spin(struct ipc_segment *s, const struct ipc_look *look, uint64_t spin_ns); /* 1: there is something to do */
+int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_t *timeout_ns); /* 0 look again, IPC_SIGNAL, IPC_EMPTY: flush, look and
+                                                                                                   sleep again while timeout_ns is not 0 */
+int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns); /* all of it: 0 look again, IPC_EMPTY timeout, IPC_SIGNAL */
 unsigned ipc_idle_scan(struct ipc_client *c); /* after a timeout: heal, and say how many were healed */
 void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give the memory of free payload units back */
 

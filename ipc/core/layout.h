@@ -78,7 +78,7 @@ struct ipc_header {
 };
 
 /* Why a worker ended, as the monitor knows it. */
-enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_STOPPED = 3, IPC_RECYCLED = 4, IPC_BOOT = 5 };
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3 };
 
 struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason} */
     uint32_t generation;

@@ -160,7 +160,7 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         if (!crew[slot].pid) continue;
         reaped(slot, 0, &status);
         if (slot == 0 && !ended && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) { /* on its way out */
-            struct ipc_death death = {0, 1, status, IPC_STOPPED};
+            struct ipc_death death = {0, 1, status, IPC_DIED};
             ipc_record_death(&S, 0, &death);
             CHECK(driver_settle(&D) == 0, "an idle worker's death costs nobody an attempt");
             killed = 1;

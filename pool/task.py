@@ -1,0 +1,138 @@
+"""What the client holds of a task while it is unfinished, and what it knows when the task's worker has died."""
+
+from __future__ import annotations
+
+import math
+import os
+import reprlib
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ipc import _core, process
+from pool import codec
+
+if TYPE_CHECKING:
+    from pool.functions import Function
+
+
+class Policy(NamedTuple):
+    """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
+    failed one."""
+
+    timeout: float | None = None
+    retries: int = 0
+
+    @property
+    def timeout_ms(self) -> int:
+        # What does not fit into 32 bits of milliseconds (seven weeks) is no limit.
+        return 0 if self.timeout is None or self.timeout > 4e6 else max(1, math.ceil(self.timeout * 1000))
+
+
+class Sink(Protocol):
+    """Who wants the outcome of tasks: a Future or a running map. Called under the client's lock."""
+
+    policy: Policy
+    row: int  # of its last publication; -1: in the queue
+    dropped: bool  # nobody wants it: the queue skips its tasks
+    holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
+
+    def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
+    def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None: ...
+    def fail(self, task: Task, error: BaseException) -> None: ...
+
+
+class Task(NamedTuple):
+    """One publication: a single call, or a chunk of ``count`` calls."""
+
+    sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
+    position: int  # of the (first) item in a map
+    function: Function
+    data: bytes
+    flags: int  # calling convention << 8 | TIMED
+    timeout_ms: int
+    item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
+    items: int = 0  # in a chunk, else 0
+    attempt: int = 1
+
+
+class Death(NamedTuple):
+    """The death of a worker, as the task that it ran has to know it.
+
+    The exception is made by whoever reads it and not under the client's lock, because showing the arguments runs code
+    of the caller.
+    """
+
+    task: Task
+    item: int  # of a chunk, from 1; 0: it was being decoded
+    condemned: bool
+    slot: int
+    pid: int
+    status: int  # raw wait status
+    reason: int  # the monitor's
+    stack: str
+
+    @property
+    def late(self) -> bool:
+        """The attempt was over its deadline."""
+        return self.condemned and self.reason == _core.DEADLINE
+
+    @property
+    def killed(self) -> bool:
+        """Somebody has called Future.kill(): the task is not to run again."""
+        return self.condemned and not self.late
+
+    def error(self) -> BaseException:
+        """WorkerCrashed, TaskTimeout or TaskKilled."""
+        from pool import errors
+
+        task, name, attempt = self.task, self.task.function.name, self.task.attempt
+        if self.late:
+            timeout = task.sink.policy.timeout
+            return errors.TaskTimeout(
+                timeout=timeout, task=name, stack=self.stack, slot=self.slot, pid=self.pid, attempt=attempt
+            )
+        if self.killed:
+            return errors.TaskKilled(task=name, slot=self.slot, pid=self.pid, attempt=attempt)
+        known, status = self.status != process.UNKNOWN_STATUS, self.status
+        return errors.WorkerCrashed(
+            task=name,
+            args_repr=describe_args(task, self.item),
+            slot=self.slot,
+            pid=self.pid,
+            signal=os.WTERMSIG(status) if known and os.WIFSIGNALED(status) else None,
+            exitcode=os.WEXITSTATUS(status) if known and os.WIFEXITED(status) else None,
+            stack=self.stack,
+            attempt=attempt,
+        )
+
+
+_WORKER_FILE = f'File "{os.path.join(os.path.dirname(__file__), "worker.py")}"'
+
+
+def trim_stack(text: str) -> str:
+    """A worker's log without the frames below the task's function: ours, and those of the script that forked us."""
+    kept, ours = [], False
+    for line in text.splitlines():
+        frame = line.startswith("  File ")
+        ours = frame and (ours or _WORKER_FILE in line)
+        if not ours:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def describe_args(task: Task, item: int) -> str:
+    """The arguments of a call for people, shortened; empty if they cannot be shown."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    call = task.flags >> 8
+    try:
+        if task.items:
+            return short.repr(task.item[max(0, item - 1)])
+        if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
+            return short.repr(task.item)
+        args, kwargs = task.item
+        return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
+    except Exception:  # user code in a repr must not cost the report
+        return ""
+
+
+__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "trim_stack"]
