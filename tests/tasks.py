@@ -40,6 +40,13 @@ def fail_if(x: int, bad: int = 5) -> int:
     return x
 
 
+def die_now_and_then(x: int, each: int) -> int:
+    """`x`; the worker dies for every so many-th."""
+    if x % each == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
 def leave(code: int) -> None:
     sys.exit(code)
 
