@@ -7,13 +7,16 @@
 
 #include "core/core.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #define CAPSULE "ipc.segment"
+#define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
 
 static PyObject *Damaged;
 
@@ -24,6 +27,11 @@ struct view {
     struct ipc_client *client;
     struct ipc_worker *worker;
     struct ipc_watch *watch;
+    struct run *args;     /* of the claimed row, while something holds them (borrowed) */
+    uint32_t forks;       /* of this process */
+    uint32_t kept;        /* worker: units that tasks have kept */
+    int pinned;           /* worker: a child of the task may still look into the arguments */
+    int retired;          /* client: the workers are gone, so freed units are punched out at once */
 };
 
 static void unmap(struct view *v) {
@@ -41,6 +49,77 @@ static void destroy(PyObject *capsule) {
     free(v->watch);
     free(v);
 }
+
+/* ---- a run of payload units as a Python object with the buffer interface. Whatever looks into the run (memoryviews, arrays) holds the object;
+ * when it goes, the run is free. */
+
+struct run {
+    PyObject_HEAD
+    PyObject *capsule; /* keeps the mapping */
+    struct view *v;
+    unsigned char *data;
+    uint64_t length, owner;
+    uint32_t unit, count, forks;
+    int readonly;
+};
+
+static PyTypeObject *Run;
+
+static PyObject *run_new(PyObject *capsule, struct view *v, unsigned char *data, uint64_t length, uint32_t unit, uint32_t count, uint64_t owner) {
+    struct run *run = PyObject_New(struct run, Run);
+    if (!run) return NULL;
+    Py_INCREF(capsule);
+    run->capsule = capsule;
+    run->v = v;
+    run->data = data;
+    run->length = length;
+    run->unit = unit;
+    run->count = count;
+    run->owner = owner;
+    run->forks = v->forks;
+    run->readonly = 0;
+    return (PyObject *)run;
+}
+
+static int has_children(void) {
+    siginfo_t info;
+    return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) == 0 || errno != ECHILD;
+}
+
+/* Called from any thread, wherever the last reference goes: one store a unit, no lock, no memory. */
+static void run_release(struct run *run) {
+    struct view *v = run->v;
+    if (!v->control) return; /* a forked child's copy */
+    if (v->args == run) { /* the row's, so the client's to free */
+        v->args = NULL;
+        v->pinned = run->forks != v->forks && has_children();
+        return;
+    }
+    /* This process has forked since: its child may look into the run. A client's children may live for ever, so the run is theirs for good. */
+    if (run->forks != v->forks && (v->client || has_children())) return;
+    if (v->retired) madvise(run->data, (size_t)run->count * IPC_UNIT_SIZE, MADV_REMOVE);
+    ipc_units_free(&v->s, run->unit, run->count, run->owner);
+    if (v->client) v->client->view_units -= run->count;
+    if (v->worker) v->kept -= run->count;
+}
+
+static void run_dealloc(PyObject *self) {
+    struct run *run = (struct run *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    run_release(run);
+    Py_DECREF(run->capsule);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+static int run_buffer(PyObject *self, Py_buffer *buffer, int flags) {
+    struct run *run = (struct run *)self;
+    return PyBuffer_FillInfo(buffer, self, run->data, (Py_ssize_t)run->length, run->readonly, flags);
+}
+
+static PyType_Slot run_slots[] = {{Py_tp_dealloc, (void *)run_dealloc}, {Py_bf_getbuffer, (void *)run_buffer}, {0, NULL}};
+static PyType_Spec run_spec = {.name = "ipc.Run", .basicsize = sizeof(struct run), .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+                               .slots = run_slots};
 
 enum role { ANY, CLIENT, WORKER };
 
@@ -142,6 +221,19 @@ FUNCTION(forget) { /* in a forked child, where the control segment is not mapped
     Py_RETURN_NONE;
 }
 
+FUNCTION(forked) { /* in the parent, before a fork: what is held now may be looked at by the child */
+    VIEW(1, ANY);
+    v->forks++;
+    Py_RETURN_NONE;
+}
+
+FUNCTION(retire) { /* the workers are gone: only values that are held still cost memory */
+    VIEW(1, CLIENT);
+    v->retired = 1;
+    ipc_units_trim(&v->s, 0, v->s.units);
+    Py_RETURN_NONE;
+}
+
 FUNCTION(dont_fork) {
     VIEW(1, ANY);
     if (madvise(v->control, v->control_size, MADV_DONTFORK) < 0) return PyErr_SetFromErrno(PyExc_OSError);
@@ -152,9 +244,10 @@ FUNCTION(counters) {
     VIEW(1, ANY);
     struct ipc_header *h = v->s.header;
     uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
-    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:I}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0, "sleepers",
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:I,s:I}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0, "sleepers",
                          ipc_count_bits(h->sleepers, v->s.slots), "units", ipc_units_used(&v->s), "healed",
-                         v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight", v->client ? v->client->in_flight : 0);
+                         v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight", v->client ? v->client->in_flight : 0, "views",
+                         v->client ? v->client->view_units : 0);
 }
 
 FUNCTION(slot_info) {
@@ -198,6 +291,46 @@ static const unsigned char *bytes_of(PyObject *o, Py_buffer *view, uint64_t *len
     return view->buf;
 }
 
+/* The pieces behind `o`: a bytes-like object, or a tuple of them. Pinned until drop_pieces. */
+struct pieces {
+    uint32_t count;
+    struct ipc_piece *piece, first[8];
+    Py_buffer *pin, pins[8];
+};
+
+static void drop_pieces(struct pieces *p) {
+    for (uint32_t k = 0; k < p->count; k++)
+        if (p->pin[k].obj) PyBuffer_Release(&p->pin[k]);
+    if (p->pin != p->pins) free(p->pin);
+    if (p->piece != p->first) free(p->piece);
+}
+
+static int pieces_of(PyObject *o, struct pieces *p) {
+    int one = !PyTuple_CheckExact(o);
+    Py_ssize_t count = one ? 1 : PyTuple_Size(o);
+    p->count = 0;
+    p->piece = p->first;
+    p->pin = p->pins;
+    if (count > 8) {
+        p->piece = malloc((size_t)count * sizeof(*p->piece));
+        p->pin = malloc((size_t)count * sizeof(*p->pin));
+    }
+    if (!p->piece || !p->pin || count > INT32_MAX) {
+        drop_pieces(p);
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t k = 0; k < count; k++, p->count++) {
+        PyObject *from = one ? o : PyTuple_GetItem(o, k);
+        p->piece[k].data = bytes_of(from, &p->pin[k], &p->piece[k].length);
+        if (PyErr_Occurred()) {
+            drop_pieces(p);
+            return -1;
+        }
+    }
+    return 0;
+}
+
 static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
     Py_INCREF(record);
     return PyList_SetItem(tasks, (Py_ssize_t)row, record);
@@ -209,13 +342,28 @@ FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len
                          .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
                          .attempt = (uint16_t)number(args[11], UINT16_MAX)};
     CHECK;
-    Py_buffer view;
-    if (!(t.args = bytes_of(args[7], &view, &t.args_len))) return NULL;
+    struct pieces pieces;
+    if (pieces_of(args[7], &pieces) < 0) return NULL;
+    t.piece = pieces.piece;
+    t.pieces = pieces.count;
     int row = ipc_publish(v->client, &t);
-    if (view.obj) PyBuffer_Release(&view);
+    drop_pieces(&pieces);
     /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
     if (row >= 0 && set_record(args[1], (uint32_t)row, args[2]) < 0) return NULL;
     return PyLong_FromLong(row);
+}
+
+/* A result's bytes: a view of its run if it is large and there is room for views, else a copy, which its reader may write to if it is packed. */
+static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, struct ipc_result *r) {
+    if (r->units && r->length >= VIEW_BYTES && ipc_adopt(v->client, row, r)) {
+        PyObject *run = run_new(capsule, v, v->s.payload + (uint64_t)r->unit * IPC_UNIT_SIZE, r->length, r->unit, r->units, IPC_OWNER_VIEW);
+        if (run) return run;
+        ipc_units_free(&v->s, r->unit, r->units, IPC_OWNER_VIEW);
+        v->client->view_units -= r->units;
+        return NULL;
+    }
+    if (r->kind & IPC_PACKED_KIND) return PyByteArray_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
+    return PyBytes_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
 }
 
 /* The frames of a chunk's first `items` results as a flat list [kind, bytes, kind, bytes, ...]; NULL with Damaged set if they do not add up. */
@@ -231,7 +379,9 @@ static PyObject *frames(const struct ipc_result *r, uint32_t items) {
             return damaged("the results of a chunk do not add up");
         }
         PyObject *kind = PyLong_FromUnsignedLong((unsigned long)(frame >> 56));
-        PyObject *data = PyBytes_FromStringAndSize((const char *)r->data + at + IPC_FRAME, (Py_ssize_t)length);
+        const char *from = (const char *)r->data + at + IPC_FRAME;
+        PyObject *data = frame >> 56 & IPC_PACKED_KIND ? PyByteArray_FromStringAndSize(from, (Py_ssize_t)length)
+                                                       : PyBytes_FromStringAndSize(from, (Py_ssize_t)length);
         if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
         if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
         if (!kind || !data) {
@@ -266,7 +416,7 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
         if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
         uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
         if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
-        PyObject *data = !items  ? PyBytes_FromStringAndSize((const char *)r.data, (Py_ssize_t)r.length)
+        PyObject *data = !items  ? result_data(v, args[0], (uint32_t)row, &r)
                          : offered ? frames(&r, offered)
                                    : frames(&r, items - drained);
         PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
@@ -419,8 +569,8 @@ FUNCTION(store_function) { /* store_function(segment, bytes) -> unit, or a negat
     Py_buffer view;
     uint64_t length;
     const unsigned char *data = bytes_of(args[1], &view, &length);
-    if (!data) return NULL;
-    int64_t unit = ipc_units_take_in(&v->s, v->s.units / 2, v->s.units, ipc_units_for(length), IPC_OWNER_FUNCTION); /* not where arguments go */
+    if (PyErr_Occurred()) return NULL;
+    int64_t unit = ipc_units_take_result(&v->s, ipc_units_for(length), IPC_OWNER_FUNCTION); /* not where arguments go */
     if (unit >= 0) memcpy(v->s.payload + (uint64_t)unit * IPC_UNIT_SIZE, data, length);
     if (view.obj) PyBuffer_Release(&view);
     return PyLong_FromLongLong(unit);
@@ -460,7 +610,19 @@ FUNCTION(set_phase) {
     Py_RETURN_NONE;
 }
 
-FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args) | None | False when stopped */
+/* What the task may look at in place: its run, unless another attempt may need it as it is. */
+static PyObject *claimed_args(struct view *v, PyObject *capsule, const struct ipc_task *t) {
+    if (t->args_units && !(t->flags & IPC_PACKED && t->flags & IPC_REPEATABLE)) {
+        PyObject *run = run_new(capsule, v, t->args, t->args_len, t->args_unit, t->args_units, 0); /* the row's, and so the client's to free */
+        v->args = (struct run *)run;
+        v->pinned = 0;
+        return run;
+    }
+    if (t->flags & IPC_PACKED) return PyByteArray_FromStringAndSize((const char *)t->args, (Py_ssize_t)t->args_len);
+    return PyBytes_FromStringAndSize((const char *)t->args, (Py_ssize_t)t->args_len);
+}
+
+FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args, packed) | None | False when stopped */
     VIEW(3, WORKER);
     uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
     CHECK;
@@ -477,9 +639,10 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, cal
     if (code == IPC_EMPTY) Py_RETURN_NONE;
     struct ipc_task t;
     if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
-    PyObject *tuple = PyTuple_New(5), *item[5] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
-        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len)};
-    for (Py_ssize_t k = 0; k < 5; k++) {
+    PyObject *data = claimed_args(v, args[0], &t);
+    PyObject *tuple = PyTuple_New(6), *item[6] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
+        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), data, PyBool_FromLong(t.flags & IPC_PACKED)};
+    for (Py_ssize_t k = 0; k < 6; k++) {
         if (tuple && item[k]) {
             PyTuple_SetItem(tuple, k, item[k]);
         } else {
@@ -502,29 +665,47 @@ FUNCTION(begin_items) {
     return PyLong_FromLong(ipc_begin_items(v->worker));
 }
 
-static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const void *, uint64_t)) {
+static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {
     struct view *v = view_of(args, n, 3, WORKER);
     if (!v) return NULL;
-    uint32_t kind = number32(args[1]);
+    uint32_t kind = (uint32_t)number(args[1], 255);
     CHECK;
-    Py_buffer view;
-    uint64_t length;
-    const unsigned char *data = bytes_of(args[2], &view, &length);
-    if (!data) return NULL;
+    struct pieces pieces;
+    if (pieces_of(args[2], &pieces) < 0) return NULL;
+    struct ipc_worker *w = v->worker;
+    w->keep = v->args || v->pinned; /* something still holds the arguments: they become ours when the row is done */
+    uint64_t length = ipc_pieces_length(pieces.piece, pieces.count);
     int code;
-    if (length < IPC_INLINE / 2 && v->worker->used + IPC_FRAME + length <= v->worker->room) {
-        code = how(v->worker, kind, data, length);
+    if (length < IPC_INLINE / 2 && w->used + IPC_FRAME + length <= w->room) {
+        code = how(w, kind, pieces.piece, pieces.count);
     } else { /* may wait for room */
         Py_BEGIN_ALLOW_THREADS
-        code = how(v->worker, kind, data, length);
+        code = how(w, kind, pieces.piece, pieces.count);
         Py_END_ALLOW_THREADS
     }
-    if (view.obj) PyBuffer_Release(&view);
+    if (w->keep && code == 0 && ipc_word_state(w->word) == IPC_DONE) {
+        uint64_t owner = ipc_owner_kept(w->slot, w->generation);
+        v->kept += w->args_units;
+        if (v->args) {
+            v->args->owner = owner;
+        } else if (!v->pinned) { /* a thread of the task has dropped them meanwhile */
+            ipc_units_free(&v->s, w->args_unit, w->args_units, owner);
+            v->kept -= w->args_units;
+        }
+        v->args = NULL;
+        v->pinned = 0;
+    }
+    drop_pieces(&pieces);
     return PyLong_FromLong(code);
 }
 
 FUNCTION(commit) { return (void)module, give(args, n, ipc_commit); }
 FUNCTION(complete) { return (void)module, give(args, n, ipc_complete); }
+
+FUNCTION(kept) { /* bytes of arguments that tasks of this worker have kept */
+    VIEW(1, WORKER);
+    return PyLong_FromUnsignedLongLong((uint64_t)v->kept * IPC_UNIT_SIZE);
+}
 
 /* ---- monitor */
 
@@ -613,14 +794,14 @@ FUNCTION(become_subreaper) {
 
 #define ENTRY(python, c) {python, (PyCFunction)(void (*)(void))(c), METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
-    ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("forget", forget),
+    ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("forget", forget), ENTRY("forked", forked), ENTRY("retire", retire),
     ENTRY("dont_fork", dont_fork), ENTRY("counters", counters), ENTRY("slot_info", slot_info), ENTRY("ring_client", ring_client),
     ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
     ENTRY("claim", claim), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
-    ENTRY("complete", complete), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
+    ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
     ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };
@@ -629,7 +810,8 @@ static const struct { const char *name; long value; } constants[] = {
     {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
     {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
     {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED},
-    {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"BUSY", IPC_BUSY}, {"LEAVING", IPC_LEAVING}, {"TIMED", IPC_TIMED},
+    {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"BUSY", IPC_BUSY}, {"LEAVING", IPC_LEAVING}, {"TIMED", IPC_TIMED}, {"PACKED", IPC_PACKED},
+    {"REPEATABLE", IPC_REPEATABLE}, {"PACKED_KIND", IPC_PACKED_KIND}, {"ALIGN", IPC_ALIGN},
     {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
     {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS},
 };
@@ -637,6 +819,7 @@ static const struct { const char *name; long value; } constants[] = {
 static int execute(PyObject *module) {
     for (size_t k = 0; k < sizeof(constants) / sizeof(constants[0]); k++)
         if (PyModule_AddIntConstant(module, constants[k].name, constants[k].value) < 0) return -1;
+    if (!Run && !(Run = (PyTypeObject *)PyType_FromSpec(&run_spec))) return -1;
     if (!Damaged && !(Damaged = PyErr_NewException("ipc.Damaged", NULL, NULL))) return -1;
     return PyModule_AddObjectRef(module, "Damaged", Damaged);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define JUDGE_NS 20000u    /* how long to watch the head before judging how fast the awake workers are */
+#define WARM_UNITS 128u    /* of each half: 8 MiB */
 #define BACKLOG_NS 100000u /* ready rows that will be gone so soon are not worth a wake */
 
 void ipc_client_init(struct ipc_client *c, struct ipc_segment *s) {
@@ -67,19 +68,17 @@ static int take_row(struct ipc_client *c, uint32_t *row) {
 
 /* ---- publish */
 
-/* Arguments take at most the lower half of the payload room, so that a result of up to half of it always finds room in the end, and the pool
- * cannot block itself: arguments strewn over the whole room could keep a worker waiting for tasks that wait for a worker. */
 static int store_args(struct ipc_client *c, uint32_t row, uint32_t seq, const struct ipc_task *task) {
-    uint64_t count = ipc_units_for(task->args_len), most = c->s->units / 2;
-    if (count > most) return IPC_TOO_LARGE;
-    if (c->args_units + count > most) return IPC_NO_ROOM;
-    int64_t unit = ipc_units_take_in(c->s, 0, most, count, ipc_owner(row, seq));
+    uint64_t count = ipc_units_for(ipc_pieces_length(task->piece, task->pieces));
+    int64_t unit = ipc_units_take(c->s, 0, c->s->units / 2, count, ipc_owner(row, seq));
+    /* What workers have kept may never come back: only what is in flight is worth waiting for. */
+    if (unit == IPC_NO_ROOM && c->args_units == 0) return IPC_TOO_LARGE;
     if (unit < 0) return (int)unit;
-    memcpy(c->s->payload + (uint64_t)unit * IPC_UNIT_SIZE, task->args, task->args_len);
+    ipc_pieces_copy(c->s->payload + (uint64_t)unit * IPC_UNIT_SIZE, task->piece, task->pieces);
     c->args_ref[row][0] = (uint32_t)unit;
     c->args_ref[row][1] = (uint32_t)count;
     c->args_units += (uint32_t)count;
-    if (unit + (int64_t)count > c->top_unit) c->top_unit = (uint32_t)(unit + (int64_t)count);
+    if (unit + (int64_t)count > c->top_args) c->top_args = (uint32_t)(unit + (int64_t)count);
     return 0;
 }
 
@@ -104,14 +103,14 @@ static void enter(struct ipc_client *c, uint32_t row) {
     atomic_store_explicit(&c->s->header->tail, c->tail, memory_order_seq_cst);
 }
 
-static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *task) {
+static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *task, uint64_t args_len) {
     struct ipc_row *r = &c->s->row[row];
     r->task = task->task;
     r->fn = task->fn;
     r->fn_generation = task->fn_generation;
     r->fn_unit = task->fn_unit;
     r->fn_len = task->fn_len;
-    r->args_len = task->args_len;
+    r->args_len = args_len;
     r->items = task->items;
     atomic_store_explicit(&r->timeout_ms, task->timeout_ms, memory_order_relaxed);
     r->flags = task->flags;
@@ -136,7 +135,8 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     struct ipc_row *r = &s->row[row];
     uint32_t seq = (c->seq[row] + 1) & (uint32_t)IPC_MASK(IPC_SEQ_BITS);
     c->args_ref[row][1] = 0;
-    if (task->args_len > IPC_INLINE) {
+    uint64_t args_len = ipc_pieces_length(task->piece, task->pieces);
+    if (args_len > IPC_INLINE) {
         int code = store_args(c, row, seq, task);
         if (code < 0) {
             c->free_row[c->free_count++] = row;
@@ -144,10 +144,10 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
         }
         r->args_unit = c->args_ref[row][0];
     } else {
-        memcpy(r->body, task->args, task->args_len);
+        ipc_pieces_copy(r->body, task->piece, task->pieces);
         r->args_unit = IPC_NO_UNIT;
     }
-    fill_row(c, row, task);
+    fill_row(c, row, task, args_len);
     if (task->timeout_ms) arm(c, row, task->timeout_ms);
     c->seq[row] = seq;
     c->items[row] = task->items;
@@ -247,6 +247,7 @@ int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *resul
     result->run_us = r->run_us;
     result->slot = ipc_word_slot(word);
     result->generation = ipc_word_generation(word);
+    result->unit = result->units = 0;
     if (ref) {
         uint64_t unit = ref >> 32, count = ref & UINT32_MAX;
         if (unit + count > s->units) return IPC_DAMAGED;
@@ -254,9 +255,22 @@ int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *resul
             if (atomic_load_explicit(&s->owner[k], memory_order_acquire) != ipc_owner(row, c->seq[row])) return IPC_DAMAGED;
         room = count * IPC_UNIT_SIZE;
         result->data = s->payload + unit * IPC_UNIT_SIZE;
-        if (unit + count > c->top_unit) c->top_unit = (uint32_t)(unit + count);
+        if (unit + count > c->top_result) c->top_result = (uint32_t)(unit + count);
+        result->unit = (uint32_t)unit;
+        result->units = (uint32_t)count;
     }
     return result->length <= room ? 0 : IPC_DAMAGED;
+}
+
+/* The result becomes a value that the client's program holds for as long as it likes. At most half of the room for results may be held so, or
+ * there would be none for results on their way. */
+int ipc_adopt(struct ipc_client *c, uint32_t row, struct ipc_result *result) {
+    uint32_t count = (uint32_t)ipc_units_for(result->length);
+    if (c->view_units + count > c->s->units / 4) return 0;
+    ipc_units_give(c->s, result->unit, count, ipc_owner(row, c->seq[row]), IPC_OWNER_VIEW);
+    result->units = count; /* those beyond its length are freed with the row */
+    c->view_units += count;
+    return 1;
 }
 
 static void forget(struct ipc_client *c, uint32_t row) {
@@ -341,6 +355,7 @@ uint32_t ipc_settle(struct ipc_client *c, uint32_t slot, uint32_t reaped, struct
 }
 
 void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped) {
+    ipc_units_free_kept(c->s, slot, reaped);
     atomic_store_explicit(&c->s->slot[slot].settled, reaped, memory_order_release);
 }
 
@@ -438,8 +453,12 @@ unsigned ipc_idle_scan(struct ipc_client *c) {
     return healed;
 }
 
+/* A few units stay warm for what comes next: the first touch of a page costs many times what copying into it does. */
 void ipc_trim(struct ipc_client *c) {
     if (c->in_flight) return;
-    ipc_units_trim(c->s, c->top_unit);
-    c->top_unit = 0;
+    uint32_t half = c->s->units / 2;
+    ipc_units_trim(c->s, WARM_UNITS, c->top_args);
+    ipc_units_trim(c->s, half + WARM_UNITS, c->top_result);
+    if (c->top_args > WARM_UNITS) c->top_args = WARM_UNITS;
+    if (c->top_result > half + WARM_UNITS) c->top_result = half + WARM_UNITS;
 }

@@ -58,20 +58,30 @@ void ipc_ring_slot(struct ipc_segment *s, uint32_t slot);        /* unconditiona
 void ipc_ring_client(struct ipc_segment *s);                     /* unconditional */
 
 /* ---- units.c */
+struct ipc_piece { const void *data; uint64_t length; };
 static inline uint64_t ipc_units_for(uint64_t length) { return (length + IPC_UNIT_SIZE - 1) / IPC_UNIT_SIZE; }
-int64_t ipc_units_take(struct ipc_segment *s, uint64_t count, uint64_t owner); /* first unit, or IPC_NO_ROOM, IPC_TOO_LARGE */
-int64_t ipc_units_take_in(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner); /* the same, in [first, end) */
+static inline uint64_t ipc_align(uint64_t n) { return (n + IPC_ALIGN - 1) & ~(uint64_t)(IPC_ALIGN - 1); }
+uint64_t ipc_pieces_length(const struct ipc_piece *piece, uint32_t count); /* of all, each at a multiple of IPC_ALIGN */
+void ipc_pieces_copy(unsigned char *to, const struct ipc_piece *piece, uint32_t count);
+int64_t ipc_units_take(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner); /* first unit of a run in [first,
+                                                                                                                  end), IPC_NO_ROOM, IPC_TOO_LARGE */
+int64_t ipc_units_take_result(struct ipc_segment *s, uint64_t count, uint64_t owner); /* the same, where results go */
 int ipc_units_could_fit(struct ipc_segment *s, uint64_t count); /* 0: not even when all other results are drained */
-void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner);
-uint32_t ipc_units_free_all(struct ipc_segment *s, uint64_t owner); /* how many were still held */
+void ipc_units_give(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t from, uint64_t to); /* to 0: free; not `from`'s: left alone */
+static inline void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner) { ipc_units_give(s, unit, count, owner, 0); }
+void ipc_units_free_all(struct ipc_segment *s, uint64_t owner);
+void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped); /* what generations < reaped of the slot have kept */
 uint32_t ipc_units_used(struct ipc_segment *s);
-void ipc_units_trim(struct ipc_segment *s, uint32_t end); /* punch out the free units below `end` */
+void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end) */
 
 /* ---- client.c */
 struct ipc_task { /* what the client publishes and the worker reads */
     uint64_t task;
     uint32_t fn, fn_generation, fn_unit, fn_len;
-    const unsigned char *args;
+    const struct ipc_piece *piece; /* the client's: what to copy */
+    uint32_t pieces;
+    uint32_t args_unit, args_units; /* the worker's: where it is; 0 units: inline */
+    unsigned char *args;
     uint64_t args_len;
     uint32_t items, timeout_ms;
     uint16_t flags, attempt;
@@ -79,14 +89,15 @@ struct ipc_task { /* what the client publishes and the worker reads */
 struct ipc_result {
     const unsigned char *data;
     uint64_t length;
-    uint32_t kind, run_us, slot, generation;
+    uint32_t kind, run_us, slot, generation, unit, units; /* units 0: inline */
 };
 struct ipc_settled { uint32_t row, state, item, generation; };
 
 struct ipc_client {
     struct ipc_segment *s;
     uint64_t tail, judged_at, judged_head;
-    uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, top_unit;
+    uint32_t free_count, cooling_count, in_flight, armed, deaths_seen, args_units, view_units;
+    uint32_t top_args, top_result;        /* units from there on, in their half, have not been used since the last trim */
     uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS], drained[IPC_MAX_ROWS];
     int wanting;                          /* the last publish found no row */
     int too_early;                        /* the last flush put a wake off because it could not judge yet */
@@ -107,6 +118,7 @@ int ipc_next_done(struct ipc_client *c);                            /* row numbe
 int ipc_offers(struct ipc_client *c, uint32_t row);                 /* items of a chunk in STORING that may be drained now, 0 = it is DONE */
 void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items);
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
+int ipc_adopt(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 1: the run is a view now, the client's to free; 0: too many are */
 void ipc_release_row(struct ipc_client *c, uint32_t row);
 int ipc_cancel(struct ipc_client *c, uint32_t row);                 /* 1 cancelled, 0 too late */
 int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word);/* 1 condemned, 0 the word has changed */
@@ -128,11 +140,12 @@ struct ipc_worker {
     struct ipc_segment *s;
     uint64_t word, started, used; /* current row word; start of the current item; bytes of results in the area */
     uint32_t slot, generation, row;
-    uint32_t items, timeout_ms, flags;
+    uint32_t items, timeout_ms, flags, args_unit, args_units;
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
     uint64_t busy_ns, tasks;
     int offering;         /* its committed items are the client's to read */
+    int keep;             /* something holds the arguments: before the row is done they become ours */
     int worked;           /* it has claimed since it last was the guard for nothing */
 };
 void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation);
@@ -140,8 +153,8 @@ int ipc_claim(struct ipc_worker *w);  /* 0 claimed, IPC_EMPTY, IPC_STOP */
 int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns); /* 0 look again, IPC_EMPTY, IPC_SIGNAL */
 int ipc_claimed(struct ipc_worker *w, struct ipc_task *task); /* 0, IPC_DAMAGED */
 int ipc_begin_items(struct ipc_worker *w);                    /* 0, IPC_LOST: chunk decoded, item 1 starts */
-int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length);   /* 0, IPC_LOST, IPC_STOP, IPC_TOO_LARGE */
-int ipc_complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length); /* the same, for a single task */
+int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces); /* 0, IPC_LOST, IPC_STOP, IPC_TOO_LARGE */
+int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces); /* the same, for a single task */
 
 /* ---- monitor.c */
 struct ipc_running { uint32_t slot, generation, row, timeout_ms; uint64_t word, started; };

@@ -109,7 +109,11 @@ struct ipc_slot {
 };
 
 /* How a row's arguments are called, and what a result is; the meaning of other values belongs to pool/codec.py. */
-#define IPC_TIMED 1u /* flag: stamp start and busy time of this row */
+#define IPC_TIMED 1u      /* flag: stamp start and busy time of this row */
+#define IPC_PACKED 2u     /* flag: the arguments are pieces, each at a multiple of IPC_ALIGN; they may be written to, as a kind with this bit may */
+#define IPC_REPEATABLE 4u /* flag: there may be another attempt, which must not see what this one does to its arguments */
+#define IPC_PACKED_KIND 0x80u
+#define IPC_ALIGN 64u     /* a cache line: what the widest vector instructions want */
 
 struct ipc_row {
     _Atomic uint64_t word;
@@ -140,8 +144,12 @@ _Static_assert(IPC_ITEM_SHIFT + IPC_ITEM_BITS == 64, "row word");
 _Static_assert(IPC_MAX_SLOTS <= 1u << IPC_SLOT_BITS && IPC_MAX_ITEMS < 1u << IPC_ITEM_BITS, "widths");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "atomics must work between processes");
 
-/* Owner of a payload unit: 0 free, (row, seq) of the task it carries, or the client's function store. */
+/* Owner of a payload unit: 0 free, (row, seq) of the task it carries, the client's function store, a value that the client's program holds, or
+ * the (slot, generation) of a worker whose task has kept its arguments. */
 #define IPC_OWNER_FUNCTION (UINT64_C(1) << 62)
+#define IPC_OWNER_VIEW (UINT64_C(1) << 61)
+#define IPC_OWNER_KEPT (UINT64_C(1) << 60)
 static inline uint64_t ipc_owner(uint32_t row, uint32_t seq) { return UINT64_C(1) << 63 | (uint64_t)row << 32 | seq; }
+static inline uint64_t ipc_owner_kept(uint32_t slot, uint32_t generation) { return IPC_OWNER_KEPT | (uint64_t)slot << 32 | generation; }
 
 #endif

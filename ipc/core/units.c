@@ -3,28 +3,48 @@
 #define _GNU_SOURCE
 #include "core.h"
 
+#include <string.h>
 #include <sys/mman.h>
 
-void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner) {
-    for (uint64_t k = unit; k < (uint64_t)unit + count && k < s->units; k++) {
-        uint64_t mine = owner;
-        /* SYNC POINT: release, so that the next taker (acquire) writes after our last read. A unit that is not ours is left alone. */
-        atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, 0, memory_order_release, memory_order_relaxed);
+uint64_t ipc_pieces_length(const struct ipc_piece *piece, uint32_t count) {
+    uint64_t length = 0;
+    for (uint32_t k = 0; k < count; k++) length = ipc_align(length) + piece[k].length;
+    return length;
+}
+
+void ipc_pieces_copy(unsigned char *to, const struct ipc_piece *piece, uint32_t count) {
+    uint64_t at = 0;
+    for (uint32_t k = 0; k < count; k++) {
+        at = ipc_align(at);
+        if (piece[k].length) memcpy(to + at, piece[k].data, piece[k].length);
+        at += piece[k].length;
     }
 }
 
-int64_t ipc_units_take(struct ipc_segment *s, uint64_t count, uint64_t owner) { return ipc_units_take_in(s, 0, s->units, count, owner); }
+void ipc_units_give(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t from, uint64_t to) {
+    for (uint64_t k = unit; k < (uint64_t)unit + count && k < s->units; k++) {
+        uint64_t mine = from;
+        IPC_POINT("units:give");
+        /* SYNC POINT: release, so that the next taker (acquire) writes after our last read. A unit that is not ours is left alone. */
+        atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, to, memory_order_release, memory_order_relaxed);
+    }
+}
 
-/* Whether a result of so many units fits when everything that can go has gone: other results are drained, functions stay, and arguments are not
- * counted upon, for those of READY tasks stay while all workers wait for room. So: the upper half, beside the functions. */
+/* Whether a result of so many units fits when everything that will go by itself has gone: other results are drained; functions, and values that
+ * the client's program holds, stay. */
 int ipc_units_could_fit(struct ipc_segment *s, uint64_t count) {
     uint64_t run = 0;
     for (uint32_t k = s->units / 2; k < s->units && run < count; k++)
-        run = atomic_load_explicit(&s->owner[k], memory_order_relaxed) == IPC_OWNER_FUNCTION ? 0 : run + 1;
+        run = atomic_load_explicit(&s->owner[k], memory_order_relaxed) & (IPC_OWNER_FUNCTION | IPC_OWNER_VIEW) ? 0 : run + 1;
     return run >= count;
 }
 
-int64_t ipc_units_take_in(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner) {
+/* Arguments take the lower half, results and functions the upper: so results never wait for arguments of tasks that no worker is free to claim. */
+int64_t ipc_units_take_result(struct ipc_segment *s, uint64_t count, uint64_t owner) {
+    return ipc_units_take(s, s->units / 2, s->units, count, owner);
+}
+
+int64_t ipc_units_take(struct ipc_segment *s, uint64_t first, uint64_t end, uint64_t count, uint64_t owner) {
     if (count > end - first) return IPC_TOO_LARGE;
     while (first + count <= end) { /* first fit: low units stay warm */
         uint64_t run = 0;
@@ -45,23 +65,30 @@ int64_t ipc_units_take_in(struct ipc_segment *s, uint64_t first, uint64_t end, u
     return IPC_NO_ROOM;
 }
 
-uint32_t ipc_units_free_all(struct ipc_segment *s, uint64_t owner) {
-    uint32_t n = 0;
+void ipc_units_free_all(struct ipc_segment *s, uint64_t owner) {
     for (uint32_t k = 0; k < s->units; k++)
-        if (atomic_load_explicit(&s->owner[k], memory_order_relaxed) == owner) {
-            ipc_units_free(s, k, 1, owner);
-            n++;
-        }
-    return n;
+        if (atomic_load_explicit(&s->owner[k], memory_order_relaxed) == owner) ipc_units_free(s, k, 1, owner);
+}
+
+void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped) {
+    for (uint32_t k = 0; k < s->units / 2; k++) {
+        uint64_t owner = atomic_load_explicit(&s->owner[k], memory_order_relaxed);
+        if (owner >> 32 == ipc_owner_kept(slot, 0) >> 32 && (int32_t)((uint32_t)owner - reaped) < 0) ipc_units_free(s, k, 1, owner);
+    }
 }
 
 /* Units are owned while they are punched out: a worker that took one in between would lose what it writes. */
-void ipc_units_trim(struct ipc_segment *s, uint32_t end) {
-    for (uint32_t k = 0; k < end && k < s->units; k++) {
-        uint64_t nobody = 0;
-        if (!atomic_compare_exchange_strong_explicit(&s->owner[k], &nobody, IPC_OWNER_FUNCTION, memory_order_acq_rel, memory_order_relaxed)) continue;
-        madvise(s->payload + (uint64_t)k * IPC_UNIT_SIZE, IPC_UNIT_SIZE, MADV_REMOVE);
-        ipc_units_free(s, k, 1, IPC_OWNER_FUNCTION);
+void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end) {
+    while (first < end) {
+        uint32_t run = 0;
+        for (; first + run < end; run++) {
+            uint64_t nobody = 0;
+            if (!atomic_compare_exchange_strong_explicit(&s->owner[first + run], &nobody, IPC_OWNER_VIEW, memory_order_acq_rel, memory_order_relaxed))
+                break;
+        }
+        if (run) madvise(s->payload + (uint64_t)first * IPC_UNIT_SIZE, (uint64_t)run * IPC_UNIT_SIZE, MADV_REMOVE);
+        ipc_units_free(s, first, run, IPC_OWNER_VIEW);
+        first += run + 1;
     }
 }
 

@@ -64,7 +64,8 @@ int ipc_claim(struct ipc_worker *w) {
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
         w->flags = r->flags;
         w->used = 0;
-        w->offering = 0;
+        w->offering = w->keep = 0;
+        w->args_units = 0;
         w->area = r->body;
         w->room = IPC_INLINE;
         stamp(w);
@@ -76,14 +77,18 @@ int ipc_claim(struct ipc_worker *w) {
 int ipc_claimed(struct ipc_worker *w, struct ipc_task *task) {
     struct ipc_segment *s = w->s;
     struct ipc_row *r = &s->row[w->row];
-    *task = (struct ipc_task){r->task, r->fn, r->fn_generation, r->fn_unit, r->fn_len, r->body, r->args_len, w->items, w->timeout_ms, r->flags, r->attempt};
-    uint32_t unit = r->args_unit;
-    if (unit == IPC_NO_UNIT) {
+    *task = (struct ipc_task){.task = r->task, .fn = r->fn, .fn_generation = r->fn_generation, .fn_unit = r->fn_unit, .fn_len = r->fn_len, .args = r->body,
+                              .args_len = r->args_len, .items = w->items, .timeout_ms = w->timeout_ms, .flags = r->flags, .attempt = r->attempt};
+    task->args_unit = r->args_unit;
+    if (task->args_unit == IPC_NO_UNIT) {
         if (task->args_len > IPC_INLINE) return IPC_DAMAGED;
     } else {
-        if (task->args_len > (uint64_t)s->units * IPC_UNIT_SIZE || unit + ipc_units_for(task->args_len) > s->units) return IPC_DAMAGED;
-        task->args = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
+        if (task->args_len > (uint64_t)s->units * IPC_UNIT_SIZE || task->args_unit + ipc_units_for(task->args_len) > s->units) return IPC_DAMAGED;
+        task->args = s->payload + (uint64_t)task->args_unit * IPC_UNIT_SIZE;
+        task->args_units = (uint32_t)ipc_units_for(task->args_len);
     }
+    w->args_unit = task->args_unit;
+    w->args_units = task->args_units;
     if (task->fn && (task->fn_unit >= s->units || task->fn_unit + ipc_units_for(task->fn_len) > s->units)) return IPC_DAMAGED;
     return 0;
 }
@@ -158,7 +163,7 @@ static int grow(struct ipc_worker *w, uint64_t length) {
     for (;;) {
         uint64_t count = ipc_units_for(w->used + length);
         if (w->items && count * 2 <= s->units / 4) count *= 2; /* a chunk that has outgrown its room will grow again */
-        int64_t unit = w->offering ? IPC_NO_ROOM : ipc_units_take(s, count, owner);
+        int64_t unit = w->offering ? IPC_NO_ROOM : ipc_units_take_result(s, count, owner);
         if (unit < 0) {
             if (atomic_load_explicit(&s->header->stop, memory_order_acquire)) return IPC_STOP;
             offer_items(w);
@@ -189,21 +194,23 @@ int ipc_begin_items(struct ipc_worker *w) {
 
 static int finish(struct ipc_worker *w) {
     uint32_t row = w->row;
+    /* Before the row is done: then the client frees what is the row's. After a death in between both are freed, each by its own rule. */
+    if (w->keep) ipc_units_give(w->s, w->args_unit, w->args_units, ipc_owner(row, ipc_word_seq(w->word)), ipc_owner_kept(w->slot, w->generation));
     int code = change(w, ipc_word_with_state(w->word, IPC_DONE));
     if (code == 0) tell_client(w, row);
     return code;
 }
 
-int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces) {
     struct ipc_row *r = &w->s->row[w->row];
     uint32_t item = ipc_word_item(w->word);
-    uint64_t frame = (uint64_t)kind << 56 | length;
+    uint64_t length = ipc_pieces_length(piece, pieces), frame = (uint64_t)kind << 56 | length;
     if (w->used + IPC_FRAME + length > w->room) {
         int code = grow(w, IPC_FRAME + length);
         if (code < 0) return code;
     }
     memcpy(w->area + w->used, &frame, IPC_FRAME);
-    memcpy(w->area + w->used + IPC_FRAME, data, length);
+    ipc_pieces_copy(w->area + w->used + IPC_FRAME, piece, pieces);
     IPC_POINT("commit:written");
     w->used += IPC_FRAME + length;
     atomic_store_explicit(&r->result_len, w->used, memory_order_relaxed);
@@ -215,13 +222,14 @@ int ipc_commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t l
     return code;
 }
 
-int ipc_complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces) {
     struct ipc_row *r = &w->s->row[w->row];
+    uint64_t length = ipc_pieces_length(piece, pieces);
     if (length > w->room) {
         int code = grow(w, length);
         if (code < 0) return code;
     }
-    memcpy(w->area, data, length);
+    ipc_pieces_copy(w->area, piece, pieces);
     IPC_POINT("complete:written");
     r->kind = kind;
     atomic_store_explicit(&r->result_len, length, memory_order_relaxed);

@@ -90,6 +90,15 @@ struct job { /* the first bytes of its arguments are this struct */
 };
 #define MOST_BYTES (IPC_UNIT_SIZE * 4)
 
+static int complete(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+    struct ipc_piece piece = {data, length};
+    return ipc_complete(w, kind, &piece, 1);
+}
+static int commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_t length) {
+    struct ipc_piece piece = {data, length};
+    return ipc_commit(w, kind, &piece, 1);
+}
+
 struct driver {
     struct ipc_client c;
     struct ipc_segment *s;
@@ -112,7 +121,8 @@ static int driver_publish(struct driver *d, struct job j) {
     if (j.args_len < sizeof(j)) j.args_len = sizeof(j);
     memcpy(d->args, &j, sizeof(j));
     pattern_fill(d->args + sizeof(j), j.args_len - sizeof(j), j.id, ARGUMENTS);
-    struct ipc_task t = {.task = j.id, .args = d->args, .args_len = j.args_len, .items = j.items ? j.items - j.base : 0,
+    struct ipc_piece piece = {d->args, j.args_len};
+    struct ipc_task t = {.task = j.id, .piece = &piece, .pieces = 1, .items = j.items ? j.items - j.base : 0,
                          .timeout_ms = j.timeout_ms, .attempt = (uint16_t)(j.attempts + 1)};
     int row = ipc_publish(&d->c, &t);
     if (row < 0) return row;
@@ -255,12 +265,12 @@ static void read_order(struct ipc_worker *w, struct job *j) {
 static int give_results(struct ipc_worker *w, const struct job *j, struct desk *desk) {
     if (!j->items) {
         pattern_fill(desk->out, j->size, j->id, 0);
-        return ipc_complete(w, kind_of(j->id, 0), desk->out, j->size);
+        return complete(w, kind_of(j->id, 0), desk->out, j->size);
     }
     int code = ipc_begin_items(w);
     for (uint32_t item = j->base + 1; code == 0 && item <= j->items; item++) {
         pattern_fill(desk->out, j->size, j->id, item);
-        code = ipc_commit(w, kind_of(j->id, item), desk->out, j->size);
+        code = commit(w, kind_of(j->id, item), desk->out, j->size);
     }
     return code;
 }

@@ -47,7 +47,7 @@ static void *worker(void *unused) {
     ipc_worker_init(&w, &S, 0, 0);
     for (int code; (code = ipc_claim(&w)) != IPC_STOP;) {
         if (code == 0) {
-            CHECK(ipc_complete(&w, 0, "x", 1) == 0, "done");
+            CHECK(complete(&w, 0, "x", 1) == 0, "done");
         } else if (worker_sleeps) {
             drift(&random);
             w.worked = 0; /* never on guard: a guard looks every millisecond, which would turn a lost wake-up into a slow one */
@@ -76,7 +76,7 @@ static void await_done(uint64_t start, uint64_t *random) {
 static void litmus(const char *name) {
     pthread_t thread;
     uint64_t random = 7, end = ipc_now() + length, n = 0, sleeps = 0;
-    struct ipc_task task = {.task = 1, .args = (const unsigned char *)"", .args_len = 0};
+    struct ipc_task task = {.task = 1}; /* no arguments */
     worker_sleeps = !strcmp(name, "tail");
     atomic_store(&delay, 0);
     memset(&S, 0, sizeof(S));

@@ -160,11 +160,11 @@ static void a_condemned_chunk_keeps_its_committed_items(void) {
     CHECK(ipc_begin_items(&A) == 0, "decoded");
     for (uint32_t k = 1; k <= 2; k++) {
         pattern_fill(desk.out, 300, j.id, k);
-        CHECK(ipc_commit(&A, kind_of(j.id, k), desk.out, 300) == 0, "committed");
+        CHECK(commit(&A, kind_of(j.id, k), desk.out, 300) == 0, "committed");
     }
     CHECK(ipc_word_item(word_of(&S, row)) == 3, "item 3 runs");
     condemn_it();
-    CHECK(ipc_commit(&A, 0, desk.out, 300) == IPC_LOST, "the third is lost");
+    CHECK(commit(&A, 0, desk.out, 300) == IPC_LOST, "the third is lost");
     dies(0);
     CHECK(driver_settle(&D) == 1, "one attempt is spent");
     CHECK(D.job[1].base + D.job[0].base == 2, "two items stand");
@@ -207,7 +207,7 @@ static void a_condemnation_never_hits_the_next_item_of_a_chunk(void) {
     memcpy(&j, S.row[0].body, sizeof(j));
     for (uint32_t k = 1; k <= 2; k++) {
         pattern_fill(desk.out, 10, j.id, k);
-        CHECK(ipc_commit(&A, kind_of(j.id, k), desk.out, 10) == 0, "committed");
+        CHECK(commit(&A, kind_of(j.id, k), desk.out, 10) == 0, "committed");
     }
 }
 
@@ -272,29 +272,33 @@ static void a_sweep_before_the_hints_does_not_lose_the_row(void) {
 
 static void a_unit_of_another_owner_is_left_alone(void) {
     begin(2, 4);
-    CHECK(ipc_units_take(&S, 1, ipc_owner(0, 1)) == 0 && ipc_units_take(&S, 1, ipc_owner(1, 1)) == 1, "two owners");
+    CHECK(ipc_units_take(&S, 0, S.units, 1, ipc_owner(0, 1)) == 0 && ipc_units_take(&S, 0, S.units, 1, ipc_owner(1, 1)) == 1, "two owners");
     ipc_units_free(&S, 0, 4, ipc_owner(0, 1));
     CHECK(atomic_load(&S.owner[0]) == 0 && atomic_load(&S.owner[1]) == ipc_owner(1, 1), "one of them gives back its own");
-    CHECK(ipc_units_free_all(&S, ipc_owner(1, 1)) == 1, "and the other");
+    ipc_units_free_all(&S, ipc_owner(1, 1));
+    CHECK(ipc_units_used(&S) == 0, "and the other");
 }
 
-static void other_takes_a_unit(void) { CHECK(ipc_units_take(&S, 1, 99) == 0, "another takes a unit of the run"); }
+static void other_takes_a_unit(void) { CHECK(ipc_units_take(&S, 0, S.units, 1, 99) == 0, "another takes a unit of the run"); }
 static void a_run_lost_half_way_is_rolled_back(void) {
     begin(2, 4);
     at("units:take", other_takes_a_unit);
-    CHECK(ipc_units_take(&S, 3, 7) == 1 && act == NULL, "the next run is taken");
+    CHECK(ipc_units_take(&S, 0, S.units, 3, 7) == 1 && act == NULL, "the next run is taken");
     CHECK(ipc_units_used(&S) == 4, "no unit is left behind");
-    CHECK(ipc_units_free_all(&S, 7) == 3 && ipc_units_free_all(&S, 99) == 1, "each gives back its own");
+    ipc_units_free_all(&S, 7);
+    CHECK(ipc_units_used(&S) == 1, "each gives back its own");
+    ipc_units_free_all(&S, 99);
+    CHECK(ipc_units_used(&S) == 0, "each gives back its own");
 }
 
 static void what_can_never_fit_is_refused_at_once(void) {
     begin(2, 4);
     struct job huge = {.args_len = 2 * IPC_UNIT_SIZE, .size = 3 * IPC_UNIT_SIZE}; /* beside its own arguments there are 2 of 4 units */
     uint32_t row = publish(huge);
-    CHECK(ipc_claim(&A) == 0 && ipc_complete(&A, 0, desk.out, huge.size) == IPC_TOO_LARGE, "it does not wait for room that only it could give");
+    CHECK(ipc_claim(&A) == 0 && complete(&A, 0, desk.out, huge.size) == IPC_TOO_LARGE, "it does not wait for room that only it could give");
     D.job[row].size = 10;
     pattern_fill(desk.out, 10, D.job[row].id, 0);
-    CHECK(ipc_complete(&A, kind_of(D.job[row].id, 0), desk.out, 10) == 0, "and the worker can say so in its place");
+    CHECK(complete(&A, kind_of(D.job[row].id, 0), desk.out, 10) == 0, "and the worker can say so in its place");
 }
 
 /* ---- death */

@@ -73,9 +73,9 @@ __attribute__((noinline)) static int swept(struct ipc_worker *w, const struct jo
     if ((code = ipc_claimed(w, &t)) < 0) return code;
     memcpy(&read, t.args, sizeof(read));
     if (read.id != j->id) return -100; /* another task: only where somebody else was faster */
-    if (!j->items) return ipc_complete(w, kind_of(j->id, 0), result[0], j->size);
+    if (!j->items) return complete(w, kind_of(j->id, 0), result[0], j->size);
     if ((code = ipc_begin_items(w)) < 0) return code;
-    for (uint32_t item = 1; code == 0 && item <= j->items; item++) code = ipc_commit(w, kind_of(j->id, item), result[item], j->size);
+    for (uint32_t item = 1; code == 0 && item <= j->items; item++) code = commit(w, kind_of(j->id, item), result[item], j->size);
     return code;
 }
 
