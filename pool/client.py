@@ -17,36 +17,32 @@ import contextlib
 import math
 import os
 import reprlib
+import sys
 import threading
 import weakref
-from collections import deque
-from typing import Any, NamedTuple, Protocol
+from collections import deque, namedtuple
+from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
 from pool import codec, launch, monitor, worker
-from pool.errors import (
-    PayloadTooLarge,
-    PoolBroken,
-    PoolClosed,
-    PoolStartError,
-    SegmentCorrupt,
-    TaskKilled,
-    TaskTimeout,
-    WorkerCrashed,
-)
 from pool.functions import Function, FunctionStore
 from pool.waiting import Waiting
 from pool.worker import WorkerOptions
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 OPEN, DRAINING, CLOSED = range(3)
 
 
-class Policy(NamedTuple):
+class Policy(namedtuple("Policy", "timeout retries", defaults=(None, 0))):
     """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
     failed one."""
 
-    timeout: float | None = None
-    retries: int = 0
+    __slots__ = ()
+    timeout: float | None
+    retries: int
 
     @property
     def timeout_ms(self) -> int:
@@ -54,8 +50,8 @@ class Policy(NamedTuple):
         return 0 if self.timeout is None or self.timeout > 4e6 else max(1, math.ceil(self.timeout * 1000))
 
 
-class Sink(Protocol):
-    """Who wants the outcome of tasks. Called under the client's lock."""
+class Sink:
+    """Who wants the outcome of tasks: what all sinks have; nobody inherits it. Called under the client's lock."""
 
     policy: Policy
     row: int  # of its last publication; -1: in the queue
@@ -69,18 +65,21 @@ class Sink(Protocol):
     def fail(self, task: Task, error: BaseException) -> None: ...
 
 
-class Task(NamedTuple):
+class Task(
+    namedtuple("Task", "sink position function data flags timeout_ms item items attempt", defaults=(None, 0, 1))
+):
     """One publication: a single call, or a chunk of ``count`` calls."""
 
+    __slots__ = ()
     sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
     position: int  # of the (first) item in a map
     function: Function
     data: bytes
     flags: int  # calling convention << 8 | TIMED
     timeout_ms: int
-    item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
-    items: int = 0  # in a chunk, else 0
-    attempt: int = 1
+    item: Any  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
+    items: int  # in a chunk, else 0
+    attempt: int
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -143,6 +142,8 @@ class Client(Waiting):
 
     def check_owner(self) -> None:
         if not self.owned():
+            from pool.errors import PoolClosed
+
             raise PoolClosed(
                 f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
             )
@@ -150,14 +151,12 @@ class Client(Waiting):
     def check_open(self) -> None:
         if self.state == OPEN and self.error is None:  # a forked child's copy is CLOSED
             return
-        if not self.owned():
-            raise PoolClosed(
-                f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
-            )
+        self.check_owner()
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self.state != OPEN:
-            raise PoolClosed
+        from pool.errors import PoolClosed
+
+        raise PoolClosed
 
     def leave_to_parent(self) -> None:
         """In a forked child: the pool is not ours, and its segment is not mapped here."""
@@ -231,7 +230,8 @@ class Client(Waiting):
             running, self._running = self._running, None
             if running is None:
                 return
-            self._fail_all(self.error or PoolBroken("the workers were terminated"))
+            if self.queue or any(task is not None for task in self.tasks):
+                self._fail_all(self.error or _pool_broken("the workers were terminated"))
             self.end_waiting()
             self.segment = None
             self.tasks = []
@@ -285,6 +285,8 @@ class Client(Waiting):
                 self._command(monitor.LOOK)
             return True
         if row == _core.TOO_LARGE:
+            from pool.errors import PayloadTooLarge
+
             what = f"the arguments of {function.name}"
             task.sink.fail(task, PayloadTooLarge(what=what, size=len(task.data), limit=self.room // 2))
             return True
@@ -320,7 +322,7 @@ class Client(Waiting):
             if self.inbox:
                 self._deliver()
             dead = _core.next_dead(self.segment)
-            while dead is not None:
+            while dead is not None and self._can_report(*dead):
                 self._settle(*dead)
                 dead = _core.next_dead(self.segment)
             if self.queue:
@@ -343,6 +345,19 @@ class Client(Waiting):
             task.sink.arrive(task, kind, data, slot, run_us)
             inbox.pop()
 
+    def _can_report(self, slot: int, reaped: int) -> bool:
+        """Import what the report of a death takes, before rows are taken from the dead: a failed or interrupted import
+        would lose them. False: not now, as no file descriptor is left."""
+        if "pool.errors" not in sys.modules:
+            deaths = [_core.death(self.segment, slot, g) for g in range(max(0, reaped - _core.DEATHS), reaped)]
+            if all(death is not None and death[2] == _core.RECYCLED for death in deaths):
+                return True
+        try:
+            from pool.errors import WorkerCrashed  # noqa: F401
+        except (ImportError, OSError):  # ImportError: another thread's import of it has just failed
+            return False
+        return True
+
     def _settle(self, slot: int, reaped: int) -> None:
         self._read_messages()
         dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
@@ -353,12 +368,14 @@ class Client(Waiting):
             full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
             error, again = self._why(task, state, slot, full, item)
             dead.pop()
-            self.crashes += isinstance(error, WorkerCrashed)
             task.sink.crashed(task, item, drained, committed, error, again)
         _core.settled(self.segment, slot, reaped)
 
     def _why(self, task: Task, state: int, slot: int, generation: int, item: int) -> tuple[BaseException, bool]:
-        """What a death means for the task that its worker ran: the error, and whether a retry is possible."""
+        """What a death means for the task that its worker ran: the error, and whether a retry is possible. Counts
+        crashes."""
+        from pool.errors import TaskKilled, TaskTimeout, WorkerCrashed
+
         pid, status, reason = _core.death(self.segment, slot, generation) or (0, process.UNKNOWN_STATUS, _core.DIED)
         name, attempt = task.function.name, task.attempt
         stack = trim_stack(self.notices.pop((slot, generation), ""))
@@ -373,6 +390,7 @@ class Client(Waiting):
         number = os.WTERMSIG(status) if not unknown and os.WIFSIGNALED(status) else None
         code = os.WEXITSTATUS(status) if not unknown and os.WIFEXITED(status) else None
         args = describe_args(task, item)
+        self.crashes += 1
         return WorkerCrashed(
             task=name, args_repr=args, slot=slot, pid=pid, signal=number, exitcode=code, stack=stack, attempt=attempt
         ), True
@@ -391,6 +409,8 @@ class Client(Waiting):
                 }
                 self.notices[slot, generation] = message[1 + monitor.WHO.size :].decode(errors="replace")
             elif message[:1] == monitor.FAILED:
+                from pool.errors import PoolStartError
+
                 reason, _, text = message[1:].decode(errors="replace").partition("\0")
                 self.error = PoolStartError(reason, traceback=text)
             else:
@@ -404,7 +424,7 @@ class Client(Waiting):
             self._read_messages()
             self._break(
                 self.error
-                or PoolBroken(
+                or _pool_broken(
                     "the monitor process died: all workers are gone, and nothing that was unfinished is run again"
                 )
             )
@@ -417,6 +437,8 @@ class Client(Waiting):
     def _replace_segment(self, damage: BaseException) -> None:
         """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
         fresh segment."""
+        from pool.errors import PoolBroken, SegmentCorrupt
+
         self._deliver()  # what was collected before the damage was found counts
         tasks, self.tasks, self.segment = self.tasks, [], None  # at once: maps publish without the lock
         running, self._running = self._running, None
@@ -479,6 +501,14 @@ class Client(Waiting):
                 self.queue = deque(task for task in self.queue if task.sink is not sink)
                 sink.came(sum(task.items or 1 for task in waiting))
             self._publish_queue()
+
+
+def _pool_broken(text: str) -> BaseException:
+    try:
+        from pool.errors import PoolBroken
+    except (ImportError, OSError):  # no file descriptor is left to import it with: its base, which is there
+        return BrokenExecutor(text)
+    return PoolBroken(text)
 
 
 _WORKER_FILE = f'File "{worker.__file__}"'

@@ -14,10 +14,10 @@ import pickle
 import sys
 import traceback
 from collections.abc import Callable
-from concurrent.futures.process import _RemoteTraceback
-from typing import Any
 
-from pool.errors import Abort, PayloadTooLarge, RemoteError, ResultNotPicklable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
 VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED = range(6)
@@ -122,7 +122,8 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
     type, text and traceback."""
     kind, data = encode_value(error)
     inner = data if kind == VALUE else None
-    kind = ABORT if isinstance(error, Abort) else ERROR
+    # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
+    kind = ABORT if isinstance(error, getattr(sys.modules.get("pool.errors"), "Abort", ())) else ERROR
     return kind, _dumps((inner, type(error).__qualname__, _text(error), _trace(error, skip)), 5)
 
 
@@ -137,14 +138,22 @@ def encode_too_large(size: int) -> tuple[int, bytes]:
     return TOO_LARGE, _dumps(size, 5)
 
 
+class RemoteTraceback(Exception):
+    """The traceback in the worker, as text: the `__cause__` of an exception that a task raised."""
+
+
 def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
     """The exception that a failed task raises in the caller; its ``__cause__`` carries the remote traceback.
 
     ``room`` is the size of the payload segment in bytes."""
     if kind == UNPICKLABLE:
+        from pool.errors import ResultNotPicklable
+
         type_name, reason = loads(data)
         return ResultNotPicklable(task=task, type_name=type_name, reason=reason)
     if kind == TOO_LARGE:
+        from pool.errors import PayloadTooLarge
+
         return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room // 2)
     inner, name, message, trace = loads(data)
     error: BaseException | None = None
@@ -154,8 +163,10 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
         except (Exception, SystemExit) as failed:
             message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {_text(failed)})"
     if not isinstance(error, BaseException):
+        from pool.errors import RemoteError
+
         error = RemoteError(type_name=name, message=message, traceback=trace)
-    error.__cause__ = _RemoteTraceback(trace)
+    error.__cause__ = RemoteTraceback(trace)
     return error
 
 
@@ -164,6 +175,8 @@ def decode_value(data: bytes, task: str) -> Any:
     try:
         return loads(data)
     except (Exception, SystemExit) as failed:
+        from pool.errors import ResultNotPicklable
+
         reason = f"it cannot be rebuilt here: {type(failed).__name__}: {_text(failed)}"
         raise ResultNotPicklable(task=task, type_name="value", reason=reason) from failed
 

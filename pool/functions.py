@@ -11,10 +11,13 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ipc import _core
 from pool import codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
 _MANY_BYTES = 64 << 20  # and so much of their pickles

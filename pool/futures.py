@@ -11,17 +11,19 @@ import concurrent.futures
 import threading
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from typing import TYPE_CHECKING, Any
 
 from pool import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pool.client import Client, Policy, Task
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
-class Future(concurrent.futures.Future[Any]):
+class Future(concurrent.futures.Future["Any"]):
     """A task's outcome. ``cancel()`` keeps its standard meaning (False once the task runs); ``kill()`` stops a running
     one."""
 

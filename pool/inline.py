@@ -7,12 +7,15 @@ enforced: nobody is there to stop the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pool import codec
 from pool.client import Client, Task
 from pool.functions import Function
 from pool.worker import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class _Target(Function):

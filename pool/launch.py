@@ -3,11 +3,11 @@ DESIGN.md section 3."""
 
 from __future__ import annotations
 
+import _socket  # the part of `socket` in C: the rest takes 2 ms to import
 import contextlib
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -15,9 +15,8 @@ import warnings
 
 from ipc import _core, process
 from ipc.segment import Segment
-from pool import codec, monitor
+from pool import codec, monitor, worker
 from pool.cpus import available_cpus
-from pool.errors import PoolStartError
 from pool.worker import WorkerOptions
 
 _STOP_SECONDS = 5.0
@@ -27,7 +26,7 @@ _warned = False
 class Running:
     """A started pool, as the client holds it: its view of the segment and its ends to the monitor."""
 
-    def __init__(self, segment: object, rows: int, room: int, workers: int, commands: socket.socket, pid: int) -> None:
+    def __init__(self, segment: object, rows: int, room: int, workers: int, commands: _socket.socket, pid: int) -> None:
         self.segment = segment
         self.rows = rows
         self.room = room
@@ -50,8 +49,9 @@ def start(workers: int, options: WorkerOptions) -> Running:
         view, theirs_view = segment.attach(), segment.attach()
         _core.open_client(view)
         _core.dont_fork(view)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         codec.snapshot_main()
+        worker.import_title()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
@@ -64,7 +64,7 @@ def start(workers: int, options: WorkerOptions) -> Running:
 
 
 def _fork(
-    segment: Segment, view: object, workers: int, ours: socket.socket, theirs: socket.socket, options: WorkerOptions
+    segment: Segment, view: object, workers: int, ours: _socket.socket, theirs: _socket.socket, options: WorkerOptions
 ) -> int:
     client = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -84,6 +84,8 @@ def _fork(
                 os._exit(1)
         return pid
     except OSError as error:
+        from pool.errors import PoolStartError
+
         raise PoolStartError(f"the monitor process cannot be forked: {error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

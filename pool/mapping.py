@@ -15,12 +15,15 @@ import reprlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from ipc import _core
 from pool import codec
 from pool.client import OPEN, Client, Policy, Task
 from pool.functions import Function
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience

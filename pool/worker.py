@@ -11,16 +11,18 @@ import faulthandler
 import fcntl
 import gc
 import os
-import random
 import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 from ipc import _core
 from pool import codec, output
 from pool.functions import FunctionCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
@@ -97,8 +99,7 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     if os.getppid() != monitor:  # it died before the line above
         os._exit(1)
     signal.set_wakeup_fd(-1)
-    default_handlers()
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):  # ignored in the monitor
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):  # what the monitor has set
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
     # A pool inside a task: its monitor is a child that the task forked, its worker is a worker.
@@ -142,8 +143,8 @@ def _forked(segment: object) -> None:
 
 def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     """Priority, memory score, title, threads, random numbers; last the user's initializer."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("500")  # when memory runs out the kernel shall take a worker, not the client
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
+        score.write(b"500")  # when memory runs out the kernel shall take a worker, not the client
     if options.nice:
         os.nice(options.nice)
     if options.cpu_affinity:
@@ -155,7 +156,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     output.record_to(outputs_fd)
     _limit_threads(options.threads_per_worker)
-    random.seed()
+    # What is imported later seeds itself.
+    if (random := sys.modules.get("random")) is not None:
+        random.seed()
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
     if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
@@ -177,13 +180,16 @@ def _limit_threads(threads: int) -> None:
     threadpoolctl.threadpool_limits(threads)
 
 
+def import_title() -> None:
+    """Import what ``set_title`` needs: in the client, because in a fresh fork it takes three times as long."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: too many open files
+        import setproctitle  # noqa: F401
+
+
 def set_title(title: str) -> None:
     """The process title as ``ps`` and ``top`` show it."""
-    try:
-        import setproctitle
-    except ImportError:
-        return
-    setproctitle.setproctitle(title)
+    if (setproctitle := sys.modules.get("setproctitle")) is not None:
+        setproctitle.setproctitle(title)
 
 
 def _report(error: BaseException, log_fd: int) -> None:
