@@ -69,6 +69,14 @@ LEAVING: Final = 3
 
 # ---- sizes and masks
 
+PACKED: Final = 2
+"""A flag: the arguments are pieces, each at a multiple of `ALIGN`."""
+REPEATABLE: Final = 4
+"""A flag: there may be another attempt, so this one gets a copy of packed arguments."""
+PACKED_KIND: Final = 0x80
+"""A bit of a result's kind: it is made of pieces; who reads it may write to it."""
+ALIGN: Final = 64
+"""Pieces stand at multiples of so many bytes."""
 TIMED: Final = 1
 """Flag of `publish`: measure the run time. Rows with a deadline are measured anyway."""
 MAX_ROWS: Final = 4096
@@ -112,6 +120,16 @@ def slot_info(segment: _Segment, slot: int, /) -> dict[str, int]:
     """pid, generation, phase, tasks (items finished), busy_ns, parks (times asleep) of the worker that lives in the
     slot, or lived there last; reaped: all generations below it are dead. Hints, not read at one moment."""
 
+def room(segment: _Segment, /) -> int:
+    """Bytes of the payload."""
+
+def forked() -> None:
+    """To be called before each fork: runs that this process holds now are not given back while a child may look into
+    them (a worker's: while it has children; a client's: never)."""
+
+def retire(segment: _Segment, /) -> None:
+    """The workers are gone: give all free memory back, and what is held as soon as it is not."""
+
 def ring_client(segment: _Segment, /) -> None:
     """Wake the client, whether it sleeps or not."""
 
@@ -128,7 +146,7 @@ def publish(
     fn_generation: int,
     fn_unit: int,
     fn_len: int,
-    args: Buffer,
+    args: Buffer | tuple[Buffer, ...],
     items: int,
     timeout_ms: int,
     flags: int,
@@ -147,9 +165,11 @@ def collect(
     own: list[tuple[_T, int, Any, int, int]],
     /,
 ) -> int:
-    """Append (record, kind, data, slot, run_us) for at most `most` rows that are done or offer items, and free the done
-    ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and bytes of its result. A chunk:
-    how many of its items came before, and [kind, bytes, ...] of the next ones. Damaged; what is appended counts."""
+    """Append (record, kind, data, length, run_us) for at most `most` rows that are done or offer items, and free the
+    done ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and data of its result: bytes; a
+    bytearray, if it is made of pieces; or, if it is large, its run for as long as somebody holds it. A chunk: how many
+    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. Damaged;
+    what is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
@@ -214,9 +234,17 @@ def set_phase(segment: _Segment, phase: int, /) -> None:
 
 def claim(
     segment: _Segment, spin_us: int, timeout_ms: int, /
-) -> tuple[int, int, int, int, bytes] | Literal[False] | None:
-    """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args). None: the time is over, or a
-    signal came; False: the pool stops. Damaged, and then the row is claimed nevertheless."""
+) -> tuple[int, int, int, int, bytes | None, int] | Literal[False] | None:
+    """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args, flags). args None: ask
+    `arguments`. None: the time is over, or a signal came; False: the pool stops. Damaged, and then the row is claimed
+    nevertheless."""
+
+def arguments(segment: _Segment, /) -> Buffer:
+    """Of the claimed row. A run in the payload for as long as somebody holds it: also after `complete`, which makes it
+    this worker's then. Bytes if they are in the row; a copy, if another attempt may need them as they are."""
+
+def kept(segment: _Segment, /) -> int:
+    """Bytes of runs that tasks of this worker still hold, and of those that their children may look into."""
 
 def claimed_function(segment: _Segment, /) -> bytes:
     """The bytes that `publish` named with `fn_unit` and `fn_len`. Damaged, also if the row has no function."""
@@ -224,12 +252,12 @@ def claimed_function(segment: _Segment, /) -> bytes:
 def begin_items(segment: _Segment, /) -> int:
     """The chunk is decoded, item 1 runs from now on: 0 or LOST."""
 
-def commit(segment: _Segment, kind: int, data: Buffer, /) -> int:
+def commit(segment: _Segment, kind: int, data: Buffer | tuple[Buffer, ...], /) -> int:
     """The result of the running item of a chunk; the next one runs, or the row is done: 0, LOST, STOP, or TOO_LARGE,
     and then the item is still running: commit something smaller. May wait for room, and meanwhile offers what is
     committed to `collect`. `kind` < 256."""
 
-def complete(segment: _Segment, kind: int, data: Buffer, /) -> int:
+def complete(segment: _Segment, kind: int, data: Buffer | tuple[Buffer, ...], /) -> int:
     """The result of a single task: 0, LOST, STOP, or TOO_LARGE, and then it is still running. May wait for room."""
 
 # ---- monitor

@@ -28,7 +28,6 @@ struct view {
     struct ipc_worker *worker;
     struct ipc_watch *watch;
     struct run *args;     /* of the claimed row, while something holds them (borrowed) */
-    uint32_t forks;       /* of this process */
     uint32_t kept;        /* worker: units that tasks have kept */
     int pinned;           /* worker: a child of the task may still look into the arguments */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
@@ -64,6 +63,7 @@ struct run {
 };
 
 static PyTypeObject *Run;
+static uint32_t forks; /* of this process, while it held runs or not */
 
 static PyObject *run_new(PyObject *capsule, struct view *v, unsigned char *data, uint64_t length, uint32_t unit, uint32_t count, uint64_t owner) {
     struct run *run = PyObject_New(struct run, Run);
@@ -76,7 +76,7 @@ static PyObject *run_new(PyObject *capsule, struct view *v, unsigned char *data,
     run->unit = unit;
     run->count = count;
     run->owner = owner;
-    run->forks = v->forks;
+    run->forks = forks;
     run->readonly = 0;
     return (PyObject *)run;
 }
@@ -92,11 +92,11 @@ static void run_release(struct run *run) {
     if (!v->control) return; /* a forked child's copy */
     if (v->args == run) { /* the row's, so the client's to free */
         v->args = NULL;
-        v->pinned = run->forks != v->forks && has_children();
+        v->pinned = run->forks != forks && has_children();
         return;
     }
     /* This process has forked since: its child may look into the run. A client's children may live for ever, so the run is theirs for good. */
-    if (run->forks != v->forks && (v->client || has_children())) return;
+    if (run->forks != forks && (v->client || has_children())) return;
     if (v->retired) madvise(run->data, (size_t)run->count * IPC_UNIT_SIZE, MADV_REMOVE);
     ipc_units_free(&v->s, run->unit, run->count, run->owner);
     if (v->client) v->client->view_units -= run->count;
@@ -117,7 +117,10 @@ static int run_buffer(PyObject *self, Py_buffer *buffer, int flags) {
     return PyBuffer_FillInfo(buffer, self, run->data, (Py_ssize_t)run->length, run->readonly, flags);
 }
 
-static PyType_Slot run_slots[] = {{Py_tp_dealloc, (void *)run_dealloc}, {Py_bf_getbuffer, (void *)run_buffer}, {0, NULL}};
+static Py_ssize_t run_length(PyObject *self) { return (Py_ssize_t)((struct run *)self)->length; }
+
+static PyType_Slot run_slots[] = {
+    {Py_tp_dealloc, (void *)run_dealloc}, {Py_bf_getbuffer, (void *)run_buffer}, {Py_sq_length, (void *)run_length}, {0, NULL}};
 static PyType_Spec run_spec = {.name = "ipc.Run", .basicsize = sizeof(struct run), .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                .slots = run_slots};
 
@@ -222,8 +225,8 @@ FUNCTION(forget) { /* in a forked child, where the control segment is not mapped
 }
 
 FUNCTION(forked) { /* in the parent, before a fork: what is held now may be looked at by the child */
-    VIEW(1, ANY);
-    v->forks++;
+    (void)module, (void)args, (void)n;
+    forks++;
     Py_RETURN_NONE;
 }
 
@@ -259,6 +262,11 @@ FUNCTION(slot_info) {
                          atomic_load(&l->phase), "tasks", (unsigned long long)atomic_load(&l->tasks), "busy_ns",
                          (unsigned long long)atomic_load(&l->busy_ns), "parks", (unsigned long long)atomic_load(&l->parks), "reaped",
                          atomic_load(&l->reaped));
+}
+
+FUNCTION(room) { /* bytes of the payload */
+    VIEW(1, ANY);
+    return PyLong_FromUnsignedLongLong((uint64_t)v->s.units * IPC_UNIT_SIZE);
 }
 
 FUNCTION(ring_client) {
@@ -405,7 +413,7 @@ static PyObject *take_record(PyObject *tasks, uint32_t row) {
     return record;
 }
 
-FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, slot, run_us) for each finished row to
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, run_us) for each finished row to
                        inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before */
     VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
@@ -421,16 +429,16 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
                                    : frames(&r, items - drained);
         PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
         if (record && offered) Py_INCREF(record);
-        PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *slot = PyLong_FromUnsignedLong(r.slot),
+        PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
                  *run = PyLong_FromUnsignedLong(r.run_us);
-        if (!data || !record || !entry || !kind || !slot || !run) {
-            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(slot), Py_XDECREF(run);
+        if (!data || !record || !entry || !kind || !length || !run) {
+            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(run);
             return NULL;
         }
         PyTuple_SetItem(entry, 0, record);
         PyTuple_SetItem(entry, 1, kind);
         PyTuple_SetItem(entry, 2, data);
-        PyTuple_SetItem(entry, 3, slot);
+        PyTuple_SetItem(entry, 3, length);
         PyTuple_SetItem(entry, 4, run);
         int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
         Py_DECREF(entry);
@@ -610,19 +618,7 @@ FUNCTION(set_phase) {
     Py_RETURN_NONE;
 }
 
-/* What the task may look at in place: its run, unless another attempt may need it as it is. */
-static PyObject *claimed_args(struct view *v, PyObject *capsule, const struct ipc_task *t) {
-    if (t->args_units && !(t->flags & IPC_PACKED && t->flags & IPC_REPEATABLE)) {
-        PyObject *run = run_new(capsule, v, t->args, t->args_len, t->args_unit, t->args_units, 0); /* the row's, and so the client's to free */
-        v->args = (struct run *)run;
-        v->pinned = 0;
-        return run;
-    }
-    if (t->flags & IPC_PACKED) return PyByteArray_FromStringAndSize((const char *)t->args, (Py_ssize_t)t->args_len);
-    return PyBytes_FromStringAndSize((const char *)t->args, (Py_ssize_t)t->args_len);
-}
-
-FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args, packed) | None | False when stopped */
+FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args | None, flags) | None | False when stopped */
     VIEW(3, WORKER);
     uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
     CHECK;
@@ -639,9 +635,10 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, cal
     if (code == IPC_EMPTY) Py_RETURN_NONE;
     struct ipc_task t;
     if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
-    PyObject *data = claimed_args(v, args[0], &t);
+    int plain = !t.args_units && !(t.flags & 0xff & ~IPC_TIMED);
     PyObject *tuple = PyTuple_New(6), *item[6] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
-        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items), data, PyBool_FromLong(t.flags & IPC_PACKED)};
+        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items),
+        plain ? PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len) : Py_NewRef(Py_None), PyLong_FromUnsignedLong(t.flags & 0xff)};
     for (Py_ssize_t k = 0; k < 6; k++) {
         if (tuple && item[k]) {
             PyTuple_SetItem(tuple, k, item[k]);
@@ -651,6 +648,20 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, cal
         }
     }
     return tuple;
+}
+
+FUNCTION(arguments) { /* of the claimed row: what the task may look at in place is its run, unless another attempt may need that as it is */
+    VIEW(1, WORKER);
+    struct ipc_task t;
+    if (ipc_claimed(v->worker, &t) < 0) return damaged("a claimed row points outside its room");
+    if (t.args_units && !(t.flags & IPC_PACKED && t.flags & IPC_REPEATABLE)) {
+        PyObject *run = run_new(args[0], v, t.args, t.args_len, t.args_unit, t.args_units, 0);
+        v->args = (struct run *)run;
+        v->pinned = 0;
+        return run;
+    }
+    if (t.flags & IPC_PACKED) return PyByteArray_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
+    return PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
 }
 
 FUNCTION(claimed_function) { /* the pickled function of the claimed row */
@@ -800,7 +811,7 @@ static PyMethodDef methods[] = {
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
-    ENTRY("claim", claim), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
+    ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
     ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},

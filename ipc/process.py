@@ -4,12 +4,18 @@ Nothing here remembers anything. A process id is safe to use only for a child th
 the kernel does not give its number to another process.
 """
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
 import signal
+from collections import namedtuple
 from collections.abc import Iterator
-from typing import Final, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = [
     "UNKNOWN_STATUS",
@@ -102,10 +108,18 @@ def session_members(sids: set[int]) -> list[int]:
 
 def children_of(pid: int) -> list[int]:
     """Process ids of all children of `pid`, zombies too, in ascending order. A child forked meanwhile may miss."""
-    return [stat.pid for stat in _processes() if stat.parent == pid]
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                found += map(int, file.read().split())
+    except (FileNotFoundError, ProcessLookupError):  # it ended, or the kernel has no such file: a look at everybody
+        return [stat.pid for stat in _processes() if stat.parent == pid]
+    return sorted(found)
 
 
-class _Stat(NamedTuple):
+class _Stat(namedtuple("_Stat", "pid parent session runs")):
+    __slots__ = ()
     pid: int
     parent: int
     session: int

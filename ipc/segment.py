@@ -5,13 +5,18 @@ not a SIGBUS in the middle of a task. The *payload* file is sparse: a page costs
 `_core.trim`. Neither has a name, and both are sealed: nobody can resize them below somebody's feet.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from typing import Final
 
 from ipc import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["MAX_CONTROL", "MAX_ROOM", "MIN_ROOM", "Segment", "available_memory", "default_room", "default_rows"]
 
@@ -43,7 +48,7 @@ class Segment:  # not a dataclass: importing `dataclasses` takes 5 ms
         self._open = opened  # what close() still has to close
 
     @classmethod
-    def create(cls, workers: int, cores: int, rows: int | None = None, room: int | None = None) -> "Segment":
+    def create(cls, workers: int, cores: int, rows: int | None = None, room: int | None = None) -> Segment:
         """A fresh segment for so many workers, of which `cores` may be awake at the same time.
 
         `room` is rounded up to units of 64 KiB. `ValueError` for impossible numbers. `MemoryError`, or the kernel's

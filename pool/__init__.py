@@ -12,10 +12,26 @@
 See README.md.
 """
 
-from pool import errors
 from pool.executor import Pool
 from pool.futures import Future
 from pool.mapping import Failure
 from pool.output import output
 
+TYPE_CHECKING = False  # type checkers know the name; importing `typing` for it, here and elsewhere, takes 3 ms
+if TYPE_CHECKING:
+    from pool import errors
+
 __all__ = ["Failure", "Future", "Pool", "errors", "output"]
+
+
+def __getattr__(name: str) -> object:
+    """`errors`, when it is asked for: its import costs twice as much as all the rest, and most runs need no error."""
+    if name == "errors":
+        import pool.errors
+
+        return pool.errors
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

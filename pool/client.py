@@ -16,19 +16,23 @@ from __future__ import annotations
 import _thread
 import contextlib
 import os
+import sys
 import threading
 import weakref
 from collections import deque
-from typing import Any
+from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
-from pool import launch, monitor
-from pool.errors import PayloadTooLarge, PoolBroken, PoolClosed, PoolStartError, SegmentCorrupt
+from pool import codec, launch, monitor, spill
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
-from pool.task import Death, Task, trim_stack
+from pool.task import Death, Policy, Task, trim_stack
 from pool.waiting import Waiting
 from pool.worker import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 OPEN, DRAINING, CLOSED = range(3)
 _MOST = 512  # results collected in one turn
@@ -46,7 +50,8 @@ def _after_fork_in_child() -> None:
         client.leave_to_parent()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+# Before: what the program holds in shared memory now may be read by the child, and is not freed under it.
+os.register_at_fork(before=_core.forked, after_in_child=_after_fork_in_child)
 
 
 class Client(Waiting):
@@ -73,6 +78,7 @@ class Client(Waiting):
         self.crashes = 0
         self.segment: Any = None
         self.room = 0
+        self.large = sys.maxsize  # bytes of arguments that may need more than a look
         self._running: launch.Running | None = None
         self._owner = os.getpid()
         self._left: Any = None
@@ -90,6 +96,7 @@ class Client(Waiting):
         self._running = running = launch.start(self.workers, self.options)
         self.segment = running.segment
         self.room = running.room
+        self.large = min(self.room // 2, spill.LARGE)
         self.tasks = [None] * running.rows
         if not hasattr(self, "functions"):
             self.functions = FunctionStore(self.segment)
@@ -98,6 +105,8 @@ class Client(Waiting):
 
     def check_owner(self) -> None:
         if not self.owned():
+            from pool.errors import PoolClosed
+
             raise PoolClosed(
                 f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
             )
@@ -105,14 +114,12 @@ class Client(Waiting):
     def check_open(self) -> None:
         if self.state == OPEN and self.error is None:  # a forked child's copy is CLOSED
             return
-        if not self.owned():
-            raise PoolClosed(
-                f"this pool belongs to process {self._owner}: make one of your own in process {os.getpid()}"
-            )
+        self.check_owner()
         if self.error is not None:
             raise self.error.with_traceback(None)
-        if self.state != OPEN:
-            raise PoolClosed
+        from pool.errors import PoolClosed
+
+        raise PoolClosed
 
     def leave_to_parent(self) -> None:
         """In a forked child: the pool is not ours, and its segment is not mapped here."""
@@ -122,13 +129,13 @@ class Client(Waiting):
         if self._running is not None:
             launch.forget(self._running)
             self._running = None
-        self.lock, self.functions_lock = threading.RLock(), threading.RLock()
+        self.lock, self.functions_lock, self._encoding = threading.RLock(), threading.RLock(), threading.Lock()
         self.state = CLOSED
         self.reset_waiting()
         self._ended = True
         # Kept: finalisers of what they hold are the parent's to run. It happens in the monitor and in each worker.
-        self._left = (self._left, self.tasks, self.queue)
-        self.tasks, self.queue = [], deque()
+        self._left = (self._left, self.tasks, self.queue, self.singles)
+        self.tasks, self.queue, self.singles = [], deque(), deque()
 
     def owned(self) -> bool:
         """Whether this process made the pool (a forked child has a copy of the object)."""
@@ -211,7 +218,7 @@ class Client(Waiting):
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
         if error is None and (tasks or singles):
-            error = PoolBroken("the workers were terminated")
+            error = _pool_broken("the workers were terminated")
         for task in tasks:
             task.sink.fail(task, error)
         for run, index, item, _ in singles:
@@ -224,6 +231,8 @@ class Client(Waiting):
         queue = self.queue
         if not queue and self._publish(task):
             return
+        if type(task.data) is tuple:  # pieces of what is the caller's to change after this
+            task = task._replace(data=codec.snapshot(task.data))
         queue.append(task)
         if len(queue) & 63 == 0:
             self.pump()
@@ -233,11 +242,26 @@ class Client(Waiting):
         task.sink.row = -1
         self.queue.appendleft(task)
 
+    def prepared(self, data: Any, flags: int, policy: Policy) -> tuple[Any, int]:
+        """Data and flags of a task whose arguments are pieces, or longer than ``large``. Not under the lock."""
+        if type(data) is tuple:
+            flags |= _core.PACKED
+            if policy.retries:  # a further attempt gets what this one got
+                flags |= _core.REPEATABLE
+                data = codec.snapshot(data)
+        size = spill.size(data)
+        if self.segment is not None and (size > self.room // 2 or spill.exceeds_memory(size)):
+            with contextlib.suppress(OSError):  # `_publish` says what is too large
+                return spill.Spilled(self.options.folder, data), flags | codec.IN_FILE
+        return data, flags
+
     def _publish(self, task: Task) -> bool:
-        function = task.function
+        function, data, record = task.function, task.data, task
+        if type(data) is tuple and not task.flags & _core.REPEATABLE:
+            record = task._replace(data=None)  # not to be held for as long as the task runs
         row = _core.publish(
-            self.segment, self.tasks, task, function.id, function.generation, function.unit, function.length,
-            task.data, task.items, task.timeout_ms, task.flags, task.attempt,
+            self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
+            data, task.items, task.timeout_ms, task.flags, task.attempt,
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
@@ -245,10 +269,22 @@ class Client(Waiting):
                 self._command(monitor.LOOK)
             return True
         if row == _core.TOO_LARGE:
-            what = f"the arguments of {function.name}"
-            task.sink.fail(task, PayloadTooLarge(what=what, size=len(task.data), limit=self.room // 2))
-            return True
+            try:
+                return self._publish(self._spilled(task))
+            except OSError:
+                from pool.errors import PayloadTooLarge
+
+                what = f"the arguments of {function.name}"
+                task.sink.fail(task, PayloadTooLarge(what=what, size=spill.size(data), limit=self.room // 2))
+                return True
         return False
+
+    def _spilled(self, task: Task) -> Task:
+        """The same with its arguments in a file: room is held by what may never go. Raises OSError."""
+        if task.flags & codec.IN_FILE:
+            raise OSError("no room even for the name of a file")
+        data = spill.Spilled(self.options.folder, task.data)
+        return task._replace(data=data, flags=task.flags | codec.IN_FILE)
 
     def _publish_queue(self) -> None:
         queue = self.queue
@@ -298,7 +334,8 @@ class Client(Waiting):
         """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything
         was done.
 
-        What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, slot, run_us).
+        What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, length,
+        run_us).
         """
         if self.segment is None or self._pumping:
             return False
@@ -325,8 +362,8 @@ class Client(Waiting):
 
     def _deliver(self) -> None:
         inbox = self.inbox
-        for task, kind, data, slot, run_us in inbox:
-            task.sink.arrive(task, kind, data, slot, run_us)
+        for task, kind, data, length, run_us in inbox:
+            task.sink.arrive(task, kind, data, length, run_us)
         inbox.clear()
 
     def _settle(self, slot: int, reaped: int) -> None:
@@ -359,6 +396,8 @@ class Client(Waiting):
                 }
                 self.notices[slot, generation] = message[1 + monitor.WHO.size :].decode(errors="replace")
             elif message[:1] == monitor.FAILED:
+                from pool.errors import PoolStartError
+
                 reason, _, text = message[1:].decode(errors="replace").partition("\0")
                 self.error = PoolStartError(reason, traceback=text)
             else:
@@ -372,7 +411,7 @@ class Client(Waiting):
             self._read_messages()
             self._break(
                 self.error
-                or PoolBroken(
+                or _pool_broken(
                     "the monitor process died: all workers are gone, and nothing that was unfinished is run again"
                 )
             )
@@ -385,6 +424,8 @@ class Client(Waiting):
     def _replace_segment(self, damage: BaseException) -> None:
         """Something wrote into shared memory: all workers stop; what was published fails, what was not goes through a
         fresh segment."""
+        from pool.errors import PoolBroken, SegmentCorrupt
+
         with PutOff():
             self._deliver()  # what was collected before the damage was found counts
         tasks, self.tasks, self.segment = self.tasks, [], None  # at once: maps publish without the lock
@@ -455,6 +496,14 @@ class Client(Waiting):
                 self.singles = deque(single for single in self.singles if single[0] is not sink)
                 sink.came(singles)
             self._publish_queue()
+
+
+def _pool_broken(text: str) -> BaseException:
+    try:
+        from pool.errors import PoolBroken
+    except (ImportError, OSError):  # no file descriptor is left to import it with: its base, which is there
+        return BrokenExecutor(text)
+    return PoolBroken(text)
 
 
 __all__ = ["CLOSED", "DRAINING", "OPEN", "Client", "all_clients"]

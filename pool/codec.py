@@ -11,16 +11,23 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import struct
 import sys
 import traceback
 from collections.abc import Callable
-from concurrent.futures.process import _RemoteTraceback
-from typing import Any
 
-from pool.errors import Abort, PayloadTooLarge, RemoteError, ResultNotPicklable
+from ipc import _core
+from pool import spill
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED = range(6)
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED, SPILLED = range(7)
+PACKED = _core.PACKED_KIND | VALUE
+PACKED_SPILLED = _core.PACKED_KIND | SPILLED
+VALUES = (VALUE, PACKED)
 """UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run."""
 FAILED, DEATH = -1, -2
 """Outcomes that no worker has sent: an exception object, and a Death."""
@@ -30,10 +37,14 @@ CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
 """``fn(*args, **kwargs)`` · ``fn(item)`` · ``fn(*item)`` · the arguments carry the function: ``item[0](*item[1],
 **item[2])``."""
 
+IN_FILE = 8
+"""A flag of a row, beside the core's: the arguments are the path of a file."""
+
 _TEXT_LIMIT = 64 * 1024
 _MAIN = b"__main__"
 _dumps = pickle.dumps
 loads = pickle.loads
+_WORD = struct.Struct("<QQ")
 
 
 class _MainNames:
@@ -64,36 +75,100 @@ def _pickler() -> type[Any]:
     return ByValue
 
 
-def by_value(obj: Any) -> bytes:
+def by_value(obj: Any, buffer_callback: Callable[[Any], object] | None = None) -> bytes:
     """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now."""
     out = io.BytesIO()
-    _pickler()(out, protocol=5).dump(obj)
+    _pickler()(out, protocol=5, buffer_callback=buffer_callback).dump(obj)
     return out.getvalue()
 
 
-def encode_args(obj: Any) -> bytes:
-    """Arguments for a worker. Raises what pickling raised if nothing can take them."""
-    try:
-        data = _dumps(obj, 5)
-    except Exception:
-        return by_value(obj)  # raises its own error: the first may complain about what the second way can do
-    if data.find(_MAIN) < 0:  # `in` is slower: it first fails to make an int of the bytes
-        return data
-    try:
-        return by_value(obj)
-    except Exception:
-        return data
+def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
+    """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). Raises what pickling raised
+    if nothing can take them."""
+    buffers: list[Any] = []
+    data = _encode(obj, buffers)
+    return pack(data, buffers) if buffers else data
 
 
-def encode_value(value: Any) -> tuple[int, bytes]:
-    """A task's result: (kind, bytes). By reference where possible, so that the client finds its own classes again."""
+def encode_function(fn: Any) -> bytes:
+    """A callable, which travels as one string of bytes. Raises what pickling raised if nothing can take it."""
+    return _encode(fn, None)
+
+
+def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
+    note = None if buffers is None else buffers.append
+    try:
+        data = _dumps(obj, 5, buffer_callback=note)
+    except Exception:
+        data = b""
+    if data and data.find(_MAIN) < 0:  # `in` is slower: it first fails to make an int of the bytes
+        return data
+    noted: list[Any] = []
+    try:
+        by = by_value(obj, noted.append if buffers is not None else None)
+    except Exception:
+        if not data:
+            raise  # its own error: plain pickle may complain about what this way can do
+        return data
+    if buffers is not None:
+        buffers[:] = noted
+    return by
+
+
+def encode_value(value: Any) -> tuple[int, Any]:
+    """A task's result: (kind, bytes or pieces). By reference where possible, so that the client finds its own classes
+    again."""
+    buffers: list[Any] = []
     try:
         try:
-            return VALUE, _dumps(value, 5)
+            data = _dumps(value, 5, buffer_callback=buffers.append)
         except Exception:
-            return VALUE, by_value(value)
+            buffers.clear()
+            data = by_value(value, buffers.append)
+        return (PACKED, pack(data, buffers)) if buffers else (VALUE, data)
     except (Exception, SystemExit) as error:
         return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
+
+
+def pack(data: bytes, buffers: list[Any]) -> tuple[Any, ...]:
+    """Pieces of a pickle with out-of-band buffers (protocol 5): (head with the pickle, buffer, ...), which are copied
+    one behind the other, each at a multiple of ALIGN. The head: number of buffers, length of the pickle, lengths of the
+    buffers, all of 64 bits; then the pickle.
+
+    Raises BufferError for a buffer that is not contiguous."""
+    raws = [buffer.raw() for buffer in buffers]
+    lengths = struct.pack(f"<{len(raws)}Q", *map(len, raws))
+    return _WORD.pack(len(raws), len(data)) + lengths + data, *raws
+
+
+def snapshot(pieces: tuple[Any, ...]) -> tuple[bytes, ...]:
+    """A private copy."""
+    return tuple(map(bytes, pieces))
+
+
+def join(pieces: tuple[Any, ...]) -> bytearray:
+    """The pieces as they stand in the payload."""
+    out = bytearray()
+    for piece in pieces:
+        out += bytes(-len(out) % _core.ALIGN)
+        out += piece
+    return out
+
+
+def loads_packed(packed: Any) -> Any:
+    """The object; its buffers are views into ``packed``, and hold it."""
+    view = memoryview(packed)
+    count, length = _WORD.unpack_from(view)
+    at = 16 + 8 * count
+    lengths = struct.unpack_from(f"<{count}Q", view, 16)
+    data = view[at : at + length]
+    at += length
+    buffers = []
+    for length in lengths:
+        at = -(-at // _core.ALIGN) * _core.ALIGN
+        buffers.append(view[at : at + length])
+        at += length
+    return loads(data, buffers=buffers)
 
 
 def _text(error: BaseException) -> str:
@@ -122,9 +197,15 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
 
     The exception is pickled inside an envelope of plain strings, so that one that cannot be rebuilt still reports its
     type, text and traceback."""
-    kind, data = encode_value(error)
-    inner = data if kind == VALUE else None
-    kind = ABORT if isinstance(error, Abort) else ERROR
+    try:
+        inner = _dumps(error, 5)
+    except Exception:
+        try:
+            inner = by_value(error)
+        except (Exception, SystemExit):
+            inner = None
+    # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
+    kind = ABORT if isinstance(error, getattr(sys.modules.get("pool.errors"), "Abort", ())) else ERROR
     return kind, _dumps((inner, type(error).__qualname__, _text(error), _trace(error, skip)), 5)
 
 
@@ -134,9 +215,26 @@ EMERGENCY = _dumps(
 """Made beforehand: an error record for the moment in which no memory is left to make one."""
 
 
+def encode_path(path: str) -> bytes:
+    """The name of a file with what would be here if it were smaller."""
+    return _dumps(path, 5)
+
+
+def fetch(kind: int, data: Any) -> tuple[int, Any]:
+    """The outcome behind a SPILLED one: its bytes mapped, and their file without a name from now on."""
+    try:
+        return kind & ~SPILLED, spill.read(loads(data), remove=True)
+    except OSError as error:
+        return FAILED, error
+
+
 def encode_too_large(size: int) -> tuple[int, bytes]:
     """The result of a task whose value of ``size`` bytes does not fit into the payload room."""
     return TOO_LARGE, _dumps(size, 5)
+
+
+class RemoteTraceback(Exception):
+    """The traceback in the worker, as text: the `__cause__` of an exception that a task raised."""
 
 
 def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
@@ -144,9 +242,13 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
 
     ``room`` is the size of the payload segment in bytes."""
     if kind == UNPICKLABLE:
+        from pool.errors import ResultNotPicklable
+
         type_name, reason = loads(data)
         return ResultNotPicklable(task=task, type_name=type_name, reason=reason)
     if kind == TOO_LARGE:
+        from pool.errors import PayloadTooLarge
+
         return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room // 2)
     inner, name, message, trace = loads(data)
     error: BaseException | None = None
@@ -156,16 +258,20 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
         except (Exception, SystemExit) as failed:
             message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {_text(failed)})"
     if not isinstance(error, BaseException):
+        from pool.errors import RemoteError
+
         error = RemoteError(type_name=name, message=message, traceback=trace)
-    error.__cause__ = _RemoteTraceback(trace)
+    error.__cause__ = RemoteTraceback(trace)
     return error
 
 
-def decode_value(data: bytes, task: str) -> Any:
+def decode_value(kind: int, data: Any, task: str) -> Any:
     """A task's value. Raises ResultNotPicklable, naming the task, if it cannot be rebuilt here."""
     try:
-        return loads(data)
+        return loads(data) if kind == VALUE else loads_packed(data)
     except (Exception, SystemExit) as failed:
+        from pool.errors import ResultNotPicklable
+
         reason = f"it cannot be rebuilt here: {type(failed).__name__}: {_text(failed)}"
         raise ResultNotPicklable(task=task, type_name="value", reason=reason) from failed
 

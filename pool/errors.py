@@ -23,10 +23,18 @@ tracebacks print it.
 
 import pickle
 import signal as signals
+import sys
+import threading
 
 # Most of what importing this file costs (some 15 ms) is this line. `except BrokenProcessPool` looks at real base
-# classes and nothing else, so there is no lazy way round it.
-from concurrent.futures.process import BrokenProcessPool
+# classes and nothing else, so there is no lazy way round it; but the rest of the pool imports this file only where it
+# makes an error.
+if "concurrent.futures.process" in sys.modules or not threading._SHUTTING_DOWN:  # type: ignore[attr-defined]
+    from concurrent.futures.process import BrokenProcessPool
+else:
+    # While the interpreter exits it lets nobody register the hook that this module has. As nobody can import it any
+    # more to compare with, its base is as good.
+    from concurrent.futures import BrokenExecutor as BrokenProcessPool  # type: ignore[assignment]
 
 __all__ = [
     "Abort",

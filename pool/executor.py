@@ -11,17 +11,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
-from typing import Any, Literal, TypedDict, Unpack
 
 from pool import codec
 from pool.client import CLOSED, DRAINING, OPEN, Client, all_clients
 from pool.cpus import available_cpus
-from pool.errors import PoolClosed
 from pool.futures import Future
 from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
 from pool.task import Policy, Task
 from pool.worker import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypedDict, Unpack
+
+    class MapOptions(TypedDict, total=False):
+        """Options of ``imap`` and its forms; see there."""
+
+        buffersize: int | None
+        chunksize: int | Literal["auto"]
+        on_error: Literal["raise", "return", "skip"]
+
 
 _new = tuple.__new__  # a third of the price of Task(...)
 _NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
@@ -34,14 +44,6 @@ class _Unset:
 
 
 _UNSET = _Unset()
-
-
-class MapOptions(TypedDict, total=False):
-    """Options of ``imap`` and its forms; see there."""
-
-    buffersize: int | None
-    chunksize: int | Literal["auto"]
-    on_error: Literal["raise", "return", "skip"]
 
 
 class _Calls(Executor):
@@ -81,6 +83,8 @@ class _Calls(Executor):
         except Exception as error:
             future.fail_early(error)
             return future
+        if type(data) is tuple or len(data) > client.large:
+            data, flags = client.prepared(data, flags, self._policy)
         with client.lock:
             client.check_open()
             self._track(future)
@@ -337,14 +341,18 @@ class Options(_Calls):
         self._futures: weakref.WeakSet[Future] = weakref.WeakSet()
         self._closed = False
 
-    def _track(self, future: Future) -> None:
+    def _check_open(self) -> None:
         if self._closed:
+            from pool.errors import PoolClosed
+
             raise PoolClosed
+
+    def _track(self, future: Future) -> None:
+        self._check_open()
         self._futures.add(future)
 
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
-        if self._closed:
-            raise PoolClosed
+        self._check_open()
         return super()._run(fn, call, chunksize, buffersize)
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:

@@ -11,10 +11,13 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ipc import _core
 from pool import codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
 _MANY_BYTES = 64 << 20  # and so much of their pickles
@@ -136,7 +139,7 @@ class FunctionStore:
         try:
             known = self._stored.get(fn)
         except TypeError:  # unhashable callable
-            return self._store(None, fn, codec.encode_args(fn)) if once else self.carried(fn)
+            return self._store(None, fn, codec.encode_function(fn)) if once else self.carried(fn)
         if known is not None:
             function, fingerprint, by_reference = known
             if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
@@ -144,7 +147,7 @@ class FunctionStore:
         elif not once and not _plain(fn):
             return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
         fingerprint = self._fingerprint(fn)
-        fresh = codec.encode_args(fn)
+        fresh = codec.encode_function(fn)
         if known is not None and fresh == known[0].data:
             self._stored[fn] = (known[0], fingerprint, known[2])
             return known[0]

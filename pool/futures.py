@@ -11,18 +11,21 @@ import concurrent.futures
 import threading
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
-from typing import TYPE_CHECKING, Any
 
 from pool import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pool.client import Client
     from pool.task import Death, Policy, Task
 
+_NOT_PACKED = ~codec.PACKED
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
-class Future(concurrent.futures.Future[Any]):
+class Future(concurrent.futures.Future["Any"]):
     """A task's outcome. ``cancel()`` keeps its standard meaning (False once the task runs); ``kill()`` stops a running
     one."""
 
@@ -44,10 +47,12 @@ class Future(concurrent.futures.Future[Any]):
 
     # ---- the client's side; its lock is held
 
-    def arrive(self, task: Task, kind: int, data: bytes, slot: int, run_us: int) -> None:
+    def arrive(self, task: Task, kind: int, data: bytes, length: int, run_us: int) -> None:
         if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
+        if kind & _NOT_PACKED == codec.SPILLED:
+            kind, data = codec.fetch(kind, data)
         self._raw = (kind, data)
         self._name = task.function.name
         self._end()
@@ -117,7 +122,7 @@ class Future(concurrent.futures.Future[Any]):
             for waiter in self._waiters:
                 if self._fate == CANCELLED_AND_NOTIFIED:
                     waiter.add_cancelled(self)
-                elif self._exception is not None or (self._raw is not None and self._raw[0] != codec.VALUE):
+                elif self._exception is not None or (self._raw is not None and self._raw[0] not in codec.VALUES):
                     waiter.add_exception(self)
                 else:
                     waiter.add_result(self)
@@ -150,10 +155,12 @@ class Future(concurrent.futures.Future[Any]):
             return
         kind, data = self._raw
         try:
-            if kind == codec.VALUE:
-                self._result = codec.decode_value(data, self._name)
+            if kind in codec.VALUES:
+                self._result = codec.decode_value(kind, data, self._name)
             elif kind == codec.DEATH:
                 self._exception = data.error()
+            elif kind == codec.FAILED:
+                self._exception = data
             else:
                 self._exception = codec.decode_error(kind, data, self._name, self._client.room)
         except Exception as error:

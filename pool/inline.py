@@ -7,13 +7,16 @@ enforced: nobody is there to stop the caller.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from pool import codec
 from pool.client import Client
 from pool.functions import Function
 from pool.task import Task
 from pool.worker import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class _Target(Function):
@@ -68,25 +71,31 @@ class InlineClient(Client):
             if task.items:
                 frames: list[Any] = []
                 try:
-                    batch = codec.loads(task.data)
+                    batch = self._decode(task)
                 except Exception:
                     batch, frames = [], [codec.UNDECODED, b""] * task.items
                 for item in batch:
                     frames += self._attempt(task, item)
                 task.sink.arrive(task, 0, frames, 0, 0)
             else:
-                task.sink.arrive(task, *self._attempt(task, codec.loads(task.data)), 0, 0)
+                task.sink.arrive(task, *self._attempt(task, self._decode(task)), 0, 0)
         except BaseException as error:  # Ctrl-C goes on to the caller
             task.sink.fail(task, error)
             if not isinstance(error, Exception):
                 raise
         return True
 
-    def _attempt(self, task: Task, argument: Any) -> tuple[int, bytes]:
+    def _decode(self, task: Task) -> Any:
+        return codec.loads_packed(codec.join(task.data)) if type(task.data) is tuple else codec.loads(task.data)
+
+    def _attempt(self, task: Task, argument: Any) -> tuple[int, Any]:
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]
         try:
             if call == codec.CALL_ARGS:
-                return codec.encode_value(fn(*argument[0], **argument[1]))
-            return codec.encode_value(fn(argument) if call == codec.CALL_ONE else fn(*argument))
+                value = fn(*argument[0], **argument[1])
+            else:
+                value = fn(argument) if call == codec.CALL_ONE else fn(*argument)
+            kind, data = codec.encode_value(value)
+            return kind, codec.join(data) if type(data) is tuple else data
         except (Exception, SystemExit) as error:
             return codec.encode_error(error)

@@ -3,11 +3,11 @@ DESIGN.md section 3."""
 
 from __future__ import annotations
 
+import _socket  # the part of `socket` in C: the rest takes 2 ms to import
 import contextlib
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -15,9 +15,8 @@ import warnings
 
 from ipc import _core, process
 from ipc.segment import Segment
-from pool import codec, monitor
+from pool import codec, monitor, spill, worker
 from pool.cpus import available_cpus
-from pool.errors import PoolStartError
 from pool.worker import WorkerOptions
 
 _STOP_SECONDS = 5.0
@@ -27,8 +26,11 @@ _warned = False
 class Running:
     """A started pool, as the client holds it: its view of the segment and its ends to the monitor."""
 
-    def __init__(self, segment: object, rows: int, room: int, workers: int, commands: socket.socket, pid: int) -> None:
+    def __init__(
+        self, segment: object, rows: int, room: int, workers: int, commands: _socket.socket, pid: int, folder: str
+    ) -> None:
         self.segment = segment
+        self.folder = folder  # of spilled values
         self.rows = rows
         self.room = room
         self.workers = workers
@@ -45,13 +47,15 @@ class Running:
 def start(workers: int, options: WorkerOptions) -> Running:
     """Make the segment, fork the monitor. Raises MemoryError or OSError if there is too little memory for it."""
     _warn_about_threads()
+    options.folder = spill.new_folder()
     segment = Segment.create(workers, available_cpus())
     try:
         view, theirs_view = segment.attach(), segment.attach()
         _core.open_client(view)
         _core.dont_fork(view)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         codec.snapshot_main()
+        worker.import_title()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
@@ -60,11 +64,11 @@ def start(workers: int, options: WorkerOptions) -> Running:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)
-    return Running(view, segment.rows, segment.room, workers, ours, pid)
+    return Running(view, segment.rows, segment.room, workers, ours, pid, options.folder)
 
 
 def _fork(
-    segment: Segment, view: object, workers: int, ours: socket.socket, theirs: socket.socket, options: WorkerOptions
+    segment: Segment, view: object, workers: int, ours: _socket.socket, theirs: _socket.socket, options: WorkerOptions
 ) -> int:
     client = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -84,6 +88,8 @@ def _fork(
                 os._exit(1)
         return pid
     except OSError as error:
+        from pool.errors import PoolStartError
+
         raise PoolStartError(f"the monitor process cannot be forked: {error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -156,6 +162,8 @@ def sweep_up(running: Running) -> None:
 
 
 def _close(running: Running) -> None:
+    spill.remove_folder(running.folder)  # the monitor has, unless it was killed
+    _core.retire(running.segment)  # values that the program still holds go on living in it
     process.reap(running.pid)
     forget(running)
 

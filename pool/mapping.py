@@ -15,20 +15,26 @@ import reprlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from ipc import _core
-from pool import codec
+from pool import codec, spill
 from pool.client import OPEN, Client
 from pool.functions import Function
 from pool.task import Death, Policy, Task
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
+_CHUNK_BYTES = 1 << 18  # of its arguments or results: large ones gain nothing by being handed over together
+_HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
+_NOT_PACKED = ~codec.PACKED
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
 
@@ -84,13 +90,16 @@ class MapRun:
         self._buffersize = buffersize
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
+        self._item_bytes = 0.0
+        self.held = 0  # bytes of results that wait to be taken
+        self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
         self._since = time.monotonic()
         self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
 
     # ---- the client's side; its lock is held
 
-    def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None:
+    def arrive(self, task: Task, kind: int, data: Any, length: int, run_us: int) -> None:
         if task.items:
             self._chunk_arrived(task, kind, data)
         elif kind == codec.ERROR and self._may_repeat(task.attempt):
@@ -100,6 +109,7 @@ class MapRun:
         if self.auto:
             each = run_us / (task.items or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
+            self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
 
     def take(self, entries: list[Any], plain: bool) -> list[Any]:
         """Let what the caller has collected itself arrive; single values only if not ``plain``. Returns the rest."""
@@ -124,7 +134,11 @@ class MapRun:
 
     def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
         self.came(1)
+        if kind & _NOT_PACKED == codec.SPILLED:
+            kind, data = codec.fetch(kind, data)
         if not self.dropped:
+            if kind in codec.VALUES:
+                self.held += len(data)
             self.ready.append((index, kind, data, item))
 
     def came(self, count: int) -> None:
@@ -147,8 +161,13 @@ class MapRun:
 
     def encode_single(self, index: int, item: Any, attempt: int) -> Task:
         """Raises what pickling raises. Not under the lock."""
-        data = codec.encode_args(item)
-        return Task(self, index, self.function, data, self._flags, self._timeout_ms, item, 0, attempt)
+        return self._task(index, codec.encode_args(item), item, 0, attempt)
+
+    def _task(self, index: int, data: Any, item: Any, items: int = 0, attempt: int = 1) -> Task:
+        flags = self._flags
+        if type(data) is tuple or len(data) > self.client.large:
+            data, flags = self.client.prepared(data, flags, self.policy)
+        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, attempt)
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         if not task.items:
@@ -187,8 +206,9 @@ class MapRun:
         if kind == codec.DEATH:
             return Failure(item, index, data.error())
         try:
-            if kind == codec.VALUE:
-                hand.append(codec.decode_value(data, self.function.name))
+            if kind in codec.VALUES:
+                self.held -= len(data)
+                hand.append(codec.decode_value(kind, data, self.function.name))
                 return None
             error = codec.decode_error(kind, data, self.function.name, self.client.room)
         except Exception as failed:
@@ -197,6 +217,9 @@ class MapRun:
 
     def wants(self, unread: int) -> int:
         """How many more items may be given away now, with so many results unread."""
+        queue = self.client.queue
+        if self.held > self._most_held or (queue and queue[-1].sink is self):
+            return 0  # results would pile up in memory, or arguments, which wait for room
         if self._buffersize is not None:
             return self._buffersize - self.flying - unread
         return min(self._window - self.flying, _AHEAD - self.flying - unread)
@@ -210,6 +233,7 @@ class MapRun:
         self._came, self._since = 0, now
         if self.auto and self._item_us < _CHUNK_US / 2:
             best = int(_CHUNK_US / max(self._item_us, 1.0))
+            best = min(best, int(_CHUNK_BYTES / max(self._item_bytes, 1.0)))
             self.chunksize = max(1, min(best, _CHUNK_MOST, 4 * self.chunksize))
         elif self.auto:
             self.chunksize = 1
@@ -225,19 +249,31 @@ class MapRun:
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
-        index, given = self.given, 0
+        index, given, large = self.given, 0, client.large
+        buffers: list[Any] = []
+        note = buffers.append
         try:
             for item in itertools.islice(source, count):
                 try:
-                    data = _dumps(item, 5)
+                    data: Any = _dumps(item, 5, buffer_callback=note)
                     if data.find(_MAIN) >= 0:  # `in` first fails to make an int of the bytes
-                        data = codec.by_value(item)
-                    task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
+                        data = codec.encode_args(item)
+                        buffers.clear()
+                    elif buffers:
+                        data = codec.pack(data, buffers)
+                        buffers.clear()
+                    if type(data) is bytes and len(data) <= large:
+                        task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
+                    else:
+                        task = self._task(index + given, data, item)
                 except Exception:
+                    buffers.clear()
                     self._give_one_by_one(index + given, [item])
                 else:
                     if (
                         timeout_ms
+                        or task.data is not data
+                        or type(data) is not bytes
                         or client.queue
                         or client.segment is not segment  # replaced or closed meanwhile
                         or segment is None
@@ -245,6 +281,10 @@ class MapRun:
                     ):
                         with client.lock:
                             client.offer(task)
+                            stuck = client.queue
+                        if stuck and type(data) is not bytes:
+                            given += 1
+                            return False  # for want of room: more of the input would only wait in memory
                 given += 1
         finally:
             self.flying += given
@@ -262,7 +302,9 @@ class MapRun:
         except Exception:
             self._give_one_by_one(index, items)
             return
-        self._offer(Task(self, index, self.function, data, self._flags, self._timeout_ms, items, len(items)))
+        if type(data) is tuple:
+            self._item_bytes = max(self._item_bytes, spill.size(data) / len(items))
+        self._offer(self._task(index, data, items, len(items)))
 
     def _give_one_by_one(self, index: int, items: list[Any]) -> None:
         for k, item in enumerate(items):

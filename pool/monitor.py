@@ -19,16 +19,19 @@ import gc
 import os
 import select
 import signal
-import socket
 import struct
 import sys
 import time
-from typing import NoReturn
 
 from ipc import _core, process
-from pool import output, worker
+from pool import output, spill, worker
 from pool.restart import Restarts
 from pool.worker import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _socket import socket
+    from typing import NoReturn
 
 STOP, KILL_ALL, LOOK = b"S", b"K", b"L"
 """Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
@@ -75,9 +78,7 @@ class _Worker:
 class Monitor:
     """See the module. ``run`` never returns."""
 
-    def __init__(
-        self, segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions
-    ) -> None:
+    def __init__(self, segment: object, workers: int, commands: socket, client: int, options: WorkerOptions) -> None:
         self._segment = segment
         self._options = options
         self._commands = commands
@@ -351,9 +352,10 @@ class Monitor:
         for w in self._workers:
             if w.pid:
                 output.remove_unfinished(w.outputs, w.pid)
+        spill.remove_folder(self._options.folder)
 
 
-def main(segment: object, workers: int, commands: socket.socket, client: int, options: WorkerOptions) -> NoReturn:
+def main(segment: object, workers: int, commands: socket, client: int, options: WorkerOptions) -> NoReturn:
     """Be the monitor: called in the freshly forked child, with signals blocked."""
     try:
         os.setsid()

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections import namedtuple
 
 from ipc import _core, process
 from pool import codec
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pool.functions import Function
 
 
-class Policy(NamedTuple):
+class Policy(namedtuple("Policy", "timeout retries", defaults=(None, 0))):
     """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
     failed one."""
 
-    timeout: float | None = None
-    retries: int = 0
+    __slots__ = ()
+    timeout: float | None
+    retries: int
 
     @property
     def timeout_ms(self) -> int:
@@ -27,40 +30,46 @@ class Policy(NamedTuple):
         return 0 if self.timeout is None or self.timeout > 4e6 else max(1, math.ceil(self.timeout * 1000))
 
 
-class Sink(Protocol):
-    """Who wants the outcome of tasks: a Future or a running map. Called under the client's lock."""
+class Sink:
+    """Who wants the outcome of tasks: what a Future and a running map have; nobody inherits it. Called under the
+    client's lock."""
 
     policy: Policy
     row: int  # of its last publication; -1: in the queue
     dropped: bool  # nobody wants it: the queue skips its tasks
     holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
 
-    def arrive(self, task: Task, kind: int, data: Any, slot: int, run_us: int) -> None: ...
+    def arrive(self, task: Task, kind: int, data: Any, length: int, run_us: int) -> None: ...
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None: ...
     def fail(self, task: Task, error: BaseException) -> None: ...
 
 
-class Task(NamedTuple):
+class Task(
+    namedtuple("Task", "sink position function data flags timeout_ms item items attempt", defaults=(None, 0, 1))
+):
     """One publication: a single call, or a chunk of ``count`` calls."""
+
+    __slots__ = ()
 
     sink: Any  # Sink; a future in which nobody is interested any more still is its task's sink
     position: int  # of the (first) item in a map
     function: Function
-    data: bytes
+    data: Any  # bytes, or a tuple of pieces
     flags: int  # calling convention << 8 | TIMED
     timeout_ms: int
-    item: Any = None  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
-    items: int = 0  # in a chunk, else 0
-    attempt: int = 1
+    item: Any  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
+    items: int  # in a chunk, else 0
+    attempt: int
 
 
-class Death(NamedTuple):
+class Death(namedtuple("Death", "task item condemned slot pid status reason stack")):
     """The death of a worker, as the task that it ran has to know it.
 
     The exception is made by whoever reads it and not under the client's lock, because showing the arguments runs code
     of the caller.
     """
 
+    __slots__ = ()
     task: Task
     item: int  # of a chunk, from 1; 0: it was being decoded
     condemned: bool
@@ -121,6 +130,8 @@ def trim_stack(text: str) -> str:
 
 def describe_args(task: Task, item: int) -> str:
     """The arguments of a call for people, shortened; empty if they cannot be shown."""
+    import reprlib
+
     short = reprlib.Repr()
     short.maxstring = short.maxother = 80
     call = task.flags >> 8

@@ -11,16 +11,18 @@ import faulthandler
 import fcntl
 import gc
 import os
-import random
 import resource
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
 
 from ipc import _core
-from pool import codec, output
+from pool import codec, output, spill
 from pool.functions import FunctionCache
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
@@ -45,6 +47,7 @@ class WorkerOptions:
         nice: int | None = None,
         cpu_affinity: bool = False,
     ) -> None:
+        self.folder = ""  # of spilled values; new at each start
         self.name = name
         self.initializer = initializer
         self.initargs = initargs
@@ -58,6 +61,7 @@ class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
+    results: _Results
     spoilt = False  # a task has used up the memory: the next one shall not suffer for it
 
 
@@ -79,6 +83,7 @@ def main(
     try:
         _isolate(segment, slot, generation, log_fd, monitor)
         _settle_in(slot, outputs_fd, options)
+        _Process.results = _Results(options.folder, slot, generation)
         _core.set_phase(segment, _core.IDLE)
         code = _loop(segment, options.max_tasks_per_child or 0)
     except BaseException as error:
@@ -97,8 +102,7 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     if os.getppid() != monitor:  # it died before the line above
         os._exit(1)
     signal.set_wakeup_fd(-1)
-    default_handlers()
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):  # ignored in the monitor
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):  # what the monitor has set
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, _interrupt)
     # A pool inside a task: its monitor is a child that the task forked, its worker is a worker.
@@ -106,7 +110,7 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     _Process.forked = _in_task = False
     _core.open_worker(segment, slot, generation)
     _core.dont_fork(segment)
-    os.register_at_fork(after_in_child=lambda: _forked(segment))
+    os.register_at_fork(before=_core.forked, after_in_child=lambda: _forked(segment))
     faulthandler.enable(log_fd)
     faulthandler.register(DUMP_SIGNAL, log_fd, all_threads=True, chain=False)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -142,8 +146,8 @@ def _forked(segment: object) -> None:
 
 def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     """Priority, memory score, title, threads, random numbers; last the user's initializer."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("500")  # when memory runs out the kernel shall take a worker, not the client
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
+        score.write(b"500")  # when memory runs out the kernel shall take a worker, not the client
     if options.nice:
         os.nice(options.nice)
     if options.cpu_affinity:
@@ -155,7 +159,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     output.record_to(outputs_fd)
     _limit_threads(options.threads_per_worker)
-    random.seed()
+    # What is imported later seeds itself.
+    if (random := sys.modules.get("random")) is not None:
+        random.seed()
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed()
     if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
@@ -177,13 +183,16 @@ def _limit_threads(threads: int) -> None:
     threadpoolctl.threadpool_limits(threads)
 
 
+def import_title() -> None:
+    """Import what ``set_title`` needs: in the client, because in a fresh fork it takes three times as long."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: too many open files
+        import setproctitle  # noqa: F401
+
+
 def set_title(title: str) -> None:
     """The process title as ``ps`` and ``top`` show it."""
-    try:
-        import setproctitle
-    except ImportError:
-        return
-    setproctitle.setproctitle(title)
+    if (setproctitle := sys.modules.get("setproctitle")) is not None:
+        setproctitle.setproctitle(title)
 
 
 def _report(error: BaseException, log_fd: int) -> None:
@@ -197,6 +206,7 @@ def _report(error: BaseException, log_fd: int) -> None:
 def _loop(segment: object, recycle_after: int) -> int:
     """Run tasks. Returns the exit code: 0 for every planned end."""
     functions = FunctionCache(segment)
+    kept_limit = _core.room(segment) // 64
     done = 0
     while True:
         claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
@@ -209,11 +219,20 @@ def _loop(segment: object, recycle_after: int) -> int:
             os._exit(0)
         if code < 0 or _Process.spoilt:
             break
+        if _core.kept(segment) > kept_limit and _keeps_too_much(segment, kept_limit):
+            break
         done += claim[3] or 1
         if recycle_after and done >= recycle_after:
             break
     _core.set_phase(segment, _core.LEAVING)
     return 0
+
+
+def _keeps_too_much(segment: object, limit: int) -> bool:
+    """Arguments that tasks have kept take room from others. Cycles are collected; if it is still too much, and more
+    than four times as much, the worker is to be replaced."""
+    gc.collect()
+    return _core.kept(segment) > 4 * limit
 
 
 def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
@@ -228,11 +247,11 @@ def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
 
 def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     global _in_task
-    fn_id, generation, call, _, args = claim
+    fn_id, generation, call, _, args, flags = claim
     try:
         _in_task = True
         fn = functions.get(fn_id, generation) if fn_id else None
-        value = _call(fn, call, codec.loads(args))
+        value = _call(fn, call, codec.loads(args) if args is not None else _arguments(segment, flags))
         kind, data = codec.encode_value(value)
         _in_task = False
     except BaseException as error:
@@ -244,7 +263,7 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
     global _in_task
-    fn_id, generation, call, items, args = claim
+    fn_id, generation, call, items, args, flags = claim
     broken: tuple[int, bytes] | None = None
     batch: list[Any] = []
     fn = None
@@ -253,11 +272,12 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     except BaseException as error:
         broken = _encode_error(error)
     try:
-        batch = codec.loads(args)
+        batch = codec.loads(args) if args is not None else _arguments(segment, flags)
+        batch.reverse()
     except BaseException:  # nobody can say by which item, so each goes by itself
         broken = broken or (codec.UNDECODED, b"")
     code = _core.begin_items(segment)
-    for k in range(items):
+    for _ in range(items):
         if code < 0:
             break
         if broken is not None:
@@ -265,7 +285,7 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
         else:
             try:
                 _in_task = True
-                kind, data = codec.encode_value(_call(fn, call, batch[k]))
+                kind, data = codec.encode_value(_call(fn, call, batch.pop()))
                 _in_task = False
             except BaseException as error:
                 _in_task = False
@@ -274,13 +294,48 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     return code
 
 
-def _forked_or(publish: Callable[[object, int, bytes], int], segment: object, kind: int, data: bytes) -> int:
+def _arguments(segment: object, flags: int) -> Any:
+    """Arguments that are not simply a pickle in the row. Nobody here may hold their bytes afterwards: what the task
+    keeps of them is told by who still does."""
+    data = _core.arguments(segment)
+    if flags & codec.IN_FILE:
+        data = spill.read(codec.loads(data))
+    return codec.loads_packed(data) if flags & _core.PACKED else codec.loads(data)
+
+
+def _forked_or(publish: Callable[[object, int, Any], int], segment: object, kind: int, data: Any) -> int:
     if _Process.forked:
-        os._exit(0 if kind == codec.VALUE else 1)
+        os._exit(0 if kind in codec.VALUES else 1)
+    if type(data) is not bytes and spill.exceeds_memory(spill.size(data)):
+        kind, data = _spill(kind, data)
     code = publish(segment, kind, data)
     if code == _core.TOO_LARGE:
-        return publish(segment, *codec.encode_too_large(len(data)))
+        return publish(segment, *_spill(kind, data))
     return code
+
+
+def _spill(kind: int, data: Any) -> tuple[int, bytes]:
+    """The same result as a file."""
+    try:
+        return _Process.results.spill(kind, data)
+    except OSError:
+        return codec.encode_too_large(spill.size(data))
+
+
+class _Results:
+    """Files for results that do not fit into the payload room."""
+
+    def __init__(self, folder: str, slot: int, generation: int) -> None:
+        self._where = folder, slot, generation
+        self._count = 0
+
+    def spill(self, kind: int, data: Any) -> tuple[int, bytes]:
+        if kind not in codec.VALUES:
+            raise OSError("an error is never that large")
+        self._count += 1
+        path = spill.result_path(*self._where, self._count)
+        spill.write(path, data)
+        return kind | codec.SPILLED, codec.encode_path(path)
 
 
 def _short_of_memory() -> bool:
