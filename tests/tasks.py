@@ -227,6 +227,27 @@ class Undecodable:
         return _broken, ()
 
 
+class SlowToDecode:
+    """A number that arrives as a plain int, after keeping the worker busy for a while."""
+
+    def __init__(self, number: int, seconds: float) -> None:
+        self.number = number
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return _decode_slowly, (self.number, self.seconds)
+
+    def __repr__(self) -> str:
+        return str(self.number)
+
+
+def _decode_slowly(number: int, seconds: float) -> int:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return number
+
+
 # ---- callables
 
 
