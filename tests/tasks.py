@@ -227,6 +227,24 @@ class Undecodable:
         return _broken, ()
 
 
+class Held:
+    """Waits for its gate when it is unpickled. Then it is 0, or an error."""
+
+    def __init__(self, path: str, error: str) -> None:
+        self.path = path
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _decode_held, (self.path, self.error)
+
+
+def _decode_held(path: str, error: str) -> int:
+    hold(path)
+    if error:
+        raise RuntimeError(error)
+    return 0
+
+
 class SlowToDecode:
     """A number that arrives as a plain int, after keeping the worker busy for a while."""
 
