@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import functools
 import mmap
 import multiprocessing
@@ -583,6 +584,18 @@ def _ready(pool: Pool) -> int:
     )
 
 
+def test_a_slot_whose_worker_is_dead_names_no_process(tmp_path: Path) -> None:
+    # The third start fails, so the slot stays empty for a while.
+    with bounded(Pool(2, initializer=_initialize, initargs=(str(tmp_path / "starts"), "", "", "exit", ""))) as pool:
+        pool.start()
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        dead = processes.worker_pids(pool)[0]
+        os.kill(dead, signal.SIGKILL)
+        processes.wait_until(lambda: _core.slot_info(pool._client.segment, 0)["pid"] == 0, "nobody is there")
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are back")
+        assert dead not in processes.worker_pids(pool)
+
+
 def test_a_worker_killed_while_it_starts_touches_no_task_and_is_started_again(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     with bounded(Pool(2, initializer=_initialize, initargs=(str(starts), "fine", "hang", "fine"))) as pool:
@@ -658,11 +671,25 @@ def _all_of_it(pool: Pool) -> None:
     assert pool.options(retries=3).submit(abs, -1).result(20) == 1
 
 
-def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "open_pidfd", lambda pid: None)
-    with bounded(Pool(2)) as pool:
-        _all_of_it(pool)
-    pool = Pool(2).start()
+def _no_files(_: int) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize("why", ["absent", "too many files"])
+@pytest.mark.parametrize("where", ["everywhere", "in the monitor"])
+def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.MonkeyPatch, why: str, where: str) -> None:
+    real, client = os.pidfd_open, os.getpid()
+    with monkeypatch.context() as changed:
+        if where == "in the monitor":  # which is a fork, as its workers are
+            fake = _no_files if why == "too many files" else lambda pid: None
+            changed.setattr(process, "open_pidfd", lambda pid: real(pid) if os.getpid() == client else fake(pid))
+        elif why == "absent":
+            changed.delattr(os, "pidfd_open")
+        else:
+            changed.setattr(os, "pidfd_open", _no_files)
+        with bounded(Pool(2)) as pool:
+            _all_of_it(pool)
+        pool = Pool(2).start()
     future = pool.submit(_spin, 1000)
     processes.wait_until(future.running, "it runs")
     os.kill(processes.monitor_pid(pool), signal.SIGKILL)
