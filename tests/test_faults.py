@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import processes
 import pytest
+import scripts
 
 from ipc import _core, process
 from pool import Pool, output
@@ -698,25 +699,23 @@ def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.Monke
 
 
 _ORPHANS = """
-import os, signal, sys, time
+import os, signal, sys, processes, tasks
 from ipc import process
 process.open_pidfd = lambda pid: None
 from pool import Pool
 pool = Pool(2, name=sys.argv[1]).start()
-future = pool.submit(time.sleep, 1000)
-while not (future.running() and all(pool._client._running.worker_pids())):
-    time.sleep(0.001)
-if os.fork() == 0:  # has the client's sockets open, so their end is not the client's end
-    time.sleep(1000)
-print(pool._client._running.pid, *pool._client._running.worker_pids(), flush=True)
+future = pool.submit(tasks.sleep, 1000)
+processes.wait_until(lambda: future.running() and len(processes.worker_pids(pool)) == 2, "everybody runs")
+if os.fork() == 0:  # must not keep the client's sockets open, whose end is the client's end
+    signal.pause()
+print(processes.monitor_pid(pool), *processes.worker_pids(pool), flush=True)
 signal.pause()
 """
 
 
-def test_without_pid_file_descriptors_the_death_of_the_client_is_noticed_too() -> None:
+def test_without_pid_file_descriptors_the_death_of_the_client_is_noticed_too(tmp_path: Path) -> None:
     marker = _marker()
-    client = subprocess.Popen([sys.executable, "-c", _ORPHANS, marker], stdout=subprocess.PIPE, text=True)
-    with client:
+    with scripts.start(tmp_path, _ORPHANS, marker) as client:
         try:
             assert client.stdout is not None
             pids = [int(pid) for pid in client.stdout.readline().split()]
