@@ -48,6 +48,8 @@ class Future(concurrent.futures.Future["Any"]):
     # ---- the client's side; its lock is held
 
     def arrive(self, task: Task, kind: int, data: bytes, length: int, run_us: int) -> None:
+        if self._fate is not PENDING:
+            return
         if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return

@@ -90,7 +90,9 @@ class Monitor:
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
-        self._client_fd = process.open_pidfd(client)
+        self._client_fd: int | None = None
+        with contextlib.suppress(OSError):  # too many open files: the end of its socket will tell
+            self._client_fd = process.open_pidfd(client)
         for fd in (self._wakeup, commands.fileno(), self._client_fd):
             if fd is not None:
                 self._poll.register(fd, select.POLLIN)

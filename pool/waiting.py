@@ -99,23 +99,28 @@ class Waiting:
         will be."""
         end = None if timeout is None else time.monotonic() + timeout
         while not done():
-            with self.lock:
-                if done():
-                    break
-                if self._ended:
-                    return False
-                follower = None if self._take_lead() else _Follower(done)
-                if follower is not None:
-                    self._followers.append(follower)
-            if follower is None:
-                try:
+            follower = None
+            try:
+                with self.lock:
+                    if done():
+                        break
+                    if self._ended:
+                        return False
+                    if not self._take_lead():
+                        follower = _Follower(done)
+                        self._followers.append(follower)
+                if follower is None:
                     self._lead(done, end)
-                finally:
-                    self._hand_over()
-                if self.segment is None:
-                    return bool(done())
-            else:
-                self._follow(follower, end)
+                else:
+                    follower.wait(1.0 if end is None else min(1.0, end - time.monotonic()))
+            finally:
+                try:
+                    self._leave(follower)
+                except BaseException:  # an interrupt, just now: others would wait for a leader that is gone
+                    self._leave(follower)
+                    raise
+            if follower is None and self.segment is None:
+                return bool(done())
             if end is not None and time.monotonic() >= end:
                 return bool(done())
         return True
@@ -128,14 +133,6 @@ class Waiting:
             return False
         self._leading, self._leader = True, threading.get_ident()
         return True
-
-    def _follow(self, follower: _Follower, end: float | None) -> None:
-        try:
-            follower.wait(1.0 if end is None else min(1.0, end - time.monotonic()))
-        finally:
-            with self.lock:
-                if follower in self._followers:
-                    self._followers.remove(follower)
 
     def _lead(self, done: Callable[[], object], end: float | None) -> None:
         while True:
@@ -157,16 +154,22 @@ class Waiting:
                     self.check_monitor()
                 self.announce()
 
-    def _hand_over(self) -> None:
+    def _leave(self, follower: _Follower | None = None) -> None:
+        """Follow no more, or hand over the lead. It may be repeated."""
         with self.lock:
-            self._leading = self._collector_leads = False
+            if follower is not None and follower in self._followers:
+                self._followers.remove(follower)
+            if not self._leading or self._leader != threading.get_ident():
+                return
             self._activity += 1
             for follower in self._followers:
                 if not follower.done():
                     follower.wake()
-                    return
-            if self._eager:
-                self._bell.set()
+                    break
+            else:
+                if self._eager:
+                    self._bell.set()
+            self._leading = self._collector_leads = False  # last: else a repetition would do nothing
 
     def led_by_another(self) -> bool:
         """Whether another thread leads, and so may sleep. Under the lock."""
@@ -177,10 +180,16 @@ class Waiting:
         if self.singles:
             self.encode_singles()
         if self.to_notify:
-            with self.lock:
-                batch, self.to_notify = self.to_notify, []
-            for future in batch:
-                future.notify()
+            batch: list[Future] = []
+            try:
+                with self.lock:
+                    batch, self.to_notify = self.to_notify, []
+                for future in batch:
+                    future.notify()
+            except BaseException:  # an interrupt, which is not theirs
+                for future in batch:
+                    future.notify()
+                raise
         if self._followers:
             with self.lock:
                 for follower in self._followers:
@@ -248,6 +257,7 @@ class Waiting:
         seen, delay, linger = -1, _TAKEOVER_SECONDS, 0.0
         while True:
             self._bell.clear()
+            self.announce()  # what an interrupted thread had collected
             while self.to_call:
                 self.to_call.popleft().call()
             with self.lock:
@@ -268,7 +278,7 @@ class Waiting:
                 try:
                     self._lead(lambda: self.to_call or not self.unfinished, None)
                 finally:
-                    self._hand_over()
+                    self._leave()
                 seen, delay = self._activity, _TAKEOVER_SECONDS
             elif busy:
                 self._bell.wait(delay)

@@ -4,27 +4,35 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
+import processes
 import pytest
 import tasks
 
 from pool import Pool
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def lack() -> Callable[[str], NoReturn]:
+    """`lack("no pidfds")` skips the test, or fails it in CI: a skip hides a hole. Nothing else skips."""
+    return _lack
+
+
+def _lack(what: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
 def require() -> Callable[[str], str]:
-    """`require("spin")` → path of the program. Without it the test is skipped, or fails in CI: a skip hides a hole."""
+    """`require("cc")` → path of the program. Tests without it are skipped, or fail in CI."""
     return _require
 
 
 def _require(tool: str) -> str:
-    path = shutil.which(tool)
-    if path is None:
-        message = f"{tool} is not installed"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
+    return shutil.which(tool) or _lack(f"{tool} is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,17 @@ def pool() -> Iterator[Pool]:
         pool.shutdown()
     else:  # after a failed test: what it left running may never end
         pool.kill_workers()
+
+
+@pytest.fixture
+def idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate is closed after it
+    """The pool of the file is as good as new after each test."""
+    yield
+    client = pool._client
+    processes.wait_until(
+        lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
+    )
+    assert client.unfinished == 0
 
 
 @pytest.fixture

@@ -17,9 +17,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
     """The first true value of `condition`. AssertionError after so many seconds: a hang is a failure."""
+    value = _wait(condition, seconds)
+    assert value, f"not within {seconds:g} s: {what}"
+    return value
+
+
+def _wait(condition: Callable[[], Any], seconds: float) -> Any:
+    """The first true value of `condition`, or the last one after so many seconds."""
     end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+    while not (value := condition()) and time.monotonic() < end:
         time.sleep(0.001)  # between two looks, not for timing
     return value
 
@@ -91,16 +97,18 @@ def nothing_left() -> Iterator[None]:
 
 def _leftovers(before: set[int], seconds: float = 1.0) -> dict[int, str]:
     """Children that still run after a moment; zombies that came to us as the subreaper are waited for."""
-    end = time.monotonic() + seconds
-    while True:
+    left: list[int] = []
+
+    def nobody_left() -> bool:
         ours = [pid for pid in process.children_of(os.getpid()) if pid not in before]
         for pid in ours:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        left = [pid for pid in ours if runs(pid)]
-        if not left or time.monotonic() > end:
-            return {pid: _command(pid) for pid in left}
-        time.sleep(0.001)
+        left[:] = filter(runs, ours)
+        return not left
+
+    _wait(nobody_left, seconds)
+    return {pid: _command(pid) for pid in left}
 
 
 def _command(pid: int) -> str:

@@ -3,9 +3,9 @@ WorkerCrashed.
 
 ::
 
-    tasks ──▶ submit · imap in chunks · imap one by one ──▶ outcomes ┐
-    killer thread ──▶ SIGSTOP, look at the rows, SIGKILL ──▶ deaths  ├──▶ check: all of it must add up
-    workers ──▶ O_APPEND lines, record locks ──▶ ledger ─────────────┘
+    tasks ──▶ submit · imap in chunks (some slow to decode) · imap one by one ──▶ outcomes ┐
+    killer thread ──▶ SIGSTOP, look at the rows, SIGKILL ──▶ deaths, and what the dead did ├──▶ it must add up
+    workers ──▶ O_APPEND lines, record locks ──▶ ledger ───────────────────────────────────┘
 
 The ledger is the oracle: it knows nothing of the pool. Every execution takes a record lock on the byte of its task (the
 kernel gives it back when the process has died), so two executions of one task at the same time show as a lock that
@@ -34,6 +34,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import processes
+from tasks import SlowToDecode
 
 from ipc import _core
 from pool import Failure, Pool
@@ -49,7 +50,15 @@ MANY = 1000  # retries that nobody uses up
 HANG = 60.0  # seconds without any outcome: then it hangs
 NOTHING, SHORT, BUSY, BIG = "no-op", "0.5 ms", "5 ms", "large result"
 _KINDS = (*[NOTHING] * 63, *[SHORT] * 28, *[BUSY] * 6, *[BIG] * 3)
-CLASSES = ("READY", "RUNNING", "STORING", "DONE", "none")
+DECODING_SECONDS = 0.003  # of one item of a chunk that is slow to decode: such a chunk is decoded longer than it runs
+MORE_ROUNDS, MORE_TASKS = 20, 2_000  # at most, if no kill has met a worker in some state
+
+# What a worker can be at when it dies.
+STARTING, IDLE, CLAIMING = "starting", "idle", "without a task, some are ready"
+DECODING, SINGLE, ITEM = "decoding a chunk", "running a single task", "running an item of a chunk"
+STORING, STORED = "storing a result", "done, not collected"
+STATES = (STARTING, IDLE, CLAIMING, DECODING, SINGLE, ITEM, STORING, STORED)
+CHARGED = (SINGLE, ITEM, STORING)  # a death then costs a task one attempt
 
 
 # ---- what workers run
@@ -97,17 +106,18 @@ def execute(number: int) -> object:
 
 
 class Killer:
-    """Kills a random worker every KILL_EVERY seconds, and counts what the dead was at.
+    """Kills a random worker every KILL_EVERY seconds, and notes what the dead was at.
 
-    It is stopped first, so what its rows say is what they say at its death. A third of the kills waits for a worker in
-    the state met least so far: storing takes so little time that chance alone would take minutes to hit it.
+    It is stopped first, so what its rows say is what they say at its death. A third of the kills (when `hunting`, all)
+    waits for a worker in the state met least so far: storing takes so little time that chance alone would take minutes
+    to hit it.
     """
 
     def __init__(self, pool: Pool, seed: int) -> None:
-        self.classes: Counter[str] = Counter()
+        self.dead: dict[int, str] = {}  # pid → one of STATES
+        self.counts: Counter[str] = Counter()
         self.done_rows = 0
-        self.starting = 0
-        self.pids: set[int] = set()
+        self.hunting = False
         self._client = pool._client
         self._segment = pool._client.segment
         self._rows = _core.counters(self._segment)["rows"]
@@ -116,19 +126,22 @@ class Killer:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="killer")
 
-    @property
-    def kills(self) -> int:
-        return sum(self.classes.values())
+    def missed(self) -> list[str]:
+        """The states that no kill has met."""
+        return [state for state in STATES if not self.counts[state]]
 
     def __enter__(self) -> Killer:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self.stop()
         if self._error is not None:
             raise self._error
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
     def _run(self) -> None:
         try:
@@ -136,8 +149,11 @@ class Killer:
             while not self._stop.wait(max(0.0, due - time.monotonic())):
                 due = max(due + KILL_EVERY, time.monotonic())
                 slot = self._random.randrange(WORKERS)
-                if self._random.random() < 1 / 3:
-                    slot = self._await(min(CLASSES, key=self.classes.__getitem__), due, slot)
+                if self.hunting or self._random.random() < 1 / 3:
+                    wanted = min(STATES, key=self.counts.__getitem__)
+                    if wanted == STARTING:  # nobody starts unless somebody has just died
+                        self._kill(slot)
+                    slot = self._await(wanted, due, slot)
                 self._kill(slot)
         except BaseException as error:
             self._error = error
@@ -145,25 +161,35 @@ class Killer:
     def _await(self, wanted: str, until: float, slot: int) -> int:
         """A slot whose worker is in the wanted state, or any."""
         while time.monotonic() < until and not self._stop.is_set():
-            states = self._look()
+            rows = self._look()
             for k in range(WORKERS):
-                if self._class(k, states) == wanted:
+                if self._state(k, rows) == wanted:
                     return k
             self._stop.wait(0.0002)  # lets the client's thread run
         return slot
 
-    def _look(self) -> list[tuple[int, int, int]]:
-        """(state, slot, generation) of all rows that a worker owns."""
-        words = (_core.row_word(self._segment, row) for row in range(self._rows))
-        return [word[:3] for word in words if word[0] not in (_core.FREE, _core.READY)]
+    def _look(self) -> list[tuple[int, int, int, int, int]]:
+        """(row, state, slot, generation, item) of all rows that a worker owns."""
+        words = ((row, *_core.row_word(self._segment, row)[:4]) for row in range(self._rows))
+        return [word for word in words if word[1] not in (_core.FREE, _core.READY)]
 
-    def _class(self, slot: int, states: list[tuple[int, int, int]]) -> str:
-        generation = _core.slot_info(self._segment, slot)["generation"] & _core.GENERATION_MASK
-        mine = {state for state, owner, g in states if (owner, g) == (slot, generation)}
-        for state, name in ((_core.RUNNING, "RUNNING"), (_core.STORING, "STORING"), (_core.DONE, "DONE")):
-            if state in mine:
-                return name
-        return "READY" if _core.counters(self._segment)["ready"] else "none"
+    def _state(self, slot: int, rows: list[tuple[int, int, int, int, int]]) -> str:
+        info = _core.slot_info(self._segment, slot)
+        if info["phase"] == _core.STARTING:
+            return STARTING
+        generation = info["generation"] & _core.GENERATION_MASK
+        mine = {state: (row, item) for row, state, owner, g, item in rows if (owner, g) == (slot, generation)}
+        if _core.RUNNING in mine:
+            row, item = mine[_core.RUNNING]
+            if item:
+                return ITEM
+            task = self._client.tasks[row]  # the word alone does not say whether this is a chunk
+            return DECODING if task is not None and task.items else SINGLE
+        if _core.STORING in mine:
+            return STORING
+        if _core.DONE in mine:
+            return STORED
+        return CLAIMING if _core.counters(self._segment)["ready"] else IDLE
 
     def _kill(self, slot: int) -> None:
         info = _core.slot_info(self._segment, slot)
@@ -183,18 +209,16 @@ class Killer:
             end = time.monotonic() + 5
             while not processes.is_stopped(pid) and processes.runs(pid) and time.monotonic() < end:
                 pass
-            states = self._look()
-            name = self._class(slot, states)
-            starting = _core.slot_info(self._segment, slot)["phase"] == _core.STARTING
+            rows = self._look()
+            state = self._state(slot, rows)
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         except ProcessLookupError:
             return
         finally:
             os.close(fd)
-        self.pids.add(pid)
-        self.classes[name] += 1
-        self.starting += starting
-        self.done_rows += sum((state, owner) == (_core.DONE, slot) for state, owner, _ in states)
+        self.dead[pid] = state
+        self.counts[state] += 1
+        self.done_rows += sum((state, owner) == (_core.DONE, slot) for _, state, owner, _, _ in rows)
 
 
 # ---- who gives the tasks, and what came of them
@@ -248,8 +272,8 @@ class Book:
             assert outcome == value_of(number), f"task {number} has a wrong value"
             self.values.add(number)
 
-    def check(self, given: int, killed: set[int]) -> dict[str, int]:
-        """Everything must add up; the figures."""
+    def check(self, given: int, dead: dict[int, str]) -> dict[str, int]:
+        """Everything must add up; the figures. `dead`: whom we have killed, and what they were at."""
         assert set(self.ends) == set(range(given)), "a task has no end, or one that was never given has"
         assert set(self.ends.values()) == {1}, [number for number, ends in self.ends.items() if ends > 1]
         with open(self.path) as file:
@@ -260,7 +284,9 @@ class Book:
         assert not runs or max(runs.values()) == 1, "a worker executed a task twice"
         charged = Counter(self.charged)
         assert not charged or max(charged.values()) == 1, "a death was charged twice"
-        assert {pid for _, pid in charged} | self.uncharged <= killed, "somebody died whom we did not kill"
+        # Each death was settled as what the dead was at; and nobody died whom we did not kill.
+        assert {pid for _, pid in charged} == {pid for pid, state in dead.items() if state in CHARGED}
+        assert self.uncharged == {pid for pid, state in dead.items() if state == DECODING}
         # A run that no death was charged for has ended with a value. One too many here: it ran uncharged, or again.
         finished = Counter(number for number, pid in runs if (number, pid) not in charged)
         assert set(finished) == self.values, "values without an execution, or executions without an end"
@@ -275,7 +301,6 @@ class Book:
             "attempts": attempts,
             "executions": len(lines),
             "killed between claim and first line": len(early),
-            "chunks killed while decoded (nobody charged)": len(self.uncharged),
         }
 
 
@@ -300,24 +325,34 @@ def through_chunks(pool: Any, numbers: range, book: Book) -> None:
         book.take(number, result.error if isinstance(result, Failure) else result)
 
 
+def through_slow_chunks(pool: Any, numbers: range, book: Book) -> None:
+    items = [SlowToDecode(number, DECODING_SECONDS) for number in numbers]
+    for number, result in zip(numbers, pool.imap(execute, items, chunksize=4, on_error="return"), strict=True):
+        book.take(number, result.error if isinstance(result, Failure) else result)
+
+
 def through_imap(pool: Any, numbers: range, book: Book) -> None:
     for number, result in zip(numbers, pool.imap(execute, numbers, chunksize=1, on_error="return"), strict=True):
         book.take(number, result.error if isinstance(result, Failure) else result)
 
 
-WAYS = (through_submit, through_chunks, through_imap)
+WAYS = {through_submit: 8, through_chunks: 8, through_imap: 8, through_slow_chunks: 1}  # and their shares of the tasks
 
 
-def legs(tasks: int, first: int = 0) -> Iterator[tuple[Any, int, range]]:
+def legs(first: int, tasks: int) -> Iterator[tuple[Any, int, range]]:
     """(way, retries, numbers): each way without retries and with more than enough."""
-    share = tasks // (2 * len(WAYS))
-    for k, (way, retries) in enumerate((way, retries) for retries in (0, MANY) for way in WAYS):
-        end = tasks if k == 2 * len(WAYS) - 1 else (k + 1) * share
-        yield way, retries, range(first + k * share, first + end)
+    share = tasks // (2 * sum(WAYS.values()))
+    end = first + tasks
+    for retries in (0, MANY):
+        for way, times in WAYS.items():
+            yield way, retries, range(first, first + share * times)
+            first += share * times
+    yield through_imap, MANY, range(first, end)  # what the division has left
 
 
 def storm(tasks: int, seconds: float = 0.0, seed: int = 1, kill: bool = True) -> dict[str, Any]:
-    """One storm: rounds of `tasks` tasks until `seconds` are over, at least one. The figures.
+    """One storm: rounds of `tasks` tasks until `seconds` are over, at least one; then some small ones, if a state of
+    workers was met by no kill. The figures.
 
     AssertionError if anything does not add up."""
     with tempfile.TemporaryDirectory(prefix="storm-") as folder:
@@ -327,25 +362,35 @@ def storm(tasks: int, seconds: float = 0.0, seed: int = 1, kill: bool = True) ->
             pool = Pool(WORKERS, initializer=open_ledger, initargs=(book.path,)).start()
             segment = pool._client.segment
             processes.wait_until(lambda: _ready(segment) == WORKERS, "the workers are ready")
-            killer, given = Killer(pool, seed), 0
+            killer, given, more = Killer(pool, seed), 0, 0
             with pool, killer if kill else contextlib.nullcontext():
                 while not given or time.monotonic() - began < seconds:
-                    for way, retries, numbers in legs(tasks, given):
-                        before = len(book.crashes)
-                        way(pool.options(retries=retries), numbers, book)
-                        assert not retries or len(book.crashes) == before, "a task with enough retries failed"
+                    _round(pool, book, given, tasks)
                     given += tasks
-                killer._stop.set()
+                killer.hunting = True
+                while kill and killer.missed() and more < MORE_ROUNDS:
+                    _round(pool, book, given, MORE_TASKS)
+                    given += MORE_TASKS
+                    more += 1
+                if kill:
+                    killer.stop()
                 _all_alive(pool)
                 healed = _core.counters(segment)["healed"]
         took = time.monotonic() - began
         assert os.listdir(folder) == ["ledger"], "files left in our folder"
-        figures: dict[str, Any] = book.check(given, killer.pids)
+        figures: dict[str, Any] = book.check(given, killer.dead)
         assert kill or (healed == 0 and figures["attempts"] == given), f"healed {healed} without a kill"
-        figures |= {"kills": killer.kills, "of starting workers": killer.starting, "healed": healed}
-        figures |= {"at death": {name: killer.classes[name] for name in CLASSES}}
-        figures |= {"DONE rows of the dead": killer.done_rows, "seconds": round(took, 1), "seed": seed}
-        return figures
+        figures |= {"kills": sum(killer.counts.values()), "healed": healed}
+        figures |= {f"killed {state}": killer.counts[state] for state in STATES}
+        figures |= {"DONE rows of the dead": killer.done_rows, "rounds added until every state was met": more}
+        return figures | {"missed": killer.missed(), "seconds": round(took, 1), "seed": seed}
+
+
+def _round(pool: Pool, book: Book, first: int, tasks: int) -> None:
+    for way, retries, numbers in legs(first, tasks):
+        before = len(book.crashes)
+        way(pool.options(retries=retries), numbers, book)
+        assert not retries or len(book.crashes) == before, "a task with enough retries failed"
 
 
 def _ready(segment: object) -> int:
@@ -417,10 +462,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     print("without kills:", show(storm(max(600, options.tasks // 10), seed=0, kill=False)), sep="\n")
     figures = storm(options.tasks, seconds, random.randrange(1 << 30) if options.seed is None else options.seed)
     print("with kills:", show(figures), sep="\n")
-    missed = [name for name, count in figures["at death"].items() if not count]
-    if missed:
-        print(f"classes that no kill met: {missed}")
-    return 1 if missed else 0
+    if figures["missed"]:
+        print(f"no kill met a worker {figures['missed']}")
+    return 1 if figures["missed"] else 0
 
 
 if __name__ == "__main__":

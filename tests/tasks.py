@@ -234,6 +234,45 @@ class Undecodable:
         return _broken, ()
 
 
+class Held:
+    """Waits for its gate when it is unpickled. Then it is 0, or an error."""
+
+    def __init__(self, path: str, error: str) -> None:
+        self.path = path
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _decode_held, (self.path, self.error)
+
+
+def _decode_held(path: str, error: str) -> int:
+    hold(path)
+    if error:
+        raise RuntimeError(error)
+    return 0
+
+
+class SlowToDecode:
+    """A number that arrives as a plain int, after keeping the worker busy for a while."""
+
+    def __init__(self, number: int, seconds: float) -> None:
+        self.number = number
+        self.seconds = seconds
+
+    def __reduce__(self) -> Any:
+        return _decode_slowly, (self.number, self.seconds)
+
+    def __repr__(self) -> str:
+        return str(self.number)
+
+
+def _decode_slowly(number: int, seconds: float) -> int:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+    return number
+
+
 # ---- callables
 
 

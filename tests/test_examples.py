@@ -5,11 +5,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import processes
 import psutil
 import pytest
 
@@ -56,8 +56,7 @@ def next_worker(ran: subprocess.Popen[str]) -> int:
 def wait_for_more(folder: Path, count: int) -> None:
     """Until there are `count` more thumbnails."""
     enough = len(list(folder.glob("0*.jpg"))) + count
-    while len(list(folder.glob("0*.jpg"))) < enough:
-        time.sleep(0.01)
+    processes.wait_until(lambda: len(list(folder.glob("0*.jpg"))) >= enough, f"{count} more thumbnails", 60)
 
 
 def check_whole(folder: Path, count: int) -> None:
@@ -127,8 +126,7 @@ def test_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
 
 def test_interrupt_before_the_start_is_as_clean(tmp_path: Path) -> None:
     with example("--photos", 2000, "--out", tmp_path / "new") as ran:
-        while not (tmp_path / "new").exists():
-            time.sleep(0.01)
+        processes.wait_until((tmp_path / "new").exists, "it has begun", 60)
         ran.send_signal(signal.SIGINT)
         printed, errors = ran.communicate(timeout=30)
     assert (ran.returncode, errors) == (130, "")

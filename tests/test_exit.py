@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import processes
@@ -317,3 +318,103 @@ def test_importing_and_making_a_pool_starts_no_process_and_no_thread(tmp_path: P
         assert not open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read()
     """
     scripts.run(tmp_path, script)
+
+
+# ---- what is the client's stays the client's
+
+
+def test_no_finaliser_and_no_signal_handler_of_the_client_runs_in_another_process(tmp_path: Path) -> None:
+    script = """
+        import atexit, contextlib, gc, multiprocessing, os, signal, sys, time, weakref, processes, tasks
+        from pool import Pool
+
+        def note(what):
+            fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            os.write(fd, f"{os.getpid()} {what}\\n".encode())
+            os.close(fd)
+
+        class Noisy:
+            def __init__(self, name):
+                self.name = name
+                weakref.finalize(self, note, f"finalize {name}").atexit = name == "global"
+                self.watched = weakref.ref(self, lambda _: note(f"weakref {name}"))
+
+            def __del__(self):
+                note(f"del {self.name}")
+
+            def __reduce__(self):
+                return int, ()  # no worker has one of its own
+
+        def ended(how):
+            if how == "fork" and os.fork() == 0:
+                sys.exit()
+            if how == "multiprocessing":
+                child = multiprocessing.get_context("fork").Process(target=gc.collect)
+                child.start()
+                child.join()
+            if how == "raises":
+                raise ValueError(how)
+            if how == "exits":
+                sys.exit()
+            if how == "dies":
+                os._exit(1)
+            if how == "hangs":
+                tasks.sleep(1000)
+            return gc.collect()
+
+        def caught(_=None):
+            return sorted(n for n in signal.valid_signals() if callable(signal.getsignal(n)))
+
+        gc.disable()  # the garbage below is still there when the processes are forked
+        atexit.register(note, "atexit")
+        for number in signal.valid_signals():
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, lambda number, _: note(f"signal {number}"))
+        kept = Noisy("global")
+        garbage = Noisy("garbage")
+        garbage.itself = garbage
+        del garbage
+
+        def main(local):
+            first = Pool(1, initializer=gc.collect)
+            gate = tasks.Gate(__import__("pathlib").Path(sys.argv[2]))
+            running = first.submit(lambda path, _: tasks.hold(path), gate.path, Noisy("running"))
+            gate.await_start()
+            others = [first.submit(tasks.identity, Noisy("published"))]
+            others += [first.submit(tasks.identity, 0) for _ in range(2000)]  # more than there are rows
+            others.append(first.submit(tasks.identity, Noisy("queued")))
+            with Pool(2, initializer=gc.collect, max_tasks_per_child=5) as pool:  # its processes know of the first one
+                for how in ("returns", "fork", "multiprocessing", "raises", "exits", "dies", "hangs") * 2:
+                    with contextlib.suppress(SystemExit):
+                        pool.options(timeout=0.2 if how == "hangs" else None).submit(ended, how).exception()
+                assert pool.submit(caught).result() == [signal.SIGINT]
+                monitor = processes.monitor_pid(pool)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+                    os.kill(monitor, number)
+                for pid in (monitor, *processes.worker_pids(pool)):
+                    for number in (signal.SIGWINCH, signal.SIGURG, signal.SIGCONT, signal.SIGCHLD, signal.SIGUSR1):
+                        with contextlib.suppress(ProcessLookupError):  # it has done its share of tasks meanwhile
+                            if pid != monitor or number != signal.SIGUSR1:
+                                os.kill(pid, number)
+                assert pool.options(retries=2).submit(abs, -1).result() == 1
+                assert processes.runs(monitor)
+            gate.open()
+            assert [f.result() for f in [running, *others]] == [None, *[0] * 2002]
+            first.shutdown()
+
+        main(Noisy("local"))
+        note("end of main")
+        gc.collect()
+        signal.raise_signal(signal.SIGUSR2)
+    """
+    notes = tmp_path / "notes"
+    with scripts.start(tmp_path, script, str(notes), str(tmp_path)) as client:
+        out, err = client.communicate(timeout=scripts.TIMEOUT)
+        assert (client.returncode, out, err) == (0, "", "")
+    lines = [line.split(maxsplit=1) for line in notes.read_text().splitlines()]
+    strange = [line for line in lines if line[0] != str(client.pid)]
+    assert not strange
+    seen = Counter(what for _, what in lines)
+    for name in ("garbage", "local", "running", "published", "queued"):
+        assert seen[f"del {name}"] == seen[f"finalize {name}"] == 1
+    assert seen["finalize global"] == seen["atexit"] == seen[f"signal {signal.SIGUSR2}"] == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import functools
 import mmap
 import multiprocessing
@@ -20,6 +21,7 @@ from typing import Any, NoReturn
 
 import processes
 import pytest
+import scripts
 
 from ipc import _core, process
 from pool import Pool, output
@@ -583,6 +585,18 @@ def _ready(pool: Pool) -> int:
     )
 
 
+def test_a_slot_whose_worker_is_dead_names_no_process(tmp_path: Path) -> None:
+    # The third start fails, so the slot stays empty for a while.
+    with bounded(Pool(2, initializer=_initialize, initargs=(str(tmp_path / "starts"), "", "", "exit", ""))) as pool:
+        pool.start()
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        dead = processes.worker_pids(pool)[0]
+        os.kill(dead, signal.SIGKILL)
+        processes.wait_until(lambda: _core.slot_info(pool._client.segment, 0)["pid"] == 0, "nobody is there")
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are back")
+        assert dead not in processes.worker_pids(pool)
+
+
 def test_a_worker_killed_while_it_starts_touches_no_task_and_is_started_again(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     with bounded(Pool(2, initializer=_initialize, initargs=(str(starts), "fine", "hang", "fine"))) as pool:
@@ -658,11 +672,25 @@ def _all_of_it(pool: Pool) -> None:
     assert pool.options(retries=3).submit(abs, -1).result(20) == 1
 
 
-def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "open_pidfd", lambda pid: None)
-    with bounded(Pool(2)) as pool:
-        _all_of_it(pool)
-    pool = Pool(2).start()
+def _no_files(_: int) -> NoReturn:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize("why", ["absent", "too many files"])
+@pytest.mark.parametrize("where", ["everywhere", "in the monitor"])
+def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.MonkeyPatch, why: str, where: str) -> None:
+    real, client = os.pidfd_open, os.getpid()
+    with monkeypatch.context() as changed:
+        if where == "in the monitor":  # which is a fork, as its workers are
+            fake = _no_files if why == "too many files" else lambda pid: None
+            changed.setattr(process, "open_pidfd", lambda pid: real(pid) if os.getpid() == client else fake(pid))
+        elif why == "absent":
+            changed.delattr(os, "pidfd_open")
+        else:
+            changed.setattr(os, "pidfd_open", _no_files)
+        with bounded(Pool(2)) as pool:
+            _all_of_it(pool)
+        pool = Pool(2).start()
     future = pool.submit(_spin, 1000)
     processes.wait_until(future.running, "it runs")
     os.kill(processes.monitor_pid(pool), signal.SIGKILL)
@@ -671,25 +699,23 @@ def test_everything_works_without_pid_file_descriptors(monkeypatch: pytest.Monke
 
 
 _ORPHANS = """
-import os, signal, sys, time
+import os, signal, sys, processes, tasks
 from ipc import process
 process.open_pidfd = lambda pid: None
 from pool import Pool
 pool = Pool(2, name=sys.argv[1]).start()
-future = pool.submit(time.sleep, 1000)
-while not (future.running() and all(pool._client._running.worker_pids())):
-    time.sleep(0.001)
-if os.fork() == 0:  # has the client's sockets open, so their end is not the client's end
-    time.sleep(1000)
-print(pool._client._running.pid, *pool._client._running.worker_pids(), flush=True)
+future = pool.submit(tasks.sleep, 1000)
+processes.wait_until(lambda: future.running() and len(processes.worker_pids(pool)) == 2, "everybody runs")
+if os.fork() == 0:  # must not keep the client's sockets open, whose end is the client's end
+    signal.pause()
+print(processes.monitor_pid(pool), *processes.worker_pids(pool), flush=True)
 signal.pause()
 """
 
 
-def test_without_pid_file_descriptors_the_death_of_the_client_is_noticed_too() -> None:
+def test_without_pid_file_descriptors_the_death_of_the_client_is_noticed_too(tmp_path: Path) -> None:
     marker = _marker()
-    client = subprocess.Popen([sys.executable, "-c", _ORPHANS, marker], stdout=subprocess.PIPE, text=True)
-    with client:
+    with scripts.start(tmp_path, _ORPHANS, marker) as client:
         try:
             assert client.stdout is not None
             pids = [int(pid) for pid in client.stdout.readline().split()]

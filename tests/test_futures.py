@@ -14,17 +14,7 @@ import tasks
 
 from pool import Future, Pool, errors
 
-pytestmark = pytest.mark.timeout(30)
-
-
-@pytest.fixture(autouse=True)
-def _usable_and_idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate is closed after it
-    yield
-    client = pool._client
-    processes.wait_until(
-        lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
-    )
-    assert client.unfinished == 0
+pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("idle_afterwards")]
 
 
 @pytest.fixture

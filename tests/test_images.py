@@ -658,6 +658,16 @@ def test_death_record_not_yet_written(image: Image) -> None:
     assert _core.next_dead(image.client) is None
 
 
+def test_nobody_has_the_number_of_the_dead(image: Image) -> None:
+    for generation in range(2):
+        _core.slot_begin(image.client, 1, generation)
+        assert _core.slot_info(image.client, 1)["pid"] == 0
+        _core.slot_forked(image.client, 1, 4321)
+        assert _core.slot_info(image.client, 1)["pid"] == 4321
+        image.die(1, generation)
+        assert _core.slot_info(image.client, 1)["pid"] == 0  # the kernel may give it to a stranger now
+
+
 def test_log_entry_of_another_generation(image: Image) -> None:
     image.die(0, 1)
     image.put(image.slot(0, "reaped"), 6, U32)  # says that 5 is dead, too; but the entry is that of 1

@@ -1,89 +1,128 @@
-"""Ctrl-C at any moment loses no task: every future that submit has returned comes to its end."""
+"""A KeyboardInterrupt is the affair of the thread that gets it: what it was doing for others goes on."""
 
-from __future__ import annotations
-
+import concurrent.futures
+import os
 import signal
-from pathlib import Path
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 
+import processes
 import pytest
-import scripts
-
-from pool.interrupts import PutOff
-
-STORM = """
-import os, random, signal, threading, time
-import pool
-from pool import Pool, errors
 import tasks
 
-def interrupting(main, stop):
-    random.seed(1)
-    while not stop.wait(random.uniform(0.0001, 0.002)):
-        signal.pthread_kill(main, signal.SIGINT)
+import pool as package
+from pool import Future, Pool
 
-def interrupt(number, frame):
-    if frame.f_code.co_filename.startswith(os.path.dirname(pool.__file__)):  # nowhere else, least of all here
+pytestmark = pytest.mark.timeout(60)
+OURS = os.path.dirname(package.__file__) + os.sep
+POINTS = 70  # more than there are in one wait
+SOON = 5.0  # seconds: else it waits for somebody who has left
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with processes.nothing_left():
+        yield
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt at the n-th point at which the interpreter looks for signals while our code runs: where
+    a function begins, and where a call of C has returned."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        self.place = ""
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename.startswith(OURS):
+            self.left -= 1
+            if self.left == 0:
+                sys.setprofile(None)
+                self.place = frame.f_code.co_name
+                raise KeyboardInterrupt
+
+
+def _interrupted(n: int, call: Callable[[], object]) -> str:
+    """Where the call was interrupted; empty if it had fewer points."""
+    interrupt = Interrupt(n)
+    sys.setprofile(interrupt)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return interrupt.place
+
+
+def _wait_outside(future: Future) -> object:
+    return concurrent.futures.wait([future], SOON).not_done or future.result()
+
+
+OTHERS: dict[str, Callable[[Future], object]] = {"in result()": lambda f: f.result(SOON), "in wait()": _wait_outside}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+@pytest.mark.parametrize("when", ["before", "while it leads", "afterwards"])
+def test_wherever_one_is_interrupted_who_waits_with_it_the_others_get_their_results(when: str, how: str) -> None:
+    places = set()
+    with Pool(1) as pool:
+        client, me = pool._client, threading.get_ident()
+        for n in range(1, POINTS):
+            # Both wait for the same task: then nothing is left that a collector would have to lead for.
+            future, results, over = pool.submit(tasks.sleep, 0.005), [], threading.Event()
+
+            def wait(future: Future = future, results: list[object] = results, over: threading.Event = over) -> None:
+                if when == "while it leads":
+                    processes.wait_until(lambda: over.is_set() or (client._leading and client._leader == me), "leads")
+                results.append(OTHERS[how](future))
+
+            other = threading.Thread(target=wait)
+            if when != "afterwards":
+                other.start()
+            if when == "before":
+                processes.wait_until(lambda f=future: client._leading or f.done(), "somebody else leads")
+            places.add(place := _interrupted(n, future.result))
+            over.set()
+            if when == "afterwards":
+                other.start()
+            other.join()
+            assert results == [0.005], f"interrupted in {place}"
+            assert not client._followers
+        assert client.unfinished == 0
+    assert "" in places, "more points than were tried"
+    assert {"wait_for", "_take_lead", "_leave"} <= places
+    assert when == "before" or {"_lead", "pump", "_deliver", "announce"} <= places
+
+
+def test_an_interrupt_of_the_leader_by_a_signal_lets_the_next_one_lead(gate: tasks.Gate) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-signal.signal(signal.SIGINT, interrupt)
-interrupts = 0
-
-def insist(call):
-    global interrupts
-    while True:
-        try:
-            return call()
-        except KeyboardInterrupt:
-            interrupts += 1
-
-def outcome(future):
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    results: list[object] = []
     try:
-        return future.result(60)
-    except errors.WorkerCrashed:
-        return "crashed"
+        with Pool(1) as pool:
+            client, me = pool._client, threading.get_ident()
+            future = pool.submit(tasks.hold, gate.path, 5)
+            other = threading.Thread(target=lambda: results.append(future.result(SOON)))
 
-def main():
-    stop = threading.Event()
-    workers = Pool(2, retries=2).start()
-    thread = threading.Thread(target=interrupting, args=(threading.get_ident(), stop))
-    futures = {}
-    thread.start()
-    end = time.monotonic() + 4
-    number = 0
-    while time.monotonic() < end:
-        for _ in range(1500):  # more than there are rows: some wait in the queue
-            number += 1
-            try:
-                futures[number] = workers.submit(tasks.die_now_and_then, number, 500)
-            except KeyboardInterrupt:
-                pass
-        for n in list(futures):
-            got = insist(lambda: outcome(futures[n]))
-            assert got in (n, "crashed"), (n, got)
-            insist(lambda: futures.pop(n, None))
-    stop.set()
-    insist(thread.join)
-    insist(workers.shutdown)
-    print("interrupts", interrupts > 100, "tasks", number > 1000)
+            def act() -> None:
+                processes.wait_until(lambda: client._leading and client._leader == me, "the first one leads")
+                other.start()
+                processes.wait_until(lambda: client._followers, "the other one follows")
+                signal.pthread_kill(me, signal.SIGUSR1)
 
-main()
-"""
-
-
-def test_every_future_ends_in_a_rain_of_interrupts(tmp_path: Path) -> None:
-    out = scripts.run(tmp_path, STORM).stdout
-    assert out.strip() == "interrupts True tasks True"
-
-
-def test_put_off_hands_the_signal_over_at_the_end() -> None:
-    seen = []
-
-    def put_off() -> None:
-        with PutOff():
-            signal.raise_signal(signal.SIGINT)
-            seen.append("the block goes on")
-
-    with pytest.raises(KeyboardInterrupt):
-        put_off()
-    assert seen == ["the block goes on"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            actor = threading.Thread(target=act)
+            actor.start()
+            with pytest.raises(KeyboardInterrupt):
+                future.result()
+            actor.join()
+            processes.wait_until(lambda: client._leader == other.ident, "the other one leads")
+            gate.open()
+            other.join()
+            assert results == [5]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

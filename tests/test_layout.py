@@ -3,8 +3,8 @@
 A change here is a change of IPC_LAYOUT_VERSION, too, as soon as a version has been released.
 """
 
-import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -152,11 +152,9 @@ WORDS = [(0, 0, 0, 0, 0), (5, 511, 0xFFFF, 0xFFFFFF, 4095), (2, 3, 7, 11, 13), (
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+def compiled(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], str]) -> dict[str, int]:
     """What a C compiler makes of layout.h: name → number."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+    compiler = require("cc")
     lines = []
     for struct, fields in (("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH)):
         lines += [f'printf("{struct}.{name} %zu\\n", offsetof(struct {struct}, {name}));' for name in fields]

@@ -1,6 +1,8 @@
 """What `map`, `imap` and their forms promise: values, order, laziness, bounds, failures, nothing left behind."""
 
 import itertools
+import os
+import signal
 import threading
 import time
 import weakref
@@ -14,18 +16,8 @@ import tasks
 
 from pool import Failure, Pool, errors
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("idle_afterwards")]
 FORMS = ["imap", "imap_unordered"]
-
-
-@pytest.fixture(autouse=True)
-def _usable_and_idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate is closed after it
-    yield
-    client = pool._client
-    processes.wait_until(
-        lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
-    )
-    assert client.unfinished == 0
 
 
 class Counted:
@@ -123,6 +115,44 @@ def test_an_abandoned_map_takes_back_what_has_not_started(pool: Pool, gate: task
     gate.await_start(2)
     results.close()  # type: ignore[attr-defined]
     gate.open(2 * chunksize)  # what runs, or stands in a chunk that runs, goes on; no other
+
+
+@pytest.mark.parametrize("closed", ["before", "afterwards"])
+@pytest.mark.parametrize("end", ["returns", "raises", "crashes", "hangs", "killed at decoding", "fails at decoding"])
+def test_however_a_chunk_of_an_abandoned_map_ends_nothing_is_left_to_wait_for(
+    gate: tasks.Gate, end: str, closed: str
+) -> None:
+    pool = Pool(1, retries=2, timeout=0.5 if end == "hangs" else None)
+    client = pool._client
+    bad = tasks.Held(gate.path, "cannot be decoded") if end == "fails at decoding" else tasks.Held(gate.path, "")
+    items = [0] * 4 + ([0, bad, 0, 0] if "decoding" in end else [0, 1, 0, 0]) + [0] * 4000  # more than there are rows
+    results = pool.map(_end, items, itertools.repeat(gate.path), itertools.repeat(end), chunksize=4)
+    assert next(results) == 0
+    (worker,) = gate.await_start()  # at the second chunk
+    if closed == "before":
+        results.close()  # type: ignore[attr-defined]
+        assert client.unfinished == 4  # what runs; the others were taken back
+    if end == "killed at decoding":
+        os.kill(worker, signal.SIGKILL)
+    gate.open(3)  # for each attempt
+    if closed == "afterwards":
+        processes.wait_until(lambda: pool.crashes or client.unfinished < 3000, "it has ended")
+        results.close()  # type: ignore[attr-defined]
+    processes.wait_until(lambda: client.unfinished == 0, "nothing is unfinished", 10)
+    assert client.idle_or_closed()
+    pool.shutdown()
+
+
+def _end(item: int, path: str, end: str) -> int:
+    if item:
+        tasks.hold(path)
+        if end == "raises":
+            raise ValueError(item)
+        if end == "crashes":
+            tasks.die()
+        if end == "hangs":
+            tasks.sleep(1000)
+    return item
 
 
 @pytest.mark.parametrize("form", ["map", "map in chunks", "imap", "imap_unordered"])

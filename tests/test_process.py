@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -75,11 +76,11 @@ def fork_another() -> None:
 # ---- pidfd
 
 
-def test_pidfd_tells_the_death(fork: Fork) -> None:
+def test_pidfd_tells_the_death(fork: Fork, lack: Callable[[str], NoReturn]) -> None:
     child = fork()
     fd = open_pidfd(child.pid)
     if fd is None:
-        pytest.skip("this kernel has no pidfds")
+        lack("this kernel has no pidfds")
     try:
         assert not os.get_inheritable(fd)
         assert select.select([fd], [], [], 0)[0] == []

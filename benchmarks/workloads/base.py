@@ -11,7 +11,7 @@ from benchmarks.rivals import RIVALS, Rival
 from benchmarks.sizes import Sizes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 class Workload:
@@ -47,6 +47,13 @@ def started(rival: Rival, workers: int) -> Iterator[Rival]:
     rival.start(workers)
     yield rival
     rival.stop()  # not after an error: the process ends, and takes its workers with it
+
+
+def take_all(results: Iterable[object], n: int) -> None:
+    """Read the results to their end; there must be so many."""
+    count = sum(1 for _ in results)
+    if count != n:
+        raise AssertionError(f"{count} results for {n} tasks")
 
 
 THROUGHPUT = {

@@ -17,7 +17,7 @@ from benchmarks.rivals import Rival
 from benchmarks.rivals.ours import Ours
 from benchmarks.sizes import Sizes
 from benchmarks.stats import paced, percentile
-from benchmarks.workloads.base import THROUGHPUT, Workload, started
+from benchmarks.workloads.base import THROUGHPUT, Workload, started, take_all
 
 _LONG_MS = 12.0
 _WAKE = {**THROUGHPUT, "parks": "parks/1000"}
@@ -42,8 +42,7 @@ class Wake(Workload):
         item = 0 if kind == "no-op" else int(20 * sizes.loops_per_us)
 
         def run(n: int) -> None:
-            if sum(1 for _ in rival.each(fn, [item] * n, n)) != n:
-                raise AssertionError("results are missing")
+            take_all(rival.each(fn, [item] * n, n), n)
 
         with started(rival, workers):
             n = paced(run, sizes.seconds)
