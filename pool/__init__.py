@@ -20,8 +20,9 @@ from pool.output import output
 TYPE_CHECKING = False  # type checkers know the name; importing `typing` for it, here and elsewhere, takes 3 ms
 if TYPE_CHECKING:
     from pool import errors
+    from pool.share import Shared
 
-__all__ = ["Failure", "Future", "Pool", "errors", "output"]
+__all__ = ["Failure", "Future", "Pool", "Shared", "errors", "output"]
 
 
 def __getattr__(name: str) -> object:
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> object:
         import pool.errors
 
         return pool.errors
+    if name == "Shared":
+        from pool.share import Shared
+
+        return Shared
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -197,6 +197,7 @@ class Client(Waiting):
             self.end_waiting()
             self.segment = None
             self.tasks = []
+            self.functions.close()
         self.announce()
         launch.stop(running, kill)
 

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED, SPILLED = range(7)
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED, FAILED, DEATH = range(8)
+"""UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run. FAILED and DEATH come
+from no worker: an exception object, a Death."""
 PACKED = _core.PACKED_KIND | VALUE
-PACKED_SPILLED = _core.PACKED_KIND | SPILLED
 VALUES = (VALUE, PACKED)
-"""UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run."""
-FAILED, DEATH = -1, -2
-"""Outcomes that no worker has sent: an exception object, and a Death."""
+SPILLED = 0x40
+"""A bit of the kind: the data is the path of a file with what would be here if it were smaller."""
 
 # How a row's arguments are called.
 CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
@@ -215,15 +215,10 @@ EMERGENCY = _dumps(
 """Made beforehand: an error record for the moment in which no memory is left to make one."""
 
 
-def encode_path(path: str) -> bytes:
-    """The name of a file with what would be here if it were smaller."""
-    return _dumps(path, 5)
-
-
 def fetch(kind: int, data: Any) -> tuple[int, Any]:
     """The outcome behind a SPILLED one: its bytes mapped, and their file without a name from now on."""
     try:
-        return kind & ~SPILLED, spill.read(loads(data), remove=True)
+        return kind & ~SPILLED, spill.read(bytes(data).decode(), remove=True)
     except OSError as error:
         return FAILED, error
 

@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, TypedDict, Unpack
 
+    from pool.share import Shared
+
     class MapOptions(TypedDict, total=False):
         """Options of ``imap`` and its forms; see there."""
 
@@ -309,6 +311,17 @@ class Pool(_Calls):
 
     kill_workers = terminate_workers
     """The same: a worker has nothing to tidy up that the monitor does not."""
+
+    @staticmethod
+    def share(obj: Any) -> Shared:
+        """A handle on one read-only copy of ``obj`` in shared memory: for models, tables, images that many tasks need.
+
+        Pass the handle in arguments, or inside of the function (``functools.partial``); tasks get the object itself,
+        rebuilt once in each worker, with its arrays looking into the shared pages. Raises what pickling raised,
+        MemoryError if there is too little memory, OSError if there is too little disk for what memory cannot hold."""
+        from pool.share import Shared
+
+        return Shared(obj)
 
     output = staticmethod(output)
 

@@ -31,7 +31,7 @@ class Function:
     in the segment live as long as it does.
     """
 
-    __slots__ = ("__weakref__", "_unused", "data", "generation", "id", "length", "name", "segment", "unit")
+    __slots__ = ("__weakref__", "_unused", "callable", "data", "generation", "id", "length", "name", "segment", "unit")
 
     def __init__(
         self,
@@ -51,6 +51,7 @@ class Function:
         self.segment = segment
         self.unit = unit
         self._unused = unused
+        self.callable: object = None  # held: a shared object inside lives as long as a task needs it
 
     def __del__(self) -> None:
         if self._unused is not None:  # this may run anywhere, so it only leaves a note
@@ -167,7 +168,9 @@ class FunctionStore:
         return known[0] if known is not None and known[2] else None
 
     def carried(self, fn: Callable[..., Any]) -> Function:
-        return Function(0, 0, b"", codec.task_name(fn))
+        function = Function(0, 0, b"", codec.task_name(fn))
+        function.callable = fn
+        return function
 
     def _fingerprint(self, fn: Callable[..., Any]) -> _Fingerprint | None:
         return _Fingerprint(fn) if isinstance(fn, types.FunctionType) else None
@@ -185,6 +188,7 @@ class FunctionStore:
             self._next += 1
         else:
             function = Function(old.id, old.generation + 1, data, old.name, self.segment, unit, self._unused)
+        function.callable = fn
         self._alive.add(function)
         return function
 
@@ -196,6 +200,10 @@ class FunctionStore:
         """Forget the oldest callables when there are many; what is in flight stays where it is until it is done."""
         while len(self._stored) > _MANY or (self._bytes > _MANY_BYTES and len(self._stored) > 1):
             self._forget(next(iter(self._stored)))
+
+    def close(self) -> None:
+        """Let go of all callables, and of what they hold."""
+        self._stored.clear()
 
     def move(self, segment: object) -> None:
         """Store everything again in a fresh segment; tasks that wait keep their keys."""

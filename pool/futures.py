@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pool.client import Client
     from pool.task import Death, Policy, Task
 
-_NOT_PACKED = ~codec.PACKED
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
 
 
@@ -50,11 +49,11 @@ class Future(concurrent.futures.Future["Any"]):
     def arrive(self, task: Task, kind: int, data: bytes, length: int, run_us: int) -> None:
         if self._fate is not PENDING:
             return
+        if kind & codec.SPILLED:
+            kind, data = codec.fetch(kind, data)
         if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
-        if kind & _NOT_PACKED == codec.SPILLED:
-            kind, data = codec.fetch(kind, data)
         self._raw = (kind, data)
         self._name = task.function.name
         self._end()
@@ -156,11 +155,13 @@ class Future(concurrent.futures.Future["Any"]):
         if self._raw is None:
             return
         kind, data = self._raw
+        if kind == codec.DEATH:
+            # Raises if no file descriptor is left for the import that it takes: then the next one who asks may get it.
+            self._exception, self._raw = data.error(), None
+            return
         try:
             if kind in codec.VALUES:
                 self._result = codec.decode_value(kind, data, self._name)
-            elif kind == codec.DEATH:
-                self._exception = data.error()
             elif kind == codec.FAILED:
                 self._exception = data
             else:

@@ -11,7 +11,10 @@ import _signal  # type: ignore[import-not-found]  # the enums of `signal` make e
 import _thread
 import threading
 from types import TracebackType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _SIGINT = 2
 

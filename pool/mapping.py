@@ -34,7 +34,6 @@ _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
-_NOT_PACKED = ~codec.PACKED
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
 
@@ -102,6 +101,9 @@ class MapRun:
     def arrive(self, task: Task, kind: int, data: Any, length: int, run_us: int) -> None:
         if task.items:
             self._chunk_arrived(task, kind, data)
+        elif kind & codec.SPILLED:
+            self.arrive(task, *codec.fetch(kind, data), length, run_us)
+            return
         elif kind == codec.ERROR and self._may_repeat(task.attempt):
             self.client.again(task._replace(attempt=task.attempt + 1))
         else:
@@ -122,6 +124,8 @@ class MapRun:
         return rest
 
     def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
+        if kind & codec.SPILLED:
+            kind, data = codec.fetch(kind, data)
         if kind == codec.UNDECODED:
             self._single(index, item, attempt)
         elif kind == codec.ERROR and self._may_repeat(attempt):
@@ -134,8 +138,6 @@ class MapRun:
 
     def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
         self.came(1)
-        if kind & _NOT_PACKED == codec.SPILLED:
-            kind, data = codec.fetch(kind, data)
         if not self.dropped:
             if kind in codec.VALUES:
                 self.held += len(data)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import pickle
 
 from ipc import _core
 from ipc.segment import available_memory
@@ -36,7 +35,12 @@ def exceeds_memory(length: int) -> bool:
 
 def new_folder() -> str:
     """Where the files of one pool go. Does not exist yet."""
-    return os.path.join(os.environ.get("TMPDIR") or "/tmp", f"pool-{os.getpid()}-{os.urandom(8).hex()}")
+    return os.path.join(temporary_files(), f"pool-{os.getpid()}-{os.urandom(8).hex()}")
+
+
+def temporary_files() -> str:
+    """The directory for them; `tempfile` would say the same, but takes milliseconds to import."""
+    return os.environ.get("TMPDIR") or "/tmp"
 
 
 def write(path: str, data: Any) -> None:
@@ -96,7 +100,7 @@ def _aligned(n: int) -> int:
 
 
 class Spilled(bytes):
-    """The path of a file with arguments, pickled. The file goes with the last reference to this object."""
+    """The path of a file with arguments. The file goes with the last reference to this object."""
 
     path: str
     _owner: int
@@ -105,7 +109,7 @@ class Spilled(bytes):
         """Raises OSError."""
         path = os.path.join(folder, f"arguments-{os.urandom(8).hex()}")
         write(path, data)
-        self = super().__new__(cls, pickle.dumps(path))
+        self = super().__new__(cls, path.encode())
         self.path = path
         self._owner = os.getpid()
         return self

@@ -17,8 +17,9 @@ import sys
 from collections.abc import Callable
 
 from ipc import _core
-from pool import codec, output, spill
+from pool import codec, spill
 from pool.functions import FunctionCache
+from pool.output import record_to
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # replaced by something that is not a text stream
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    output.record_to(outputs_fd)
+    record_to(outputs_fd)
     _limit_threads(options.threads_per_worker)
     # What is imported later seeds itself.
     if (random := sys.modules.get("random")) is not None:
@@ -211,6 +212,8 @@ def _loop(segment: object, recycle_after: int) -> int:
     while True:
         claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
         if claim is None:
+            if (share := sys.modules.get("pool.share")) is not None:
+                share.release_unused()
             continue
         if claim is False:
             break
@@ -299,7 +302,7 @@ def _arguments(segment: object, flags: int) -> Any:
     keeps of them is told by who still does."""
     data = _core.arguments(segment)
     if flags & codec.IN_FILE:
-        data = spill.read(codec.loads(data))
+        data = spill.read(bytes(data).decode())
     return codec.loads_packed(data) if flags & _core.PACKED else codec.loads(data)
 
 
@@ -330,12 +333,10 @@ class _Results:
         self._count = 0
 
     def spill(self, kind: int, data: Any) -> tuple[int, bytes]:
-        if kind not in codec.VALUES:
-            raise OSError("an error is never that large")
         self._count += 1
         path = spill.result_path(*self._where, self._count)
         spill.write(path, data)
-        return kind | codec.SPILLED, codec.encode_path(path)
+        return kind | codec.SPILLED, path.encode()
 
 
 def _short_of_memory() -> bool:

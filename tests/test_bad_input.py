@@ -2,8 +2,10 @@
 
 import builtins
 import os
+import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from pickle import PicklingError
 from typing import Any
 
@@ -82,17 +84,43 @@ def test_an_exception_with_a_long_text_arrives(pool: Pool) -> None:
     assert len(str(error.__cause__)) < 1 << 20
 
 
-def test_what_is_too_large_for_the_room_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)  # so that it is the smallest
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pool]:
+    """A pool with the smallest room: values of more than half a megabyte go through files in ``tmp_path``."""
+    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with Pool(1) as pool:
-        for future in (pool.submit(tasks.identity, bytes(4 << 20)), pool.submit(bytes, 4 << 20)):
+        yield pool
+    assert not os.listdir(tmp_path)
+
+
+def test_what_is_too_large_for_the_room_goes_through_a_file(small: Pool) -> None:
+    large = bytes(range(256)) * (4 << 12)
+    assert small.submit(tasks.identity, large).result() == large
+    assert list(small.imap(tasks.identity, [large, b"x", large], chunksize=3)) == [large, b"x", large]
+    error = small.submit(tasks.raise_long, 4 << 20).exception()
+    assert isinstance(error, ValueError)
+    assert len(error.args[0]) == 4 << 20
+    assert small.options(retries=1).submit(tasks.raise_long, 4 << 20).exception().args == error.args
+
+
+def test_what_fits_neither_into_the_room_nor_on_the_disk_is_refused_by_name(small: Pool, tmp_path: Path) -> None:
+    for future in (small.submit(tasks.identity, bytes(2 << 20)), small.submit(bytes, 2 << 20)):
+        assert len(future.result()) == 2 << 20
+    small.submit(resource.setrlimit, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY)).result()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))  # what a full disk does to a large file
+    try:
+        for future in (small.submit(tasks.identity, bytes(2 << 20)), small.submit(bytes, 2 << 20)):
             with pytest.raises(errors.PayloadTooLarge, match=r"the arguments of tasks.identity|the result of .*bytes"):
                 future.result()
         with pytest.raises(errors.PayloadTooLarge, match="the result of"):
-            pool.submit(tasks.raise_long, 4 << 20).result()
-        results = list(pool.imap(bytes, [1, 4 << 20, 2], on_error="return", chunksize=3))
+            small.submit(tasks.raise_long, 2 << 20).result()
+        results = list(small.imap(bytes, [1, 2 << 20, 2], on_error="return", chunksize=3))
         assert [results[0], results[2]] == [bytes(1), bytes(2)]
         assert isinstance(results[1].error, errors.PayloadTooLarge)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # ---- loky's crash tests: {pickle, unpickle, run, pickle result, unpickle result} x {exit, C exit, error, SEGV}

@@ -1,0 +1,96 @@
+"""One read-only copy of an object in shared memory for all workers: ``Pool.share``.
+
+The object's pickle and its buffers stand in a file without a name that the sharing process holds open. A task carries
+only its number; a worker that meets it maps the file (through /proc, so also a worker that was forked before or after)
+and rebuilds the object once. Its arrays look into the shared pages, and cannot be written to. The pages live until the
+last handle, the last task that carries one, and the last worker that still looks at them have gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import weakref
+
+from pool import codec, spill
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_known: dict[bytes, tuple[str, int, Any]] = {}
+"""In each process that has looked at some: token → (path, inode, object)."""
+
+
+class Shared:
+    """A handle on a shared object. Pass it to tasks, in arguments or inside of the function: they get the object.
+
+    ``get()`` is the object in this process, read-only as in the workers. The memory is given back when no handle, no
+    unfinished task and no worker uses it any more.
+    """
+
+    def __init__(self, obj: Any) -> None:
+        """Raises what pickling raised, MemoryError if there is too little memory (and disk)."""
+        data = codec.encode_args(obj)
+        pieces = codec.pack(data, []) if isinstance(data, bytes) else data
+        self._token = os.urandom(16)
+        self._fd = fd = _file(spill.size(pieces))
+        self._finalizer = weakref.finalize(self, _close, fd, self._token, os.getpid())
+        spill.write_pieces(fd, pieces)
+        self._path = f"/proc/{os.getpid()}/fd/{fd}"
+        self._inode = os.fstat(fd).st_ino
+        self.nbytes = spill.size(pieces)
+
+    def get(self) -> Any:
+        return _attach(self._token, self._path, self._inode)
+
+    def __reduce__(self) -> Any:
+        return _attach, (self._token, self._path, self._inode)
+
+    def __repr__(self) -> str:
+        return f"<Shared, {self.nbytes:,} bytes>"
+
+
+def _file(length: int) -> int:
+    """In memory if there is enough of it, else on the disk."""
+    if not spill.exceeds_memory(length):
+        return os.memfd_create("pool-share", os.MFD_CLOEXEC)
+    return os.open(spill.temporary_files(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _close(fd: int, token: bytes, owner: int) -> None:
+    _known.pop(token, None)
+    if os.getpid() == owner:  # a forked child's handle is a copy
+        with contextlib.suppress(OSError):
+            os.close(fd)
+
+
+def _attach(token: bytes, path: str, inode: int) -> Any:
+    """The object behind a handle, rebuilt at the first time in this process."""
+    known = _known.get(token)
+    if known is not None:
+        return known[2]
+    release_unused()
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            raise FileNotFoundError("this shared object has been given back: all of its handles are gone")
+        data = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(fd)
+    obj = codec.loads_packed(data)
+    _known[token] = (path, inode, obj)
+    return obj
+
+
+def release_unused() -> None:
+    """Forget objects whose owner has given them back; their memory goes when no task looks at them."""
+    for token, (path, inode, _) in list(_known.items()):
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_ino == inode:
+                continue
+        del _known[token]
+
+
+__all__ = ["Shared", "release_unused"]
