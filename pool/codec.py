@@ -202,6 +202,8 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
     except Exception:
         try:
             inner = by_value(error)
+        except MemoryError:  # the caller has something ready for that
+            raise
         except (Exception, SystemExit):
             inner = None
     # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
