@@ -26,7 +26,7 @@ from ipc import _core, process
 from pool import codec, launch, monitor, spill
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
-from pool.task import Death, Policy, Task, trim_stack
+from pool.task import Death, Policy, Single, Task, trim_stack
 from pool.waiting import Waiting
 from pool.worker import WorkerOptions
 
@@ -71,9 +71,7 @@ class Client(Waiting):
         self.unfinished = 0  # futures that have no outcome yet
         self.tasks: list[Task | None] = []
         self.inbox: list[tuple[Task, int, Any, int, int]] = []
-        # Items of a broken chunk that go again by themselves, each encoded outside of the lock: (run, index, item,
-        # attempt).
-        self.singles: deque[tuple[Any, int, Any, int]] = deque()
+        self.singles: deque[Single] = deque()  # to be encoded outside of the lock
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
         self.segment: Any = None
@@ -222,8 +220,8 @@ class Client(Waiting):
             error = _pool_broken("the workers were terminated")
         for task in tasks:
             task.sink.fail(task, error)
-        for run, index, item, _ in singles:
-            run.fail_item(index, item, error)
+        for run, task, k, _, _ in singles:
+            run.fail_item(task.position + k, task.item[k], error)
 
     # ---- publish
 
@@ -259,7 +257,8 @@ class Client(Waiting):
     def _publish(self, task: Task) -> bool:
         function, data, record = task.function, task.data, task
         if type(data) is tuple and not task.flags & _core.REPEATABLE:
-            record = task._replace(data=None)  # not to be held for as long as the task runs
+            # The caller's memory is not to be held for as long as the task runs; a chunk may have to be taken apart.
+            record = task._replace(data=codec.snapshot(data) if task.items else None)
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
             data, task.items, task.timeout_ms, task.flags, task.attempt,
@@ -305,9 +304,9 @@ class Client(Waiting):
                     if not self.singles:
                         break
                     single = self.singles[-1]  # it stays there meanwhile: it is unfinished, and may be taken back
-                run, index, item, attempt = single
+                run, task, k, _, _ = single
                 try:
-                    made: Any = run.encode_single(index, item, attempt)
+                    made: Any = run.encode_single(single)
                 except Exception as error:
                     made = error
                 with self.lock, PutOff():
@@ -317,7 +316,7 @@ class Client(Waiting):
                     if isinstance(made, Task):
                         self.again(made)
                     else:
-                        run.fail_item(index, item, made)
+                        run.fail_item(task.position + k, task.item[k], made)
         finally:
             self._encoding.release()
         with self.lock:

@@ -20,7 +20,7 @@ from ipc import _core
 from pool import codec, spill
 from pool.client import OPEN, Client
 from pool.functions import Function
-from pool.task import Death, Policy, Task
+from pool.task import Death, Policy, Single, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class MapRun:
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
         self._item_bytes = 0.0
+        self._sent: tuple[Task, list[Any]] | None = None  # the chunk decoded last, and its items
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
@@ -123,15 +124,15 @@ class MapRun:
         self.came(len(rest))
         return rest
 
-    def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
+    def _item_arrived(self, task: Task, k: int, kind: int, data: Any) -> None:
         if kind & codec.SPILLED:
             kind, data = codec.fetch(kind, data)
         if kind == codec.UNDECODED:
-            self._single(index, item, attempt)
-        elif kind == codec.ERROR and self._may_repeat(attempt):
-            self._single(index, item, attempt + 1)
+            self._single(task, k, task.attempt, decodes=False)
+        elif kind == codec.ERROR and self._may_repeat(task.attempt):
+            self._single(task, k, task.attempt + 1)
         else:
-            self._land(index, kind, data, item)
+            self._land(task.position + k, kind, data, task.item[k])
 
     def _may_repeat(self, attempt: int) -> bool:
         return attempt <= self.policy.retries and not self.dropped
@@ -151,19 +152,28 @@ class MapRun:
 
     def _chunk_arrived(self, task: Task, drained: int, frames: list[Any]) -> None:
         for k in range(len(frames) // 2):
-            at = drained + k
-            self._item_arrived(task.position + at, task.item[at], task.attempt, frames[2 * k], frames[2 * k + 1])
+            self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1])
 
-    def _single(self, index: int, item: Any, attempt: int) -> None:
-        """Offer one item by itself (again)."""
+    def _single(self, task: Task, k: int, attempt: int, *, decodes: bool = True) -> None:
+        """Offer one item of a chunk by itself (again). ``decodes``: a worker has rebuilt the chunk, so we may too."""
         if self.dropped:  # the queue would skip it
             self.came(1)
         else:
-            self.client.singles.append((self, index, item, attempt))
+            self.client.singles.append(Single(self, task, k, attempt, decodes))
 
-    def encode_single(self, index: int, item: Any, attempt: int) -> Task:
+    def encode_single(self, single: Single) -> Task:
         """Raises what pickling raises. Not under the lock."""
-        return self._task(index, codec.encode_args(item), item, 0, attempt)
+        _, task, k, attempt, decodes = single
+        item = task.item[k]
+        sent = self._sent_items(task)[k] if decodes and not task.flags & codec.IN_FILE else item
+        return self._task(task.position + k, codec.encode_args(sent), item, 0, attempt)
+
+    def _sent_items(self, task: Task) -> list[Any]:
+        """The items of a chunk as they were when it was given away: the caller may have changed them since."""
+        if self._sent is None or self._sent[0] is not task:
+            data = task.data
+            self._sent = task, codec.loads_packed(codec.join(data)) if type(data) is tuple else codec.loads(data)
+        return self._sent[1]
 
     def _task(self, index: int, data: Any, item: Any, items: int = 0, attempt: int = 1) -> Task:
         flags = self._flags
@@ -179,11 +189,11 @@ class MapRun:
         self._chunk_arrived(task, drained, committed)
         item = death.item
         if item and not self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, death):
-            self._single(task.position + item - 1, task.item[item - 1], task.attempt + 1)
+            self._single(task, item - 1, task.attempt + 1)
         # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself,
         # uncharged. Else those behind the guilty one never started.
         for k in range(item, task.items):
-            self._single(task.position + k, task.item[k], task.attempt)
+            self._single(task, k, task.attempt, decodes=item > 0)
 
     def _item_crashed(self, index: int, item: Any, attempt: int, death: Death) -> bool:
         """False if there is to be a further attempt."""
@@ -311,7 +321,7 @@ class MapRun:
     def _give_one_by_one(self, index: int, items: list[Any]) -> None:
         for k, item in enumerate(items):
             try:
-                task = self.encode_single(index + k, item, 1)
+                task = self._task(index + k, codec.encode_args(item), item)
             except Exception as error:
                 with self.client.lock:
                     self.client.unfinished += self.eager
