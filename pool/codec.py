@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED, FAILED, DEATH = range(8)
-"""UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run. FAILED and DEATH come
-from no worker: an exception object, a Death."""
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH = range(7)
+"""FAILED and DEATH come from no worker: an exception object, a Death."""
 PACKED = _core.PACKED_KIND | VALUE
 VALUES = (VALUE, PACKED)
 SPILLED = 0x40

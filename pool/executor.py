@@ -142,8 +142,9 @@ class _Calls(Executor):
             return run_map(run, calls, True, "raise", end=end)
         run.eager = True
         client = self._client
-        while batch := list(itertools.islice(calls, run.chunksize)):
-            run.give_chunk(batch)
+        ended = False
+        while not ended:
+            ended = run.give_chunk(calls, run.chunksize)
             with client.lock:
                 client.submitted()
         return run_map(run, (), True, "raise", end)

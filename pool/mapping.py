@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from ipc import _core
-from pool import codec, spill
+from pool import chunks, codec
 from pool.client import OPEN, Client
 from pool.functions import Function
-from pool.task import Death, Policy, Single, Task
+from pool.task import Death, Policy, Task
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it o
 _CHUNK_MOST = 512
 _CHUNK_BYTES = 1 << 18  # of its arguments or results: large ones gain nothing by being handed over together
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
-_FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
@@ -90,7 +89,7 @@ class MapRun:
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
         self._item_bytes = 0.0
-        self._sent: tuple[Task, list[Any]] | None = None  # the chunk decoded last, and its items
+        self._sent: tuple[Task, list[bytes | bytearray]] | None = None  # the last chunk that was taken apart
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
@@ -127,9 +126,7 @@ class MapRun:
     def _item_arrived(self, task: Task, k: int, kind: int, data: Any) -> None:
         if kind & codec.SPILLED:
             kind, data = codec.fetch(kind, data)
-        if kind == codec.UNDECODED:
-            self._single(task, k, task.attempt, decodes=False)
-        elif kind == codec.ERROR and self._may_repeat(task.attempt):
+        if kind == codec.ERROR and self._may_repeat(task.attempt):
             self._single(task, k, task.attempt + 1)
         else:
             self._land(task.position + k, kind, data, task.item[k])
@@ -154,32 +151,24 @@ class MapRun:
         for k in range(len(frames) // 2):
             self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1])
 
-    def _single(self, task: Task, k: int, attempt: int, *, decodes: bool = True) -> None:
-        """Offer one item of a chunk by itself (again). ``decodes``: a worker has rebuilt the chunk, so we may too."""
+    def _single(self, task: Task, k: int, attempt: int) -> None:
+        """Offer one item of a chunk by itself (again), as it was when it was given away."""
         if self.dropped:  # the queue would skip it
             self.came(1)
-        else:
-            self.client.singles.append(Single(self, task, k, attempt, decodes))
-
-    def encode_single(self, single: Single) -> Task:
-        """Raises what pickling raises. Not under the lock."""
-        _, task, k, attempt, decodes = single
-        item = task.item[k]
-        sent = self._sent_items(task)[k] if decodes and not task.flags & codec.IN_FILE else item
-        return self._task(task.position + k, codec.encode_args(sent), item, 0, attempt)
-
-    def _sent_items(self, task: Task) -> list[Any]:
-        """The items of a chunk as they were when it was given away: the caller may have changed them since."""
+            return
         if self._sent is None or self._sent[0] is not task:
-            data = task.data
-            self._sent = task, codec.loads_packed(codec.join(data)) if type(data) is tuple else codec.loads(data)
-        return self._sent[1]
+            self._sent = task, chunks.sent(task.data, task.flags)
+        part = self._sent[1][k]
+        flags = self._flags if type(part) is bytes else self._flags | _core.PACKED | _core.REPEATABLE
+        self.client.again(
+            Task(self, task.position + k, self.function, part, flags, self._timeout_ms, task.item[k], 0, attempt)
+        )
 
-    def _task(self, index: int, data: Any, item: Any, items: int = 0, attempt: int = 1) -> Task:
-        flags = self._flags
+    def _task(self, index: int, data: Any, item: Any, items: int = 0, flags: int = 0) -> Task:
+        flags |= self._flags
         if type(data) is tuple or len(data) > self.client.large:
             data, flags = self.client.prepared(data, flags, self.policy)
-        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, attempt)
+        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, 1)
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         if not task.items:
@@ -187,13 +176,13 @@ class MapRun:
                 self.client.again(task._replace(attempt=task.attempt + 1))
             return
         self._chunk_arrived(task, drained, committed)
+        # Item 0: it died before the first one started, perhaps while the function was decoded: each goes by itself,
+        # uncharged. Else those behind the guilty one never started. From the last, for each goes before what waits.
         item = death.item
+        for k in reversed(range(item, task.items)):
+            self._single(task, k, task.attempt)
         if item and not self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, death):
             self._single(task, item - 1, task.attempt + 1)
-        # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself,
-        # uncharged. Else those behind the guilty one never started.
-        for k in range(item, task.items):
-            self._single(task, k, task.attempt, decodes=item > 0)
 
     def _item_crashed(self, index: int, item: Any, attempt: int, death: Death) -> bool:
         """False if there is to be a further attempt."""
@@ -280,7 +269,7 @@ class MapRun:
                         task = self._task(index + given, data, item)
                 except Exception:
                     buffers.clear()
-                    self._give_one_by_one(index + given, [item])
+                    self._give_one(index + given, item)
                 else:
                     if (
                         timeout_ms
@@ -303,31 +292,36 @@ class MapRun:
             self.given += given
         return given < count
 
-    def give_chunk(self, items: list[Any]) -> None:
-        """Publish these items as one chunk. If it cannot be encoded they go one by one, and only the guilty ones
-        fail."""
-        index = self.given
-        self.flying += len(items)
-        self.given += len(items)
-        try:
-            data = codec.encode_args(items)
-        except Exception:
-            self._give_one_by_one(index, items)
-            return
-        if type(data) is tuple:
-            self._item_bytes = max(self._item_bytes, spill.size(data) / len(items))
-        self._offer(self._task(index, data, items, len(items)))
+    def give_chunk(self, source: Iterator[Any], count: int) -> bool:
+        """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""
+        chunk = chunks.Chunk(source, count)
+        index, items = self.given, chunk.items
+        number = len(items) + (chunk.failed is not None)
+        self.flying += number
+        self.given += number
+        if items:
+            data, flags = chunk.encoded()
+            self._item_bytes = max(self._item_bytes, len(data) / len(items))
+            self._offer(self._task(index, data, items, len(items), flags=flags))
+        if chunk.failed is not None:
+            self._fail_early(index + len(items), *chunk.failed)
+        if chunk.error is not None:
+            raise chunk.error
+        return chunk.ended
 
-    def _give_one_by_one(self, index: int, items: list[Any]) -> None:
-        for k, item in enumerate(items):
-            try:
-                task = self._task(index + k, codec.encode_args(item), item)
-            except Exception as error:
-                with self.client.lock:
-                    self.client.unfinished += self.eager
-                    self.fail_item(index + k, item, error)
-            else:
-                self._offer(task)
+    def _give_one(self, index: int, item: Any) -> None:
+        try:
+            task = self._task(index, codec.encode_args(item), item)
+        except Exception as error:
+            self._fail_early(index, item, error)
+        else:
+            self._offer(task)
+
+    def _fail_early(self, index: int, item: Any, error: Exception) -> None:
+        """It never became a task."""
+        with self.client.lock:
+            self.client.unfinished += self.eager
+            self.fail_item(index, item, error)
 
     def _offer(self, task: Task) -> None:
         with self.client.lock:
@@ -366,7 +360,7 @@ def run_map(
             with client.lock:
                 client.pump(run, own)
                 own = run.take(own, plain)
-            if client.to_notify or client.to_call or client.singles or client._followers:
+            if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
             for task, _, data, _, _ in own:
@@ -424,23 +418,7 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
     """Give away one batch. True if the input is exhausted. Raises what the input raises."""
     if run.chunksize == 1:
         return run.give_singles(source, min(room, _BATCH))
-    items: list[Any] = []
-    try:
-        return _fill(items, source, min(run.chunksize, room))
-    finally:
-        if items:
-            run.give_chunk(items)
-
-
-def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
-    """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is
-    something to give."""
-    end = time.monotonic() + _FILL_SECONDS
-    for item in source:
-        items.append(item)
-        if len(items) >= count or (len(items) & 15 == 0 and time.monotonic() > end):
-            return False
-    return True
+    return run.give_chunk(source, min(run.chunksize, room))
 
 
 def check_buffersize(buffersize: int | None) -> None:

@@ -62,17 +62,6 @@ class Task(
     attempt: int
 
 
-class Single(namedtuple("Single", "run task k attempt decodes")):
-    """Item ``k`` of a broken chunk, which goes again by itself."""
-
-    __slots__ = ()
-    run: Any
-    task: Task
-    k: int
-    attempt: int
-    decodes: bool
-
-
 class Death(namedtuple("Death", "task item condemned slot pid status reason stack")):
     """The death of a worker, as the task that it ran has to know it.
 
@@ -157,4 +146,4 @@ def describe_args(task: Task, item: int) -> str:
         return ""
 
 
-__all__ = ["Death", "Policy", "Single", "Sink", "Task", "describe_args", "trim_stack"]
+__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "trim_stack"]

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from ipc import _core
-from pool import codec, spill
+from pool import chunks, codec, spill
 from pool.functions import FunctionCache
 from pool.output import record_to
 
@@ -272,13 +272,10 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     fn = None
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
-    except BaseException as error:
-        broken = _encode_error(error)
-    try:
         batch = codec.loads(args) if args is not None else _arguments(segment, flags)
         batch.reverse()
-    except BaseException:  # nobody can say by which item, so each goes by itself
-        broken = broken or (codec.UNDECODED, b"")
+    except BaseException as error:
+        broken = _encode_error(error)
     code = _core.begin_items(segment)
     for _ in range(items):
         if code < 0:
@@ -288,7 +285,9 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
         else:
             try:
                 _in_task = True
-                kind, data = codec.encode_value(_call(fn, call, batch.pop()))
+                item = batch.pop()
+                value = _call(fn, call, chunks.decode_part(item) if flags & chunks.PARTS else item)
+                kind, data = codec.encode_value(value)
                 _in_task = False
             except BaseException as error:
                 _in_task = False
