@@ -44,6 +44,8 @@ _MAIN = b"__main__"
 _dumps = pickle.dumps
 loads = pickle.loads
 _WORD = struct.Struct("<QQ")
+_ARRAY = 1 << 63  # in place of the number of buffers
+_NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 
 class _MainNames:
@@ -84,6 +86,8 @@ def by_value(obj: Any, buffer_callback: Callable[[Any], object] | None = None) -
 def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). Raises what pickling raised
     if nothing can take them."""
+    if type(obj) is array_type() and (array := pack_array(obj)) is not None:
+        return array
     buffers: list[Any] = []
     data = _encode(obj, buffers)
     return pack(data, buffers) if buffers else data
@@ -117,6 +121,8 @@ def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
 def encode_value(value: Any) -> tuple[int, Any]:
     """A task's result: (kind, bytes or pieces). By reference where possible, so that the client finds its own classes
     again."""
+    if type(value) is array_type() and (array := pack_array(value)) is not None:
+        return PACKED, array
     buffers: list[Any] = []
     try:
         try:
@@ -140,6 +146,34 @@ def pack(data: bytes, buffers: list[Any]) -> tuple[Any, ...]:
     return _WORD.pack(len(raws), len(data)) + lengths + data, *raws
 
 
+def array_type() -> type | None:
+    """numpy's, if somebody has imported it."""
+    return getattr(sys.modules.get("numpy"), "ndarray", None)
+
+
+def pack_array(array: Any) -> tuple[Any, ...] | None:
+    """As ``pack`` for one plain array of numbers, in a third of the time that its pickle takes. None: it is not that
+    plain. The head: ARRAY, length of a pickled (type, shape, order, writeable), that pickle."""
+    dtype, flags = array.dtype, array.flags
+    if dtype.char not in _NUMBERS or not dtype.isnative:
+        return None
+    order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
+    if order is None:
+        return None
+    meta = _dumps((dtype.char, array.shape, order, flags.writeable), 5)
+    return _WORD.pack(_ARRAY, len(meta)) + meta, pickle.PickleBuffer(array).raw()
+
+
+def _loads_array(packed: Any, length: int) -> Any:
+    import numpy
+
+    char, shape, order, writeable = loads(memoryview(packed)[16 : 16 + length])
+    array = numpy.ndarray(shape, char, packed, -(-(16 + length) // _core.ALIGN) * _core.ALIGN, order=order)
+    if not writeable:
+        array.flags.writeable = False
+    return array
+
+
 def snapshot(pieces: tuple[Any, ...]) -> tuple[bytes, ...]:
     """A private copy."""
     return tuple(map(bytes, pieces))
@@ -156,8 +190,10 @@ def join(pieces: tuple[Any, ...]) -> bytearray:
 
 def loads_packed(packed: Any) -> Any:
     """The object; its buffers are views into ``packed``, and hold it."""
+    count, length = _WORD.unpack_from(packed)
+    if count == _ARRAY:
+        return _loads_array(packed, length)
     view = memoryview(packed)
-    count, length = _WORD.unpack_from(view)
     at = 16 + 8 * count
     lengths = struct.unpack_from(f"<{count}Q", view, 16)
     data = view[at : at + length]

@@ -76,7 +76,9 @@ class _Calls(Executor):
             function = client.functions.by_reference(fn) if type(fn) in _NAMED else None
             if function is None:
                 function = client.function(fn, once=False)
-            if function.id and not kwargs:
+            if function.id and not kwargs and len(args) == 1:
+                data, flags = codec.encode_args(args[0]), codec.CALL_ONE << 8
+            elif function.id and not kwargs:
                 data, flags = codec.encode_args(args), codec.CALL_STAR << 8
             elif function.id:
                 data, flags = codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
-_CHUNK_BYTES = 1 << 18  # of its arguments or results: large ones gain nothing by being handed over together
+_CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
@@ -252,41 +252,29 @@ class MapRun:
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         index, given, large = self.given, 0, client.large
         buffers: list[Any] = []
-        note = buffers.append
+        note, array_type = buffers.append, codec.array_type()
         try:
             for item in itertools.islice(source, count):
-                try:
-                    data: Any = _dumps(item, 5, buffer_callback=note)
-                    if data.find(_MAIN) >= 0:  # `in` first fails to make an int of the bytes
-                        data = codec.encode_args(item)
-                        buffers.clear()
-                    elif buffers:
-                        data = codec.pack(data, buffers)
-                        buffers.clear()
-                    if type(data) is bytes and len(data) <= large:
-                        task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
-                    else:
-                        task = self._task(index + given, data, item)
-                except Exception:
-                    buffers.clear()
-                    self._give_one(index + given, item)
-                else:
-                    if (
-                        timeout_ms
-                        or task.data is not data
-                        or type(data) is not bytes
-                        or client.queue
-                        or client.segment is not segment  # replaced or closed meanwhile
-                        or segment is None
-                        or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
-                    ):
-                        with client.lock:
-                            client.offer(task)
-                            stuck = client.queue
-                        if stuck and type(data) is not bytes:
-                            given += 1
-                            return False  # for want of room: more of the input would only wait in memory
                 given += 1
+                try:
+                    data = b"" if type(item) is array_type else _dumps(item, 5, buffer_callback=note)
+                except Exception:
+                    data = b""
+                if not data or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                    buffers.clear()
+                    if not self._give_one(index + given - 1, item):
+                        return False  # no room for large arguments: more of the input would only wait in memory
+                    continue
+                task = _new(Task, (self, index + given - 1, function, data, flags, timeout_ms, item, 0, 1))
+                if (
+                    timeout_ms
+                    or client.queue
+                    or client.segment is not segment  # replaced or closed meanwhile
+                    or segment is None
+                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
+                ):
+                    with client.lock:
+                        client.offer(task)
         finally:
             self.flying += given
             self.given += given
@@ -309,13 +297,15 @@ class MapRun:
             raise chunk.error
         return chunk.ended
 
-    def _give_one(self, index: int, item: Any) -> None:
+    def _give_one(self, index: int, item: Any) -> bool:
+        """False if it has to wait for a row or for room."""
         try:
             task = self._task(index, codec.encode_args(item), item)
         except Exception as error:
             self._fail_early(index, item, error)
-        else:
-            self._offer(task)
+            return True
+        self._offer(task)
+        return not self.client.queue
 
     def _fail_early(self, index: int, item: Any, error: Exception) -> None:
         """It never became a task."""
