@@ -73,6 +73,7 @@ class Client(Waiting):
         self.inbox: list[tuple[Task, int, Any, int, int]] = []
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
+        self.spilled = 0  # values that went through files
         self.segment: Any = None
         self.room = 0
         self.large = sys.maxsize  # bytes of arguments that may need more than a look
@@ -246,13 +247,15 @@ class Client(Waiting):
         size = spill.size(data)
         if self.segment is not None and (size > self.room // 2 or spill.exceeds_memory(size)):
             with contextlib.suppress(OSError):  # `_publish` says what is too large
-                return spill.Spilled(self.options.folder, data), flags | codec.IN_FILE
+                spilled = spill.Spilled(self.options.folder, data)
+                self.spilled += 1
+                return spilled, flags | codec.IN_FILE
         return data, flags
 
     def _publish(self, task: Task) -> bool:
         function, data, record = task.function, task.data, task
         if type(data) is tuple and not task.flags & _core.REPEATABLE:
-            record = task._replace(data=None)  # the caller's memory is not to be held for as long as the task runs
+            record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
             data, task.items, task.timeout_ms, task.flags, task.attempt,
@@ -278,6 +281,7 @@ class Client(Waiting):
         if task.flags & codec.IN_FILE:
             raise OSError("no room even for the name of a file")
         data = spill.Spilled(self.options.folder, task.data)
+        self.spilled += 1
         return task._replace(data=data, flags=task.flags | codec.IN_FILE)
 
     def _publish_queue(self) -> None:

@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, TypedDict, Unpack
 
+    from pool.insights import Insights
     from pool.share import Shared
 
     class MapOptions(TypedDict, total=False):
@@ -314,6 +315,13 @@ class Pool(_Calls):
 
     kill_workers = terminate_workers
     """The same: a worker has nothing to tidy up that the monitor does not."""
+
+    def insights(self) -> Insights:
+        """What the workers are doing, and where the memory for arguments and results is; ``print()`` shows a table."""
+        from pool.insights import look
+
+        with self._client.lock:
+            return look(self._client)
 
     @staticmethod
     def share(obj: Any) -> Shared:

@@ -102,6 +102,7 @@ class MapRun:
         if task.items:
             self._chunk_arrived(task, kind, data)
         elif kind & codec.SPILLED:
+            self.client.spilled += 1
             self.arrive(task, *codec.fetch(kind, data), length, run_us)
             return
         elif kind == codec.ERROR and self._may_repeat(task.attempt):
@@ -125,6 +126,7 @@ class MapRun:
 
     def _item_arrived(self, task: Task, k: int, kind: int, data: Any) -> None:
         if kind & codec.SPILLED:
+            self.client.spilled += 1
             kind, data = codec.fetch(kind, data)
         if kind == codec.ERROR and self._may_repeat(task.attempt):
             self._single(task, k, task.attempt + 1)

@@ -97,3 +97,9 @@ uint32_t ipc_units_used(struct ipc_segment *s) {
     for (uint32_t k = 0; k < s->units; k++) n += atomic_load_explicit(&s->owner[k], memory_order_relaxed) != 0;
     return n;
 }
+
+uint32_t ipc_units_of(struct ipc_segment *s, uint64_t owner) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < s->units; k++) n += (atomic_load_explicit(&s->owner[k], memory_order_relaxed) & owner) != 0;
+    return n;
+}
