@@ -14,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #define CAPSULE "ipc.segment"
 #define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
@@ -31,10 +32,12 @@ struct view {
     uint32_t kept;        /* worker: units that tasks have kept */
     int pinned;           /* worker: a child of the task may still look into the arguments */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
+    pid_t only;           /* the control segment is mapped in this process only; 0: also in what it forks */
 };
 
 static void unmap(struct view *v) {
-    if (v->control) munmap(v->control, v->control_size);
+    /* In a forked child something else may have been mapped at the control segment's place. */
+    if (v->control && (!v->only || v->only == getpid())) munmap(v->control, v->control_size);
     if (v->payload) munmap(v->payload, v->payload_size);
     v->control = v->payload = NULL;
 }
@@ -240,6 +243,7 @@ FUNCTION(retire) { /* the workers are gone: only values that are held still cost
 FUNCTION(dont_fork) {
     VIEW(1, ANY);
     if (madvise(v->control, v->control_size, MADV_DONTFORK) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    v->only = getpid();
     Py_RETURN_NONE;
 }
 
