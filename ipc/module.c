@@ -236,6 +236,7 @@ FUNCTION(forked) { /* in the parent, before a fork: what is held now may be look
 FUNCTION(retire) { /* the workers are gone: only values that are held still cost memory */
     VIEW(1, CLIENT);
     v->retired = 1;
+    ipc_units_free_but(&v->s, IPC_OWNER_VIEW);
     ipc_units_trim(&v->s, 0, v->s.units);
     Py_RETURN_NONE;
 }

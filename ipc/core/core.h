@@ -71,6 +71,7 @@ void ipc_units_give(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64
 static inline void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner) { ipc_units_give(s, unit, count, owner, 0); }
 void ipc_units_free_all(struct ipc_segment *s, uint64_t owner);
 void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped); /* what generations < reaped of the slot have kept */
+void ipc_units_free_but(struct ipc_segment *s, uint64_t owner); /* all that belongs to somebody else */
 uint32_t ipc_units_used(struct ipc_segment *s);
 void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end) */
 
