@@ -102,7 +102,7 @@ static void run_release(struct run *run) {
     if (run->forks != forks && (v->client || has_children())) return;
     if (v->retired) madvise(run->data, (size_t)run->count * IPC_UNIT_SIZE, MADV_REMOVE);
     ipc_units_free(&v->s, run->unit, run->count, run->owner);
-    if (v->client) v->client->view_units -= run->count;
+    if (v->client) ipc_dropped(v->client, run->unit, run->count);
     if (v->worker) v->kept -= run->count;
 }
 

@@ -120,6 +120,7 @@ int ipc_offers(struct ipc_client *c, uint32_t row);                 /* items of 
 void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items);
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
 int ipc_adopt(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 1: the run is a view now, the client's to free; 0: too many are */
+void ipc_dropped(struct ipc_client *c, uint32_t unit, uint32_t count);                /* it is held no more */
 void ipc_release_row(struct ipc_client *c, uint32_t row);
 int ipc_cancel(struct ipc_client *c, uint32_t row);                 /* 1 cancelled, 0 too late */
 int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word);/* 1 condemned, 0 the word has changed */
