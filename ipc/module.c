@@ -14,6 +14,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #define CAPSULE "ipc.segment"
 #define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
@@ -32,10 +33,12 @@ struct view {
     int pinned;           /* worker: a child of the task may still look into the arguments */
     uint64_t copied;      /* client: results that were copied only because too much room is held by values */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
+    pid_t only;           /* the control segment is mapped in this process only; 0: also in what it forks */
 };
 
 static void unmap(struct view *v) {
-    if (v->control) munmap(v->control, v->control_size);
+    /* In a forked child something else may have been mapped at the control segment's place. */
+    if (v->control && (!v->only || v->only == getpid())) munmap(v->control, v->control_size);
     if (v->payload) munmap(v->payload, v->payload_size);
     v->control = v->payload = NULL;
 }
@@ -100,7 +103,7 @@ static void run_release(struct run *run) {
     if (run->forks != forks && (v->client || has_children())) return;
     if (v->retired) madvise(run->data, (size_t)run->count * IPC_UNIT_SIZE, MADV_REMOVE);
     ipc_units_free(&v->s, run->unit, run->count, run->owner);
-    if (v->client) v->client->view_units -= run->count;
+    if (v->client) ipc_dropped(v->client, run->unit, run->count);
     if (v->worker) v->kept -= run->count;
 }
 
@@ -234,6 +237,7 @@ FUNCTION(forked) { /* in the parent, before a fork: what is held now may be look
 FUNCTION(retire) { /* the workers are gone: only values that are held still cost memory */
     VIEW(1, CLIENT);
     v->retired = 1;
+    ipc_units_free_but(&v->s, IPC_OWNER_VIEW);
     ipc_units_trim(&v->s, 0, v->s.units);
     Py_RETURN_NONE;
 }
@@ -241,6 +245,7 @@ FUNCTION(retire) { /* the workers are gone: only values that are held still cost
 FUNCTION(dont_fork) {
     VIEW(1, ANY);
     if (madvise(v->control, v->control_size, MADV_DONTFORK) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    v->only = getpid();
     Py_RETURN_NONE;
 }
 

@@ -207,7 +207,8 @@ def _report(error: BaseException, log_fd: int) -> None:
 def _loop(segment: object, recycle_after: int) -> int:
     """Run tasks. Returns the exit code: 0 for every planned end."""
     functions = FunctionCache(segment)
-    kept_limit = _core.room(segment) // 64
+    limit = _core.room(segment) // 64
+    kept = 0  # after the last collection
     done = 0
     while True:
         claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
@@ -222,20 +223,18 @@ def _loop(segment: object, recycle_after: int) -> int:
             os._exit(0)
         if code < 0 or _Process.spoilt:
             break
-        if _core.kept(segment) > kept_limit and _keeps_too_much(segment, kept_limit):
-            break
+        # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
+        # more than four times as much is to be replaced.
+        if _core.kept(segment) > kept + limit:
+            gc.collect()
+            kept = _core.kept(segment)
+            if kept > 4 * limit:
+                break
         done += claim[3] or 1
         if recycle_after and done >= recycle_after:
             break
     _core.set_phase(segment, _core.LEAVING)
     return 0
-
-
-def _keeps_too_much(segment: object, limit: int) -> bool:
-    """Arguments that tasks have kept take room from others. Cycles are collected; if it is still too much, and more
-    than four times as much, the worker is to be replaced."""
-    gc.collect()
-    return _core.kept(segment) > 4 * limit
 
 
 def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:

@@ -273,6 +273,12 @@ int ipc_adopt(struct ipc_client *c, uint32_t row, struct ipc_result *result) {
     return 1;
 }
 
+/* The program holds it no more; the next trim may punch it out. */
+void ipc_dropped(struct ipc_client *c, uint32_t unit, uint32_t count) {
+    c->view_units -= count;
+    if (unit + count > c->top_result) c->top_result = unit + count;
+}
+
 static void forget(struct ipc_client *c, uint32_t row) {
     struct ipc_segment *s = c->s;
     uint64_t owner = ipc_owner(row, c->seq[row]);
@@ -459,6 +465,7 @@ void ipc_trim(struct ipc_client *c) {
     uint32_t half = c->s->units / 2;
     ipc_units_trim(c->s, WARM_UNITS, c->top_args);
     ipc_units_trim(c->s, half + WARM_UNITS, c->top_result);
-    if (c->top_args > WARM_UNITS) c->top_args = WARM_UNITS;
+    /* What workers have kept up there may be free at the next trim. */
+    while (c->top_args > WARM_UNITS && atomic_load_explicit(&c->s->owner[c->top_args - 1], memory_order_relaxed) == 0) c->top_args--;
     if (c->top_result > half + WARM_UNITS) c->top_result = half + WARM_UNITS;
 }

@@ -71,6 +71,7 @@ void ipc_units_give(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64
 static inline void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t count, uint64_t owner) { ipc_units_give(s, unit, count, owner, 0); }
 void ipc_units_free_all(struct ipc_segment *s, uint64_t owner);
 void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped); /* what generations < reaped of the slot have kept */
+void ipc_units_free_but(struct ipc_segment *s, uint64_t owner); /* all that belongs to somebody else */
 uint32_t ipc_units_used(struct ipc_segment *s);
 uint32_t ipc_units_of(struct ipc_segment *s, uint64_t owner); /* of one of the three IPC_OWNER_... */
 void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end) */
@@ -120,6 +121,7 @@ int ipc_offers(struct ipc_client *c, uint32_t row);                 /* items of 
 void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items);
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
 int ipc_adopt(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 1: the run is a view now, the client's to free; 0: too many are */
+void ipc_dropped(struct ipc_client *c, uint32_t unit, uint32_t count);                /* it is held no more */
 void ipc_release_row(struct ipc_client *c, uint32_t row);
 int ipc_cancel(struct ipc_client *c, uint32_t row);                 /* 1 cancelled, 0 too late */
 int ipc_condemn(struct ipc_segment *s, uint32_t row, uint64_t word);/* 1 condemned, 0 the word has changed */

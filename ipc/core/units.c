@@ -77,6 +77,14 @@ void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped) 
     }
 }
 
+/* The workers are gone: what belongs to nobody but them, or to their rows, is free. */
+void ipc_units_free_but(struct ipc_segment *s, uint64_t owner) {
+    for (uint32_t k = 0; k < s->units; k++) {
+        uint64_t other = atomic_load_explicit(&s->owner[k], memory_order_relaxed);
+        if (other && other != owner) ipc_units_free(s, k, 1, other);
+    }
+}
+
 /* Units are owned while they are punched out: a worker that took one in between would lose what it writes. */
 void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end) {
     while (first < end) {
