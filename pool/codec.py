@@ -40,6 +40,7 @@ CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
 IN_FILE = 8
 """A flag of a row, beside the core's: the arguments are the path of a file."""
 
+_FIXED = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _TEXT_LIMIT = 64 * 1024
 _MAIN = b"__main__"
 _dumps = pickle.dumps
@@ -88,6 +89,51 @@ def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     buffers: list[Any] = []
     data = _encode(obj, buffers)
     return pack(data, buffers) if buffers else data
+
+
+class Early:
+    """An item of a chunk, encoded when it came from the input: the input may refill and yield the same object again,
+    and no item sees what a task did to another one."""
+
+    __slots__ = ("data", "item")
+
+    def __init__(self, item: Any) -> None:
+        data = encode_args(item)
+        self.item = item  # for messages
+        self.data = (join(data),) if type(data) is tuple else data
+
+    def __reduce__(self) -> Any:
+        if type(self.data) is tuple:
+            return loads_packed, (pickle.PickleBuffer(self.data[0]),)
+        return loads, (self.data,)
+
+
+def early(item: Any) -> Any:
+    """An item for a chunk: Early, or as it is, if nobody can change it. What cannot be encoded stays as it is too: then
+    ``encode_items`` raises."""
+    if type(item) in _FIXED or (type(item) is tuple and _FIXED.issuperset(map(type, item))):
+        return item
+    try:
+        return Early(item)
+    except Exception:
+        return item
+
+
+def given(item: Any) -> Any:
+    """What the caller has given."""
+    return item.item if type(item) is Early else item
+
+
+def encode_items(items: list[Any]) -> bytes | tuple[Any, ...]:
+    """The arguments of a chunk, from what ``early`` made. Raises what pickling raised."""
+    buffers: list[Any] = []
+    data = _dumps(items, 5, buffer_callback=buffers.append)
+    return pack(data, buffers) if buffers else data
+
+
+def encode_item(item: Any) -> bytes | tuple[Any, ...]:
+    """The arguments of one item of a chunk. Raises what pickling raised."""
+    return item.data if type(item) is Early else encode_args(item)
 
 
 def encode_function(fn: Any) -> bytes:

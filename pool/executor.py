@@ -142,7 +142,7 @@ class _Calls(Executor):
             return run_map(run, calls, True, "raise", end=end)
         run.eager = True
         client = self._client
-        while batch := list(itertools.islice(calls, run.chunksize)):
+        while batch := list(map(codec.early, itertools.islice(calls, run.chunksize))):
             run.give_chunk(batch)
             with client.lock:
                 client.submitted()

@@ -141,7 +141,7 @@ class MapRun:
         if not self.dropped:
             if kind in codec.VALUES:
                 self.held += len(data)
-            self.ready.append((index, kind, data, item))
+            self.ready.append((index, kind, data, codec.given(item)))
 
     def came(self, count: int) -> None:
         self.flying -= count
@@ -163,7 +163,7 @@ class MapRun:
 
     def encode_single(self, index: int, item: Any, attempt: int) -> Task:
         """Raises what pickling raises. Not under the lock."""
-        return self._task(index, codec.encode_args(item), item, 0, attempt)
+        return self._task(index, codec.encode_item(item), item, 0, attempt)
 
     def _task(self, index: int, data: Any, item: Any, items: int = 0, attempt: int = 1) -> Task:
         flags = self._flags
@@ -294,13 +294,13 @@ class MapRun:
         return given < count
 
     def give_chunk(self, items: list[Any]) -> None:
-        """Publish these items as one chunk. If it cannot be encoded they go one by one, and only the guilty ones
+        """Publish these items, which are ``early``, as one chunk. If it cannot be encoded they go one by one, and only the guilty ones
         fail."""
         index = self.given
         self.flying += len(items)
         self.given += len(items)
         try:
-            data = codec.encode_args(items)
+            data = codec.encode_items(items)
         except Exception:
             self._give_one_by_one(index, items)
             return
@@ -427,7 +427,7 @@ def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
     something to give."""
     end = time.monotonic() + _FILL_SECONDS
     for item in source:
-        items.append(item)
+        items.append(codec.early(item))
         if len(items) >= count or (len(items) & 15 == 0 and time.monotonic() > end):
             return False
     return True

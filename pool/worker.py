@@ -225,6 +225,7 @@ def _loop(segment: object, recycle_after: int) -> int:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
+        kept = min(kept, _core.kept(segment))
         if _core.kept(segment) > kept + limit:
             gc.collect()
             kept = _core.kept(segment)
