@@ -72,7 +72,7 @@ static inline void ipc_units_free(struct ipc_segment *s, uint32_t unit, uint32_t
 void ipc_units_free_all(struct ipc_segment *s, uint64_t owner);
 void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped); /* what generations < reaped of the slot have kept */
 uint32_t ipc_units_used(struct ipc_segment *s);
-void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end) */
+uint32_t ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end); the end of the others */
 
 /* ---- client.c */
 struct ipc_task { /* what the client publishes and the worker reads */
