@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from test_layout import CONSTANTS, DEATH, HEADER, ROW, SIZES, SLOT, owner, owners_at, ring_at, rows_at, slots_at, word
+from test_layout import CONSTANTS, DEATH, HEADER, ROW, SIZES, SLOT, owner, owner_kept, owners_at, ring_at, rows_at, slots_at, word
 
 from ipc import Damaged, _core
 from ipc.segment import Segment
@@ -25,6 +25,7 @@ INLINE = CONSTANTS["IPC_INLINE"]
 BIG = b"b" * (UNIT + 1)  # two units
 U32, U64 = "<I", "<Q"
 NO_UNIT = 0xFFFF_FFFF
+VIEW = CONSTANTS["IPC_OWNER_VIEW"]
 Handle = Any
 
 
@@ -81,7 +82,8 @@ class Image:
         return [(record[0], *rest) for record, *rest in inbox]
 
     def results(self) -> list[tuple[str, Any]]:
-        return [(record, data) for record, _, data, _, _ in self.collect()]
+        """What large results show is copied, so that nothing is held."""
+        return [(record, data if type(data) is list else bytes(data)) for record, _, data, _, _ in self.collect()]
 
     def die(self, slot: int = 0, generation: int = 0, status: int = 9) -> None:
         _core.record_death(self.client, slot, generation, 1000 + generation % 1000, status, _core.DIED)
@@ -95,6 +97,9 @@ class Image:
 
     def state(self, row: int) -> int:
         return _core.row_word(self.client, row)[0]
+
+    def owners(self) -> list[int]:
+        return [self.get(self.unit(k)) for k in range(UNITS)]
 
     def units(self) -> int:
         return _core.counters(self.client)["units"]
@@ -235,7 +240,7 @@ def test_done_without_hint(image: Image) -> None:
     assert _core.idle_scan(image.client) == 0  # it may be between its two steps
     assert image.collect() == []
     assert _core.idle_scan(image.client) == 1
-    assert image.collect() == [("task", 3, b"x", 0, 0)]
+    assert image.collect() == [("task", 3, b"x", 1, 0)]
     assert image.state(row) == _core.FREE
     assert _core.counters(image.client)["healed"] == 1
 
@@ -444,7 +449,7 @@ def offering(image: Image) -> tuple[Handle, int]:
 
 def test_offered_items_are_collected_and_the_row_stays(image: Image) -> None:
     _, row = offering(image)
-    assert image.collect() == [("chunk", 0, [4, b"one", 4, b"two"], 0, 0)]
+    assert image.collect() == [("chunk", 0, [4, b"one", 4, b"two"], 22, 0)]
     assert image.get(image.row(row, "drained"), U32) == 2
     assert image.tasks[row] == ("chunk",)
     image.put(HEADER["done"], 1 << row)
@@ -483,7 +488,7 @@ def test_rest_of_a_chunk_after_a_drain(image: Image) -> None:
     image.put(image.row(row, "word"), word(4, 0, 0, 1, 3))
     image.put(HEADER["done"], 1 << row)
     image.put(HEADER["done_summary"], 1)
-    assert image.collect() == [("chunk", 2, [4, b"three"], 0, 0)]
+    assert image.collect() == [("chunk", 2, [4, b"three"], 13, 0)]
     assert image.at_rest()
 
 
@@ -537,12 +542,14 @@ def test_chunks_that_want_each_others_room(image: Image, workers: int) -> None:
     threads = [in_thread(lambda slot=slot: work(slot)) for slot in range(workers)]  # type: ignore[misc]
     results: dict[str, list[Any]] = {str(k): [] for k in range(workers)}
     while any(len(found) < 2 * len(sizes) for found in results.values()):
-        for record, before, data, slot, _ in image.collect():
+        for record, before, data, _, _ in image.collect():
             assert before * 2 == len(results[record])
             results[record] += data
+            slot = results[record][1][0]  # whoever claimed it
             for kind, item in zip(data[::2], data[1::2], strict=True):
                 assert item == bytes([slot, kind]) * (sizes[kind] // 2)
         _core.wait(image.client, 0, 20)
+    assert len({found[1][0] for found in results.values()}) == workers
     for thread in threads:
         thread.join()
     assert set(codes) == {0}
@@ -579,12 +586,16 @@ def test_strewn_arguments_leave_half_of_the_room_to_results(image: Image) -> Non
 
 
 def test_arguments_stay_in_their_half(image: Image) -> None:
-    finished(image, BIG)  # units 0 and 1
-    for n in range(2):
-        image.publish(str(n), b"a" * UNIT)
-    assert _core.publish(image.client, image.tasks, ("2",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
-    assert len(image.results()) == 1
-    image.publish("2", b"a" * UNIT)
+    """And results in the other: neither waits for the other's room."""
+    rows = [image.publish(str(n), b"a" * UNIT) for n in range(4)]
+    assert _core.publish(image.client, image.tasks, ("4",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    worker = image.worker()
+    claim(worker)
+    assert _core.complete(worker, 0, BIG) == 0
+    assert image.owners() == [*(owner(row, 1) for row in rows), owner(rows[0], 1), owner(rows[0], 1), 0, 0]
+    assert _core.publish(image.client, image.tasks, ("4",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    assert image.results() == [("0", BIG)]
+    image.publish("4", b"a" * UNIT)
 
 
 # ---- generations
@@ -781,22 +792,23 @@ def test_reference_outside_the_room(image: Image, unit: int, count: int) -> None
     expect_damage(image, "outside its room")
 
 
-@pytest.mark.parametrize("unit", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("unit", [0, 1, 2, 3, 4, 5, 7])
 def test_reference_to_units_of_others(image: Image, unit: int) -> None:
-    """0, 1: arguments of another row; 4: a function; the rest: nobody's."""
+    """0, 1: arguments of another row; 2: kept by a worker; 4: a function; 5: a value of the program; else: nobody's."""
     image.publish("victim", BIG)
     assert _core.store_function(image.client, b"f") == 4
+    image.put(image.unit(2), owner_kept(2, 0))
+    image.put(image.unit(5), VIEW)
     claim(image.worker(2))
     row = finished(image, b"small")
     image.put(image.row(row, "result_ref"), unit << 32 | 1)
     expect_damage(image, "outside its room")
-    assert image.get(image.unit(0)) >> 63
-    assert image.get(image.unit(4)) == 1 << 62
+    assert image.owners() == [owner(0, 1), owner(0, 1), owner_kept(2, 0), 0, 1 << 62, VIEW, 0, 0]
 
 
 def test_reference_to_units_of_an_older_use_of_the_row(image: Image) -> None:
     row = finished(image, BIG)
-    for unit in (0, 1):
+    for unit in (4, 5):
         image.put(image.unit(unit), owner(row, 0))
     expect_damage(image, "outside its room")
 
