@@ -114,6 +114,7 @@ struct driver {
     int adopts; /* results in units become views, as long as there may be more of them */
     struct view view[MOST_VIEWS];
     uint32_t views;
+    uint64_t adopted;
     unsigned char args[MOST_BYTES];
 };
 
@@ -122,6 +123,7 @@ static void driver_open(struct driver *d, struct ipc_segment *s, uint64_t last_i
     d->s = s;
     d->waiting = d->views = 0;
     d->adopts = 0;
+    d->adopted = 0;
     d->submitted = d->done = d->cancelled = d->charged = d->drained = 0;
     d->last_id = last_id;
     ipc_client_init(&d->c, s);
@@ -169,6 +171,7 @@ static uint64_t check_frames(const struct ipc_result *r, const struct job *j, ui
 static void driver_adopt(struct driver *d, uint32_t row, struct ipc_result *r) {
     if (!d->adopts || !r->units || d->views == MOST_VIEWS || !ipc_adopt(&d->c, row, r)) return;
     d->view[d->views++] = (struct view){d->job[row].id, r->length, r->unit, r->units};
+    d->adopted++;
 }
 
 /* The program lets go of one of its values. */
@@ -323,11 +326,6 @@ static void read_order(struct ipc_worker *w, struct job *j) {
     CHECK(pattern_is(t.args + sizeof(*j), t.args_len - sizeof(*j), j->id, ARGUMENTS), "arguments have the right bytes");
 }
 
-/* Whether what the last read_order has found is still there. */
-static int order_is(const unsigned char *args, const struct job *j) {
-    return pattern_is(args + sizeof(*j), j->args_len - sizeof(*j), j->id, ARGUMENTS);
-}
-
 static int give_results(struct ipc_worker *w, const struct job *j, struct desk *desk) {
     if (!j->items) {
         pattern_fill(desk->out, j->size, j->id, 0);
@@ -345,6 +343,33 @@ static int work(struct ipc_worker *w, struct desk *desk) {
     struct job j;
     read_order(w, &j);
     return give_results(w, &j, desk);
+}
+
+/* Arguments that a task holds beyond its end. */
+struct kept {
+    struct job job;
+    uint32_t unit, units; /* 0: none */
+};
+
+static int work_and_keep(struct ipc_worker *w, struct desk *desk, struct kept *kept) {
+    kept->units = 0;
+    read_order(w, &kept->job);
+    uint32_t unit = w->args_unit, units = w->args_units;
+    w->keep = units != 0;
+    int code = give_results(w, &kept->job, desk);
+    if (code == 0) kept->unit = unit, kept->units = units;
+    return code;
+}
+
+static void drop_kept(struct ipc_worker *w, struct kept *kept) {
+    const struct job *j = &kept->job;
+    const unsigned char *args = w->s->payload + (uint64_t)kept->unit * IPC_UNIT_SIZE;
+    if (!kept->units) return;
+    for (uint32_t k = kept->unit; k < kept->unit + kept->units; k++)
+        CHECK(atomic_load(&w->s->owner[k]) == ipc_owner_kept(w->slot, w->generation), "what a task keeps is its worker's");
+    CHECK(pattern_is(args + sizeof(*j), j->args_len - sizeof(*j), j->id, ARGUMENTS), "nobody writes into what a task keeps");
+    ipc_units_free(w->s, kept->unit, kept->units, ipc_owner_kept(w->slot, w->generation));
+    kept->units = 0;
 }
 
 #endif

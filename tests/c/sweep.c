@@ -103,7 +103,7 @@ static void be_traced(const struct job *j) {
 #define LONGEST 20000u
 static uint64_t address[LONGEST]; /* of the instruction that comes next at moment k */
 static uint32_t moments, sleeping_at; /* how many; the moment of the futex wait, 0 = none */
-static uint64_t missed;
+static uint64_t missed, adopted;
 
 /* 1 stopped, 0 ended */
 static int wait_stop(pid_t pid) {
@@ -271,6 +271,7 @@ static void finish(void) {
     driver_collect(&D);
     check_all_free(&D);
     CHECK(D.submitted == D.done, "each task is done exactly once");
+    adopted += D.adopted;
 }
 
 static pid_t stage(void) {
@@ -359,6 +360,7 @@ int main(int argc, char **argv) {
         if (!wanted) continue;
         scene = &scenarios[n];
         memset(met, 0, sizeof(met));
+        adopted = 0;
         for (int manner = 0; manner < MANNERS; manner++) {
             if (!(scene->manners >> manner & 1)) continue;
             trying("%s, traced", scene->name);
@@ -380,6 +382,7 @@ int main(int argc, char **argv) {
             trying("%s, class %s", scene->name, scene->must_meet[k]);
             CHECK(found, "every class of states is met");
         }
+        CHECK(!scene->keeps == !adopted, "results are adopted");
         if (scene->manners >> CONDEMN & 1) {
             int k = 0;
             while (met[k].name[0] && strcmp(met[k].name, "CONDEMNED")) k++;
