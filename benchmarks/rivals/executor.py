@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
-from benchmarks.rivals.base import Function, Rival, by_hand
+from benchmarks.rivals.base import Function, Rival, by_hand, windowed
 
 
 class ProcessPoolExecutor(Rival):
@@ -35,6 +35,9 @@ class ProcessPoolExecutor(Rival):
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.map(fn, items, chunksize=by_hand(count, self.workers))
+
+    def arrays(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
+        return windowed(lambda item: self.pool.submit(fn, item), items, 3 * self.workers)
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         submit = self.pool.submit

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks.rivals.base import Function, Rival, by_hand
+from benchmarks.rivals.base import Function, Rival, by_hand, windowed
 
 
 class Pebble(Rival):
@@ -34,6 +34,9 @@ class Pebble(Rival):
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.map(fn, items, chunksize=by_hand(count, self.workers)).result()
+
+    def arrays(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
+        return windowed(lambda item: self.pool.schedule(fn, args=[item]), items, 3 * self.workers)
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         futures = [self.pool.schedule(fn, args=[item]) for item in items]
