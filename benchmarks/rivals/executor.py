@@ -10,7 +10,10 @@ from benchmarks.rivals.base import Function, Rival, by_hand, windowed
 class ProcessPoolExecutor(Rival):
     name = "executor"
     module = "concurrent.futures"
-    settings = "ProcessPoolExecutor, fork; map(chunksize=1), map(chunksize=n / 4 workers), submit"
+    settings = (
+        "ProcessPoolExecutor, fork; map(chunksize=1), map(chunksize=n / 4 workers), submit; "
+        "arrays: submit, at most 3 a worker in flight, for map reads its whole input"
+    )
     first = (
         "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
         "pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context('fork'))\n"

@@ -10,7 +10,10 @@ class Pebble(Rival):
     name = "pebble"
     package = "pebble"
     module = "pebble"
-    settings = "ProcessPool, fork; map(chunksize=1), map(chunksize=n / 4 workers), schedule"
+    settings = (
+        "ProcessPool, fork; map(chunksize=1), map(chunksize=n / 4 workers), schedule; "
+        "arrays: schedule, at most 3 a worker in flight, for map reads its whole input"
+    )
     first = (
         "import multiprocessing\nfrom pebble import ProcessPool\n"
         "pool = ProcessPool(max_workers=WORKERS, context=multiprocessing.get_context('fork'))\n"
