@@ -223,3 +223,21 @@ def prctl_subreaper() -> None:
 def collections(_: object = None) -> int:
     """How often the oldest generation of this process was collected."""
     return int(gc.get_stats()[2]["collections"])
+
+
+def full_disk(pool: Pool, folder: Any) -> None:
+    """Arguments for which the client finds no room on the disk: the task's error, and nobody else's."""
+    import resource
+
+    from pool.errors import PayloadTooLarge
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * MIB, before[1]))
+    try:
+        error = pool.submit(len, array(1, 30 * MIB)).exception()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert isinstance(error, PayloadTooLarge)
+    assert pool.submit(len, array(1, 30 * MIB)).result() == 30 * MIB

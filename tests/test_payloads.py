@@ -2,6 +2,7 @@
 
 import array as arrays
 import dataclasses
+import functools
 import gc
 import itertools
 import mmap
@@ -17,12 +18,13 @@ import numpy as np
 import payloads
 import processes
 import pytest
+import scripts
 import tasks
 from payloads import MIB, UNIT, array, digest, settle, small_pool, units, views
 
 from ipc import _core
 from pool import Failure, Pool
-from pool.errors import WorkerCrashed
+from pool.errors import PayloadTooLarge, WorkerCrashed
 
 pytestmark = pytest.mark.timeout(60)
 LARGE = 3 * UNIT - 1024  # three units with its pickle: comes back as a view
@@ -362,3 +364,396 @@ def test_no_item_sees_what_was_done_to_another_one(chunksize: Any) -> None:
 def _append(numbers: list[int]) -> int:
     numbers.append(1)
     return len(numbers)
+
+
+# ---- round trips
+
+
+@dataclasses.dataclass
+class Nest:
+    name: str
+    value: Any
+
+
+class Buffered:
+    """Carries its bytes out of band by itself."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        return (Buffered, (pickle.PickleBuffer(self.data),)) if protocol >= 5 else (Buffered, (bytes(self.data),))
+
+
+def _values() -> dict[str, Any]:
+    grid = array(1, 60_000).reshape(300, 200)
+    fixed = array(2, 50_000)
+    fixed.flags.writeable = False
+    nested = {"a": [array(3, 40_000), {"b": (array(4, 70_000),)}], "c": Nest("n", array(5, 33_000))}
+    values = {
+        "C": grid,
+        "Fortran": np.asfortranarray(grid),
+        "transposed": grid.T,
+        "strided": grid[::2, 1::3],
+        "backwards": grid[::-1],
+        "structured": np.zeros(5000, dtype=[("a", "<i4"), ("b", "f8"), ("c", "S3")]),
+        "no items": np.zeros((3, 0, 5)),
+        "no bytes": np.zeros(3, dtype="U0"),
+        "0-d": np.array(3.5),
+        "scalar": np.float64(2.5),
+        "objects": np.array([1, "two", None, [3]], dtype=object),
+        "read-only": fixed,
+        "bool": grid > 100,
+        "datetime": np.arange(6000).astype("M8[s]"),
+        "timedelta": np.arange(6000).astype("m8[ms]"),
+        "big-endian": np.arange(9000, dtype=">i4"),
+        "complex": np.arange(5000, dtype=complex),
+        "text": np.array(["a", "bcd"] * 5000),
+        "half": np.arange(10000, dtype=np.float16),
+        "masked": np.ma.masked_array(np.arange(9000), np.arange(9000) % 2),
+        "nested": nested,
+        "bytes": bytes(grid),
+        "bytearray": bytearray(grid),
+        "array.array": arrays.array("d", range(9000)),
+        "PickleBuffer": Buffered(array(6, 50_000).tobytes()),
+        "PickleBuffer, writable": Buffered(bytearray(array(6, 50_000))),
+        "many": [array(k, 100) for k in range(500)],
+        "zeros and more": [np.zeros(0), array(1, 1), np.zeros(0), array(2, UNIT)],
+    }
+    for length in (0, 1, 360, 424 - 64, 423, 424, 425, 424 + 64, 32767, 32768, 32769):
+        values[f"{length} bytes"] = array(length, length)
+    for several in (1, 2, 5):
+        for more in (-200, -1, 0, 1):  # with the pickle around them: on both sides of the limits
+            values[f"{several} units and {more}"] = array(several, several * UNIT + more)
+    return values
+
+
+def _same(a: Any, b: Any) -> bool:
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        same = a.dtype == b.dtype and a.shape == b.shape and a.flags.writeable == b.flags.writeable
+        return same and bool((np.asarray(a) == np.asarray(b)).all())
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Nest):
+        return _same([a.name, a.value], [b.name, b.value])
+    if isinstance(a, Buffered):
+        writable = memoryview(a.data).readonly == memoryview(b.data).readonly
+        return writable and bytes(memoryview(a.data)) == bytes(memoryview(b.data))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_comes_back_is_what_was_given(workers: int, retries: int) -> None:
+    values = _values()
+    with small_pool(2, 128, retries=retries) if workers else Pool(0, retries=retries) as pool:
+        for name, value in values.items():
+            assert _same(pool.submit(tasks.identity, value).result(), value), name
+            (args, kwargs) = pool.submit(tasks.capture, value, x=value).result()
+            assert _same(args[0], value) and _same(kwargs["x"], value), name
+        every = list(values.values())
+        for chunksize in (1, 7):
+            assert _same(list(pool.map(tasks.identity, every, chunksize=chunksize)), every)
+        for size in (1, 7, "auto"):
+            assert _same(list(pool.imap(tasks.identity, every * 2, chunksize=size)), every * 2)
+            pairs = list(enumerate(every))
+            unordered = pool.imap_unordered(tasks.identity, pairs, chunksize=size)
+            assert _same(sorted(unordered, key=lambda pair: pair[0]), pairs)
+            assert _same(pool.starmap(_swap, pairs, chunksize=size), [pair[::-1] for pair in pairs])
+        del args, kwargs, unordered
+        if workers:
+            settle(pool, _functions(pool))
+
+
+def _swap(a: Any, b: Any) -> Any:
+    return b, a
+
+
+def _results(how: str, value: Any) -> Any:
+    if how == "itself":
+        return value
+    if how == "a part":
+        return value[1000:-1000:2]
+    if how == "two parts":
+        return value[:5000], value[100:]
+    if how == "twice":
+        return value, value
+    if how == "its memory":
+        return memoryview(value)
+    if how == "changed":
+        value += 1
+        return [value, value.sum()]
+    return value.reshape(2, -1).T
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+@pytest.mark.parametrize("length", [400, 20_000, 10 * UNIT])
+def test_results_that_look_into_the_argument(length: int, retries: int) -> None:
+    value = array(1, length)
+    with small_pool(2, 128, retries=retries) as pool:
+        for how in ("itself", "a part", "two parts", "twice", "its memory", "changed", "its transpose"):
+            wanted = _results(how, value.copy())
+            got = pool.submit(_results, how, value).result()
+            chunked = list(pool.imap(functools.partial(_results, how), [value] * 3, chunksize=3))
+            for g in (got, *chunked):
+                if how == "its memory":
+                    assert bytes(g) == bytes(wanted)
+                elif how == "changed":
+                    assert (g[0] == wanted[0]).all()
+                else:
+                    assert _same(g if how != "its transpose" else np.asarray(g), wanted), how
+            if how == "twice":
+                assert got[0] is got[1]
+        del got, chunked, g
+        pool._client.functions.close()
+        assert (value == array(1, length)).all()
+        processes.wait_until(lambda: views(pool) == 0, "nothing is held", 5)
+
+
+def test_a_memoryview_arrives_as_its_bytes() -> None:
+    with small_pool(1) as pool:
+        value = arrays.array("d", range(1000))
+        assert pool.submit(tasks.identity, memoryview(value)).result() == value.tobytes()
+        assert list(pool.imap(bytes, [memoryview(value)] * 3, chunksize=3)) == [value.tobytes()] * 3
+
+
+def test_memory_in_pieces_that_asks_to_travel_out_of_band_is_refused_by_name() -> None:
+    with small_pool(1) as pool:
+        scattered = Buffered(memoryview(array(1, 1000))[::2])
+        error = pool.submit(tasks.identity, scattered).exception()
+        assert "contiguous" in str(error)
+        for size in (1, 2):
+            good, failure = pool.imap(tasks.identity, [1, scattered], chunksize=size, on_error="return")
+            assert good == 1
+            assert "contiguous" in str(failure.error)
+        error = pool.submit(_scattered).exception()
+        assert "contiguous" in str(error)
+
+
+def _scattered() -> Any:
+    return Buffered(memoryview(array(1, 1000))[::2])
+
+
+def test_new_classes_and_lambdas_travel_beside_arrays(tmp_path: Path) -> None:
+    script = """
+        import numpy as np
+        from pool import Pool
+
+        class Early:
+            def __init__(self, value): self.value = value
+
+        pool = Pool(2).start()
+
+        class Late:
+            def __init__(self, value): self.value = value
+
+        def double(box): return type(box)(box.value * 2)
+
+        value = np.arange(100_000)
+        with pool:
+            for kind in (Early, Late):
+                got = pool.submit(double, kind(value)).result()
+                assert type(got) is kind and (got.value == value * 2).all()
+                for size in (1, 3):
+                    for got in pool.imap(double, [kind(value)] * 5, chunksize=size):
+                        assert type(got) is kind and (got.value == value * 2).all()
+            assert (pool.submit(lambda f, x: f(x), lambda x: x + 1, value).result() == value + 1).all()
+            f, got = pool.submit(lambda x: ((lambda y: y + x.sum()), x), value).result()
+            assert f(1) == value.sum() + 1 and (got == value).all()
+        print("fine")
+    """
+    assert scripts.run(tmp_path, script).stdout == "fine\n"
+
+
+# ---- more than there is room for
+
+
+def test_maps_of_more_than_the_room_come_through() -> None:
+    with small_pool(2, 64) as pool:
+        items = [array(k, 10 * UNIT) for k in range(60)]
+        wanted = [digest(item) for item in items]
+        for chunksize in (1, 5):
+            got = list(pool.map(tasks.identity, items, chunksize=chunksize))
+            assert [digest(g) for g in got] == wanted
+            got = list(pool.imap(tasks.identity, items, chunksize=chunksize))
+            assert [digest(g) for g in got] == wanted
+        futures = [pool.submit(tasks.identity, item) for item in items]
+        assert [digest(future.result()) for future in reversed(futures)] == wanted[::-1]
+        del got, futures
+        settle(pool, _functions(pool))
+        assert not os.path.exists(pool._client.options.folder) or not os.listdir(pool._client.options.folder)
+
+
+def test_a_slow_first_item_does_not_let_results_pile_up(tmp_path: Path) -> None:
+    gate = tasks.Gate(tmp_path)
+    with small_pool(2, 64) as pool:
+        most = 0
+
+        def source() -> Iterator[tuple[int, str]]:
+            nonlocal most
+            for k in range(400):
+                yield k, gate.path
+                most = k
+
+        before = payloads.rss()
+        results = pool.istarmap(_first_holds, source(), chunksize=1)
+        opener = threading.Timer(1.0, gate.open)
+        opener.start()
+        for k, value in enumerate(results):
+            assert digest(value) == digest(array(k, MIB)), k
+            if k == 0:
+                ahead, grown = most, payloads.rss() - before
+        opener.join()
+        assert ahead < 150, "it read on while nothing could be taken"
+        assert grown < 200 * MIB
+        del value
+        settle(pool, _functions(pool))
+    gate.close()
+
+
+def _first_holds(k: int, path: str) -> Any:
+    return tasks.hold(path, array(k, MIB)) if k == 0 else array(k, MIB)
+
+
+@pytest.mark.parametrize("chunksize", [1, 20, "auto"])
+def test_traffic_of_many_rooms_leaves_no_memory_in_use(chunksize: Any) -> None:
+    with payloads.started(2, 128) as (pool, payload), pool:
+        for value in pool.imap(payloads.add_one, (array(k, 300_000) for k in range(100)), chunksize=chunksize):
+            assert len(value) == 300_000
+        del value
+        before = payloads.rss()
+        results = pool.imap(payloads.add_one, (array(k, 300_000) for k in range(600)), chunksize=chunksize)
+        for k, value in enumerate(results):
+            assert digest(value) == digest(array(k, 300_000) + 1)
+        del value
+        assert payloads.rss() - before < 60 * MIB
+        settle(pool, _functions(pool))
+        assert payloads.memory(payload) <= 128 * UNIT
+
+
+def test_views_and_results_that_wait_for_room_stop_nobody() -> None:
+    """Values held, functions stored, chunks that grow, tasks that keep: and still everything goes on."""
+    with small_pool(3, 64) as pool:
+        held = [pool.submit(payloads.make, k, LARGE).result() for k in range(10)]
+        pool.submit(payloads.keep, array(1, 2 * UNIT)).result()
+        for turn in range(3):
+            chunks = pool.imap(payloads.make_of, ((k, UNIT) for k in range(200)), chunksize=20)
+            singles = pool.imap(functools.partial(_longer, turn), (array(k, 4 * UNIT) for k in range(100)), chunksize=1)
+            futures = [pool.submit(tasks.identity, array(k, 12 * UNIT)) for k in range(30)]
+            for k, (a, b) in enumerate(zip(chunks, singles, strict=False)):
+                assert digest(a) == digest(array(k, UNIT))
+                assert digest(b) == digest(array(k, 4 * UNIT) + turn)
+            assert all(digest(f.result()) == digest(array(k, 12 * UNIT)) for k, f in enumerate(futures))
+            chunks.close(), singles.close()  # type: ignore[attr-defined]
+        assert [digest(h) for h in held] == _digests(10)
+
+
+def _longer(turn: int, value: Any) -> Any:
+    value += turn
+    return value
+
+
+# ---- what fits nowhere goes through files
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory for temporary files, which must be empty again after a test."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def _names(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+
+
+HUGE = 30 * MIB  # in a room of 4
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_what_fits_nowhere_goes_through_files(files: Path, retries: int) -> None:
+    with small_pool(2, 64, retries=retries) as pool:
+        value = array(1, HUGE)
+        wanted = digest(value + 1)
+        got = pool.submit(payloads.add_one, value).result()
+        assert digest(got) == wanted
+        assert got.flags.writeable
+        assert _names(files) == []
+        for chunksize in (1, 2):
+            for got in pool.imap(payloads.add_one, [value] * 3, chunksize=chunksize):
+                assert digest(got) == wanted
+        for got in pool.map(payloads.add_one, [value] * 3):
+            assert digest(got) == wanted
+        assert (pool.submit(bytes, HUGE).result(), pool.submit(len, bytes(HUGE)).result()) == (bytes(HUGE), HUGE)
+        assert digest(value) == digest(array(1, HUGE))
+        processes.wait_until(lambda: _names(files) == [], "no file is left", 5)
+        got += 1
+        settle(pool, _functions(pool))
+    assert os.listdir(files) == []
+
+
+def test_files_of_tasks_that_die_or_that_nobody_wants_are_removed(files: Path, tmp_path: Path) -> None:
+    with small_pool(2, 64, retries=1) as pool:
+        value = array(1, HUGE)
+        future = pool.options(retries=2).submit(payloads.mutate_and_fail, value, str(tmp_path / "count"), "die")
+        assert future.result() == digest(value)
+        del future
+        for _ in range(3):
+            pool.submit(payloads.add_one, value)
+        futures = [pool.submit(tasks.identity, value) for _ in range(6)]
+        futures[5].cancel()
+        del futures
+        results = pool.imap(tasks.identity, itertools.repeat(value, 5), chunksize=1)
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        processes.wait_until(
+            lambda: pool.submit(int, "7").result() == 7 and pool._client.idle_or_closed(), "nothing is left to do"
+        )
+        processes.wait_until(lambda: _names(files) == [], f"no file is left of {_names(files)}", 5)
+    assert os.listdir(files) == []
+
+
+@pytest.mark.parametrize("victim", ["worker", "monitor", "client"])
+def test_no_file_outlives_the_pool_whoever_is_killed(files: Path, tmp_path: Path, victim: str) -> None:
+    script = """
+        import os, sys, tasks, payloads
+        import numpy as np
+        from ipc import segment
+        from pool import Pool
+        segment.default_room = lambda *_: 64 * 65536
+        pool = Pool(2).start()
+        def spill(k, pids):
+            print(os.getppid(), os.getpid(), *pids, sep="\\n", flush=True)
+            return np.zeros(30 << 20, "u1")
+        pending = [pool.submit(spill, np.zeros(30 << 20, "u1"), [os.getpid()]) for _ in range(20)]
+        for future in pending:
+            future.exception()
+    """
+    with scripts.start(tmp_path, script) as client:
+        assert client.stdout is not None
+        monitor, worker, pid = (int(client.stdout.readline()) for _ in range(3))
+        assert pid == client.pid
+        processes.wait_until(lambda: len(_names(files)) > 5, "there are files")
+        os.kill({"worker": worker, "monitor": monitor, "client": pid}[victim], signal.SIGKILL)
+        client.communicate(timeout=30)
+        processes.wait_until(lambda: not processes.runs(monitor), "the monitor has ended")
+    assert os.listdir(files) == []
+
+
+def test_a_full_disk_is_the_tasks_error(files: Path) -> None:
+    with small_pool(1, 64, initializer=payloads.limit_files, initargs=(5 * MIB,)) as pool:
+        error = pool.submit(payloads.make, 1, HUGE).exception()
+        assert isinstance(error, PayloadTooLarge)
+        (failure,) = pool.imap(payloads.make_of, [(1, HUGE)], on_error="return")
+        assert isinstance(failure.error, PayloadTooLarge)
+        assert digest(pool.submit(payloads.make, 1, LARGE).result()) == digest(array(1, LARGE))
+        assert _names(files) == []
+    with small_pool(1, 64) as pool:
+        payloads.full_disk(pool, files)
+    assert os.listdir(files) == []
