@@ -294,8 +294,8 @@ class MapRun:
         return given < count
 
     def give_chunk(self, items: list[Any]) -> None:
-        """Publish these items, which are ``early``, as one chunk. If it cannot be encoded they go one by one, and only the guilty ones
-        fail."""
+        """Publish these items, which are ``early``, as one chunk. If it cannot be encoded they go one by one, and only
+        the guilty ones fail."""
         index = self.given
         self.flying += len(items)
         self.given += len(items)
