@@ -172,8 +172,14 @@ class Client(Waiting):
     def tidy(self) -> None:
         """With nothing in flight: give memory back. Takes the lock."""
         with self.lock:
-            if self.segment is not None and self.idle_or_closed():
-                _core.trim(self.segment)
+            if self.segment is None or not self.idle_or_closed():
+                return
+            _core.trim(self.segment)
+            if self.functions_lock.acquire(blocking=False):  # else somebody is about to use them
+                try:
+                    self.functions.forget_shared()
+                finally:
+                    self.functions_lock.release()
 
     def function(self, fn: Any, *, once: bool) -> Function:
         """The key of a callable. Raises what pickling raised. Takes a lock of its own, because pickling runs code of

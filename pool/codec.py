@@ -13,6 +13,7 @@ import io
 import pickle
 import struct
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 
@@ -93,9 +94,28 @@ def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     return pack(data, buffers) if buffers else data
 
 
-def encode_function(fn: Any) -> bytes:
-    """A callable, which travels as one string of bytes. Raises what pickling raised if nothing can take it."""
-    return _encode(fn, None)
+class _Noted(threading.local):
+    handles: list[Any] | None = None
+
+
+_noted = _Noted()
+
+
+def note_handle(handle: Any) -> None:
+    """Called by a handle on a shared object that is pickled."""
+    if _noted.handles is not None:
+        _noted.handles.append(handle)
+
+
+def encode_function(fn: Any) -> tuple[bytes, list[Any]]:
+    """A callable, which travels as one string of bytes, and the handles on shared objects in it: they have to live as
+    long as the bytes, whatever its names refer to meanwhile. Raises what pickling raised if nothing can take it."""
+    before, _noted.handles = _noted.handles, []
+    try:
+        data = _encode(fn, None)
+        return data, _noted.handles
+    finally:
+        _noted.handles = before
 
 
 def _encode(obj: Any, buffers: list[Any] | None) -> bytes:

@@ -31,7 +31,19 @@ class Function:
     in the segment live as long as it does.
     """
 
-    __slots__ = ("__weakref__", "_unused", "callable", "data", "generation", "id", "length", "name", "segment", "unit")
+    __slots__ = (
+        "__weakref__",
+        "_unused",
+        "callable",
+        "data",
+        "generation",
+        "handles",
+        "id",
+        "length",
+        "name",
+        "segment",
+        "unit",
+    )
 
     def __init__(
         self,
@@ -51,7 +63,8 @@ class Function:
         self.segment = segment
         self.unit = unit
         self._unused = unused
-        self.callable: object = None  # held: a shared object inside lives as long as a task needs it
+        self.callable: object = None  # held by tasks that carry it
+        self.handles: list[Any] = []  # on shared objects inside: they live as long as a task needs them
 
     def __del__(self) -> None:
         if self._unused is not None:  # this may run anywhere, so it only leaves a note
@@ -140,7 +153,7 @@ class FunctionStore:
         try:
             known = self._stored.get(fn)
         except TypeError:  # unhashable callable
-            return self._store(None, fn, codec.encode_function(fn)) if once else self.carried(fn)
+            return self._store(None, fn, *codec.encode_function(fn)) if once else self.carried(fn)
         if known is not None:
             function, fingerprint, by_reference = known
             if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
@@ -148,11 +161,11 @@ class FunctionStore:
         elif not once and not _plain(fn):
             return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
         fingerprint = self._fingerprint(fn)
-        fresh = codec.encode_function(fn)
+        fresh, handles = codec.encode_function(fn)
         if known is not None and fresh == known[0].data:
             self._stored[fn] = (known[0], fingerprint, known[2])
             return known[0]
-        function = self._store(known[0] if known else None, fn, fresh)
+        function = self._store(known[0] if known else None, fn, fresh, handles)
         if function.id:
             self._forget(fn)
             # By reference means two short names and nothing of ours inside: such a pickle never changes.
@@ -175,7 +188,7 @@ class FunctionStore:
     def _fingerprint(self, fn: Callable[..., Any]) -> _Fingerprint | None:
         return _Fingerprint(fn) if isinstance(fn, types.FunctionType) else None
 
-    def _store(self, old: Function | None, fn: Callable[..., Any], data: bytes) -> Function:
+    def _store(self, old: Function | None, fn: Callable[..., Any], data: bytes, handles: list[Any]) -> Function:
         while self._unused:
             segment, unit, length = self._unused.popleft()
             if segment is self.segment:
@@ -188,7 +201,7 @@ class FunctionStore:
             self._next += 1
         else:
             function = Function(old.id, old.generation + 1, data, old.name, self.segment, unit, self._unused)
-        function.callable = fn
+        function.handles = handles
         self._alive.add(function)
         return function
 
@@ -200,6 +213,11 @@ class FunctionStore:
         """Forget the oldest callables when there are many; what is in flight stays where it is until it is done."""
         while len(self._stored) > _MANY or (self._bytes > _MANY_BYTES and len(self._stored) > 1):
             self._forget(next(iter(self._stored)))
+
+    def forget_shared(self) -> None:
+        """Let go of callables with shared objects inside: they are stored again if they are used again."""
+        for fn in [fn for fn, (function, _, _) in self._stored.items() if function.handles]:
+            self._forget(fn)
 
     def close(self) -> None:
         """Let go of all callables, and of what they hold."""
@@ -233,3 +251,7 @@ class FunctionCache:
         if len(self._known) > _MANY:
             del self._known[next(iter(self._known))]
         return fn
+
+    def clear(self) -> None:
+        """Forget all; what is needed again is still where it was."""
+        self._known.clear()

@@ -6,6 +6,7 @@ enforced: nobody is there to stop the caller.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from pool import chunks, codec
@@ -29,9 +30,20 @@ class _Target(Function):
         self.fn = fn
 
 
+def _with_shared(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """With shared objects in the place of their handles, as a worker gets it."""
+    if "pool.share" not in sys.modules:
+        return fn
+    try:
+        data, handles = codec.encode_function(fn)
+        return codec.loads(data) if handles else fn
+    except Exception:  # it need not travel
+        return fn
+
+
 class _Functions:
     def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
-        return _Target(fn)
+        return _Target(_with_shared(fn))
 
     def by_reference(self, fn: Callable[..., Any]) -> None:
         return None

@@ -385,6 +385,8 @@ def main(segment: object, marks: range, commands: socket, client: int, options: 
         sys.setprofile(None)
         if faulthandler.is_enabled():
             faulthandler.disable()
+        if (share := sys.modules.get("pool.share")) is not None:
+            share.leave_to_client(client)
         # Not cancel_dump_traceback_later(): it would wait for the watchdog thread, which does not exist after a fork.
         gc.disable()  # nothing here makes cycles, and no finaliser of the client's objects may run here
         try:

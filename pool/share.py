@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _known: dict[bytes, tuple[str, int, Any]] = {}
 """In each process that has looked at some: token → (path, inode, object)."""
+_live: weakref.WeakSet[Shared] = weakref.WeakSet()
+"""Handles whose file this process has open."""
 
 
 class Shared:
@@ -36,17 +38,22 @@ class Shared:
         pieces = codec.pack(data, []) if isinstance(data, bytes) else data
         self._token = os.urandom(16)
         self._fd = fd = _file(spill.size(pieces))
-        self._finalizer = weakref.finalize(self, _close, fd, self._token, os.getpid())
-        spill.write_pieces(fd, pieces)
-        self._path = f"/proc/{os.getpid()}/fd/{fd}"
+        self._pid = os.getpid()  # who has it open
         self._inode = os.fstat(fd).st_ino
+        self._finalizer = weakref.finalize(self, _close, fd, self._token, self._inode)
+        _live.add(self)
+        spill.write_pieces(fd, pieces)
         self.nbytes = spill.size(pieces)
 
     def get(self) -> Any:
-        return _attach(self._token, self._path, self._inode)
+        return _attach(*self._where())
 
     def __reduce__(self) -> Any:
-        return _attach, (self._token, self._path, self._inode)
+        codec.note_handle(self)
+        return _attach, self._where()
+
+    def _where(self) -> tuple[bytes, str, int]:
+        return self._token, f"/proc/{self._pid}/fd/{self._fd}", self._inode
 
     def __repr__(self) -> str:
         return f"<Shared, {self.nbytes:,} bytes>"
@@ -59,11 +66,29 @@ def _file(length: int) -> int:
     return os.open(spill.temporary_files(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
 
 
-def _close(fd: int, token: bytes, owner: int) -> None:
+def _close(fd: int, token: bytes, inode: int) -> None:
     _known.pop(token, None)
-    if os.getpid() == owner:  # a forked child's handle is a copy
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if os.fstat(fd).st_ino == inode:  # not in a monitor and its workers, see `leave_to_client`
             os.close(fd)
+
+
+def _after_fork_in_child() -> None:
+    for handle in list(_live):  # the child's descriptor is its own, and stays when its parent's is closed
+        handle._pid = os.getpid()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def leave_to_client(client: int) -> None:
+    """In a monitor: the handles are the client's. What is open here would hold their memory as long as the pool
+    lives."""
+    for handle in list(_live):
+        handle._pid = client
+        with contextlib.suppress(OSError):
+            os.close(handle._fd)
+    _live.clear()
 
 
 def _attach(token: bytes, path: str, inode: int) -> Any:
@@ -84,13 +109,16 @@ def _attach(token: bytes, path: str, inode: int) -> Any:
     return obj
 
 
-def release_unused() -> None:
-    """Forget objects whose owner has given them back; their memory goes when no task looks at them."""
+def release_unused() -> bool:
+    """Forget objects whose owner has given them back; their memory goes when no task looks at them. True if there was
+    any."""
+    count = len(_known)
     for token, (path, inode, _) in list(_known.items()):
         with contextlib.suppress(OSError):
             if os.stat(path).st_ino == inode:
                 continue
         del _known[token]
+    return len(_known) < count
 
 
-__all__ = ["Shared", "release_unused"]
+__all__ = ["Shared", "leave_to_client", "release_unused"]

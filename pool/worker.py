@@ -213,8 +213,8 @@ def _loop(segment: object, recycle_after: int) -> int:
     while True:
         claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
         if claim is None:
-            if (share := sys.modules.get("pool.share")) is not None:
-                share.release_unused()
+            if (share := sys.modules.get("pool.share")) is not None and share.release_unused():
+                functions.clear()  # they may hold it
             continue
         if claim is False:
             break

@@ -33,6 +33,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+import payloads
 import processes
 from tasks import SlowToDecode
 
@@ -403,6 +405,100 @@ def _all_alive(pool: Pool) -> None:
     assert pool.submit(int, "7").result(HANG) == 7
 
 
+# ---- arrays: whoever dies, values are right and no memory stays behind
+
+ARRAY_LENGTHS = (0, 100, 400, 3000, 40_000, 70_000, 300_000)
+SPILLED_LENGTH = 6 << 20  # fits nowhere in a room of 8 MiB
+KEPT: collections.deque[Any] = collections.deque(maxlen=3)
+
+
+def array_of(number: int) -> Any:
+    """The argument of task `number`."""
+    lucky = random.Random(number)
+    return payloads.array(number, SPILLED_LENGTH if lucky.random() < 0.005 else lucky.choice(ARRAY_LENGTHS))
+
+
+def spoil(number: int, value: Any) -> tuple[int, Any, Any]:
+    """Changes its argument in place; what a further attempt gets must not show that. Some arguments are kept."""
+    value += 1
+    if number % 5 == 0:
+        KEPT.append(value)
+    if number % 997 == 0:
+        kept, digests = list(KEPT), [payloads.digest(kept) for kept in KEPT]
+        time.sleep(0.002)
+        assert digests == [payloads.digest(k) for k in kept], "what a task has kept has changed"
+    return number, value, value[: number % 1000]
+
+
+def check_spoilt(number: int, outcome: tuple[int, Any, Any]) -> None:
+    wanted = array_of(number) + np.uint8(1)
+    got, value, part = outcome
+    assert got == number, f"{got} for {number}"
+    assert payloads.digest(value) == payloads.digest(wanted), f"array {number} has wrong bytes"
+    assert payloads.digest(part) == payloads.digest(wanted[: number % 1000]), f"part {number} has wrong bytes"
+
+
+def array_storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
+    """Workers are killed while arrays go to and fro, until there were so many kills. The figures.
+
+    AssertionError for a wrong or lost value, for units without an owner, and for memory that grows."""
+    lucky, stop, count, given = random.Random(seed), threading.Event(), 0, 0
+    with processes.nothing_left(), payloads.started(WORKERS, 128, retries=MANY) as (pool, payload):
+        segment, began = pool._client.segment, time.monotonic()
+
+        def kill() -> None:
+            nonlocal count
+            while not stop.wait(every):
+                info = _core.slot_info(segment, lucky.randrange(WORKERS))
+                if info["pid"] and info["phase"] in (_core.IDLE, _core.BUSY) and info["reaped"] <= info["generation"]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(info["pid"], signal.SIGKILL)
+                        count += 1
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        held: collections.deque[tuple[int, Any]] = collections.deque(maxlen=40)
+        early = 0
+        try:
+            while count < kills:
+                numbers = range(given, given + 300)
+                pairs = [(number, array_of(number)) for number in numbers]
+                if given // 300 % 3 == 0:
+                    futures = [pool.submit(spoil, *pair) for pair in pairs]
+                    outcomes: Iterable[Any] = (future.result(HANG) for future in futures)
+                else:
+                    outcomes = pool.istarmap(spoil, iter(pairs), chunksize=1 if given // 300 % 3 == 1 else 8)
+                for number, outcome in zip(numbers, outcomes, strict=True):
+                    check_spoilt(number, outcome)
+                    if lucky.random() < 0.1:
+                        held.append((number, outcome))
+                for number, outcome in held:
+                    check_spoilt(number, outcome)
+                given += 300
+                if early == 0 and count >= kills // 4:
+                    early = payloads.rss()
+        finally:
+            stop.set()
+            killer.join()
+        grown = payloads.rss() - early
+        assert grown < 64 << 20, f"the client has grown by {grown >> 20} MiB"
+        monitor = payloads.rss(processes.monitor_pid(pool), "RssAnon")
+        assert monitor < 64 << 20, f"the monitor has grown to {monitor >> 20} MiB"
+        futures, outcomes, outcome = [], [], None
+        held.clear()
+        _all_alive(pool)
+        for pid in processes.worker_pids(pool):  # with what they have kept
+            os.kill(pid, signal.SIGKILL)
+        payloads.settle(pool, len(pool._client.functions._alive))
+        folder = pool._client.options.folder
+        assert not os.path.exists(folder) or not [name for name in os.listdir(folder) if name.startswith("arguments")]
+        pool.shutdown()
+        assert payloads.memory(payload) == 0, "memory is left"
+        assert not os.path.exists(folder), "files are left"
+        took = round(time.monotonic() - began, 1)
+    return {"arrays": given, "kills": count, "MiB grown": grown >> 20, "seconds": took, "seed": seed}
+
+
 # ---- being the victim: a client that is killed in the middle of everything
 
 
@@ -462,6 +558,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     print("without kills:", show(storm(max(600, options.tasks // 10), seed=0, kill=False)), sep="\n")
     figures = storm(options.tasks, seconds, random.randrange(1 << 30) if options.seed is None else options.seed)
     print("with kills:", show(figures), sep="\n")
+    seed = random.randrange(1 << 30) if options.seed is None else options.seed
+    faulthandler.dump_traceback_later(3000, exit=True)
+    print("arrays:", show(array_storm(10_000 if options.long else 100, seed)), sep="\n")
     if figures["missed"]:
         print(f"no kill met a worker {figures['missed']}")
     return 1 if figures["missed"] else 0

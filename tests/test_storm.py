@@ -37,6 +37,13 @@ def test_without_kills_nothing_is_healed_and_every_task_is_executed_once() -> No
     assert figures["attempts"] == figures["executions"] == figures["values"] == 4_000
 
 
+@pytest.mark.timeout(60)
+def test_arrays_are_right_and_no_memory_stays_behind_while_workers_are_killed(capsys: Any) -> None:
+    figures = storm.array_storm(150, seed=1)
+    with capsys.disabled():
+        print("", storm.show(figures), sep="\n")
+
+
 def _marker() -> str:
     return f"storm-{os.getpid()}-{random.getrandbits(60)}"
 
