@@ -48,7 +48,7 @@ class Arrays(Workload):
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
         size = _KIB[case] * 1024
         with started(rival, sizes.workers):
-            n = paced(lambda n: _pass_through(rival, size, n), sizes.seconds, least=2 * _KEPT)
+            n = paced(lambda n: _pass_through(rival, size, n), sizes.seconds, least=_KEPT)
             # Memory costs more when it is first used than whatever is done to it later, so this is the warm-up too.
             peak = _pass_through(rival, size, n, looks=8)
             with Meter() as meter:
