@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from ipc import _core
-from pool import chunks, codec
+from pool import chunks, codec, spill
 from pool.client import OPEN, Client
 from pool.functions import Function
 from pool.task import Death, Policy, Task
@@ -30,6 +30,8 @@ _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
+_SMALL = 4096  # bytes of an item that need no such care
+_FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
@@ -112,6 +114,7 @@ class MapRun:
         if self.auto:
             each = run_us / (task.items or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
+        if length > _SMALL or self._item_bytes > _SMALL:
             self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
 
     def take(self, entries: list[Any], plain: bool) -> list[Any]:
@@ -225,7 +228,10 @@ class MapRun:
             return 0  # results would pile up in memory, or arguments, which wait for room
         if self._buffersize is not None:
             return self._buffersize - self.flying - unread
-        return min(self._window - self.flying, _AHEAD - self.flying - unread)
+        window = self._window
+        if self._item_bytes > _SMALL:  # memory that was just used is faster than memory that never was
+            window = min(window, max(3 * self.client.workers, int(_FLYING_BYTES / self._item_bytes)))
+        return min(window - self.flying, _AHEAD - self.flying - unread)
 
     def measure(self) -> None:
         """Size the window and the chunk by what came back lately."""
@@ -254,29 +260,38 @@ class MapRun:
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         index, given, large = self.given, 0, client.large
         buffers: list[Any] = []
-        note, array_type = buffers.append, codec.array_type()
+        note, pack_array = buffers.append, codec.pack_array
+        array_type = None if self.policy.retries else codec.array_type()
         try:
             for item in itertools.islice(source, count):
                 given += 1
+                array = pack_array(item) if type(item) is array_type else None
                 try:
-                    data = b"" if type(item) is array_type else _dumps(item, 5, buffer_callback=note)
+                    data: Any = array or _dumps(item, 5, buffer_callback=note)
                 except Exception:
                     data = b""
-                if not data or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                if array is not None and len(array[1]) <= large:
+                    kept, how = len(array[1]), flags | _core.PACKED
+                    self._saw(kept)
+                elif not data or array or buffers or len(data) > large or data.find(_MAIN) >= 0:
                     buffers.clear()
                     if not self._give_one(index + given - 1, item):
-                        return False  # no room for large arguments: more of the input would only wait in memory
+                        return False
                     continue
-                task = _new(Task, (self, index + given - 1, function, data, flags, timeout_ms, item, 0, 1))
+                else:
+                    kept, how = data, flags
+                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1))
                 if (
                     timeout_ms
                     or client.queue
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None
-                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
+                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1) < 0
                 ):
                     with client.lock:
-                        client.offer(task)
+                        client.offer(task if array is None else task._replace(data=data))
+                    if array is not None and client.queue:
+                        return False  # no room for large arguments: more of the input would only wait in memory
         finally:
             self.flying += given
             self.given += given
@@ -306,8 +321,13 @@ class MapRun:
         except Exception as error:
             self._fail_early(index, item, error)
             return True
+        self._saw(spill.length(task.data))
         self._offer(task)
         return not self.client.queue
+
+    def _saw(self, size: int) -> None:
+        """The size of an item's arguments, which decides how many may be on their way."""
+        self._item_bytes = max(self._item_bytes, size)
 
     def _fail_early(self, index: int, item: Any, error: Exception) -> None:
         """It never became a task."""
