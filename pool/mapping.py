@@ -258,7 +258,7 @@ class MapRun:
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
-        index, given, large = self.given, 0, client.large
+        index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
         note, pack_array = buffers.append, codec.pack_array
         array_type = None if self.policy.retries else codec.array_type()
@@ -272,6 +272,7 @@ class MapRun:
                     data = b""
                 if array is not None and len(array[1]) <= large:
                     kept, how = len(array[1]), flags | _core.PACKED
+                    size += kept
                     self._saw(kept)
                 elif not data or array or buffers or len(data) > large or data.find(_MAIN) >= 0:
                     buffers.clear()
@@ -292,6 +293,8 @@ class MapRun:
                         client.offer(task if array is None else task._replace(data=data))
                     if array is not None and client.queue:
                         return False  # no room for large arguments: more of the input would only wait in memory
+                if size > _FLYING_BYTES:
+                    return False
         finally:
             self.flying += given
             self.given += given
@@ -315,7 +318,7 @@ class MapRun:
         return chunk.ended
 
     def _give_one(self, index: int, item: Any) -> bool:
-        """False if it has to wait for a row or for room."""
+        """False if it has to wait for a row or for room, or is so large that others might have to."""
         try:
             task = self._task(index, codec.encode_args(item), item)
         except Exception as error:
@@ -323,7 +326,7 @@ class MapRun:
             return True
         self._saw(spill.length(task.data))
         self._offer(task)
-        return not self.client.queue
+        return not self.client.queue and self._item_bytes <= _SMALL
 
     def _saw(self, size: int) -> None:
         """The size of an item's arguments, which decides how many may be on their way."""
