@@ -55,6 +55,12 @@ DEFAULT = [
     ("sleep", "T=2 K=1 DEP", "complete"),
     ("sleep", "T=2 K=1 NO_RESTART A=1", "complete"),
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE", "complete"),
+    ("payload", "T=2 K=1 W=1 C=1", "complete"),
+    ("payload", "T=3 K=1 W=1", "complete"),
+    ("payload", "T=2 K=2 W=1", "complete"),
+    ("payload", "T=3 K=1 R=1 W=1", "complete"),
+    ("payload", "T=3 K=0", "complete"),
+    ("payload", "T=1 K=1 C=1", "complete"),
     # orders: each half of the two Dekker pairs must be seq_cst
     ("sleep", "T=1 K=0 RELAXED_TAIL", "stuck"),
     ("sleep", "T=1 K=0 RELAXED_BIT", "stuck"),
@@ -126,6 +132,18 @@ DEFAULT = [
     ("sleep", "T=2 K=0 DEP GUARD GUARD_FIRST WOKEN_QUIET", "stuck"),  # woken first, and then no successor
     ("sleep", "T=2 K=0 DEP GUARD WOKEN_QUIET", "stuck"),  # woken last, and then no successor
     ("sleep", "T=2 K=0 R=1 C=1 NO_AT_ONCE READY_COUNT", "stuck"),  # ready = rows in READY, not tail - head
+    # planted faults: who owns a payload unit
+    ("payload", "T=2 K=0 W=1 GIVE_LATE", "assert"),  # the worker takes kept arguments over after DONE
+    ("payload", "T=1 K=1 W=1 NO_FREE_KEPT", "assert"),  # settle leaves what the dead have kept
+    ("payload", "T=2 K=1 W=1 NO_GEN_KEPT", "assert"),  # settle frees what a slot has kept, whatever the generation
+    ("payload", "T=2 K=1 NO_SLOT_KEPT", "assert"),  # settle frees what other slots have kept
+    ("payload", "T=1 K=0 W=1 ADOPT_LEAVES", "assert"),  # an adopted result is still its row's
+    ("payload", "T=1 K=0 W=1 FREE_BLIND", "assert"),  # a row's arguments freed without a look at their owner
+    ("payload", "T=1 K=0 W=1 DROP_AS_ROW", "assert"),  # a worker drops what it has kept as if it were still the row's
+    ("payload", "T=2 K=1 W=1 EARLY_REAP", "assert"),  # `reaped` stored before the process is gone
+    ("payload", "T=2 K=0 W=1 WAIT_KEPT", "stuck"),  # arguments wait for what a task has kept
+    ("payload", "T=3 K=0 W=1 WAIT_VIEWS", "stuck"),  # a result waits for what the program holds
+    ("payload", "T=3 K=0 W=1 L=2 NEED=1 RESULT_LOW", "stuck"),  # results take the half of arguments
 ]
 
 FULL = [
@@ -155,6 +173,8 @@ FULL = [
     ("sleep", "T=2 K=2 DEP", "complete"),
     ("sleep", "T=3 K=1 DEP", "complete"),
     ("claim", "T=3 K=2 C=1 D=1 F=1 CHUNK=1 BIG=3 U=2", "partial"),
+    ("payload", "T=2 K=1", "complete"),
+    ("payload", "T=2 K=1 C=1", "partial"),
 ]
 
 
@@ -256,7 +276,7 @@ def main() -> int:
     began = time.monotonic()
     wrong = 0
     counts: dict[str, int] = {}
-    print(f"{'model':6}{'switches':58}{'states':>11}{'depth':>7}  {'expected':9} {'got':9}{'s':>6}")
+    print(f"{'model':8}{'switches':58}{'states':>11}{'depth':>7}  {'expected':9} {'got':9}{'s':>6}")
     with concurrent.futures.ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         for row, how in pool.map(lambda config: check(config, limits, args.trail), configs):
             model, switches, states, depth, expected, got, seconds = row
@@ -264,7 +284,7 @@ def main() -> int:
             wrong += not ok
             counts[got] = counts.get(got, 0) + 1
             mark = "" if ok else "  WRONG"
-            print(f"{model:6}{switches:58}{states:>11}{depth:>7}  {expected:9} {got:9}{seconds:6.1f}{mark}", flush=True)
+            print(f"{model:8}{switches:58}{states:>11}{depth:>7}  {expected:9} {got:9}{seconds:6.1f}{mark}", flush=True)
             if how:
                 print(how, flush=True)
     summary = ", ".join(f"{n} {got}" for got, n in sorted(counts.items()))
