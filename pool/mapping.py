@@ -31,9 +31,10 @@ _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it o
 _CHUNK_MOST = 512
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _SMALL = 4096  # bytes of an item that need no such care
-_FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
+_FLYING_BYTES = 2 << 20  # of arguments or results on their way, but at least 3 items a worker
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
+_VALUES = frozenset(codec.VALUES)
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
@@ -119,10 +120,10 @@ class MapRun:
 
     def take(self, entries: list[Any], plain: bool) -> list[Any]:
         """Let what the caller has collected itself arrive; single values only if not ``plain``. Returns the rest."""
-        rest = [e for e in entries if e[1] == codec.VALUE and not e[0].items] if plain else []
+        rest = [e for e in entries if e[1] in _VALUES and not e[0].items] if plain else []
         if len(rest) < len(entries):
             for entry in entries:
-                if not plain or entry[1] != codec.VALUE or entry[0].items:
+                if not plain or entry[1] not in _VALUES or entry[0].items:
                     self.arrive(*entry)
         self.came(len(rest))
         return rest
@@ -135,6 +136,11 @@ class MapRun:
             self._single(task, k, task.attempt + 1)
         else:
             self._land(task.position + k, kind, data, task.item[k])
+
+    def ready_again(self, task: Task, kind: int, data: Any) -> None:
+        """Its value cannot be rebuilt: `outcome` says why."""
+        self.held += len(data)
+        self.ready.append((task.position, kind, data, task.item))
 
     def _may_repeat(self, attempt: int) -> bool:
         return attempt <= self.policy.retries and not self.dropped
@@ -378,12 +384,13 @@ def run_map(
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
-            for task, _, data, _, _ in own:
+            for task, kind, data, _, _ in own:
                 try:
-                    hand.append(_loads(data))
+                    hand.append(codec.loads_packed(data) if kind else _loads(data))
                 except (Exception, SystemExit):
-                    ready.append((task.position, codec.VALUE, data, task.item))
+                    run.ready_again(task, kind, data)
                     continue
+                data = None
                 taken += 1
                 yield hand.pop()
             own.clear()
