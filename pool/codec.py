@@ -103,6 +103,10 @@ class Early:
         self.item = item  # for messages
         self.data = (join(data),) if type(data) is tuple else data
 
+    @property
+    def size(self) -> int:
+        return len(self.data[0]) if type(self.data) is tuple else len(self.data)
+
     def __reduce__(self) -> Any:
         if type(self.data) is tuple:
             return loads_packed, (pickle.PickleBuffer(self.data[0]),)

@@ -31,6 +31,7 @@ _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it o
 _CHUNK_MOST = 512
 _CHUNK_BYTES = 1 << 18  # of its arguments or results: large ones gain nothing by being handed over together
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
+_CHUNK_BYTES_MOST = 1 << 22  # whatever number of them was asked for
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
@@ -92,6 +93,8 @@ class MapRun:
         self._item_bytes = 0.0
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
+        self._argument_bytes = 0.0  # of one item, if it is large or has buffers
+        self._most_given = client.room // 4  # bytes of such items: the caller's own copies are held while they fly
         self._came = 0
         self._since = time.monotonic()
         self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
@@ -224,7 +227,12 @@ class MapRun:
             return 0  # results would pile up in memory, or arguments, which wait for room
         if self._buffersize is not None:
             return self._buffersize - self.flying - unread
-        return min(self._window - self.flying, _AHEAD - self.flying - unread)
+        most = min(self._window, self._most_flying()) if self._argument_bytes else self._window
+        return min(most - self.flying, _AHEAD - self.flying - unread)
+
+    def _most_flying(self) -> int:
+        """Items that may fly, for the memory that their arguments take."""
+        return max(self.client.workers, int(self._most_given / self._argument_bytes))
 
     def measure(self) -> None:
         """Size the window and the chunk by what came back lately."""
@@ -268,6 +276,7 @@ class MapRun:
                         task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
                     else:
                         task = self._task(index + given, data, item)
+                        self._note_bytes(spill.size(data))
                 except Exception:
                     buffers.clear()
                     self._give_one_by_one(index + given, [item])
@@ -287,11 +296,18 @@ class MapRun:
                         if stuck and type(data) is not bytes:
                             given += 1
                             return False  # for want of room: more of the input would only wait in memory
+                        if type(data) is not bytes and self.flying + given + 1 >= self._most_flying():
+                            given += 1
+                            return False
                 given += 1
         finally:
             self.flying += given
             self.given += given
         return given < count
+
+    def _note_bytes(self, size: float) -> None:
+        """What the arguments of an item took, just now."""
+        self._argument_bytes = max(size, 0.8 * self._argument_bytes + 0.2 * size)
 
     def give_chunk(self, items: list[Any]) -> None:
         """Publish these items, which are ``early``, as one chunk. If it cannot be encoded they go one by one, and only
@@ -306,6 +322,7 @@ class MapRun:
             return
         if type(data) is tuple:
             self._item_bytes = max(self._item_bytes, spill.size(data) / len(items))
+            self._note_bytes(spill.size(data) / len(items))
         self._offer(self._task(index, data, items, len(items)))
 
     def _give_one_by_one(self, index: int, items: list[Any]) -> None:
@@ -425,9 +442,11 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
 def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
     """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is
     something to give."""
-    end = time.monotonic() + _FILL_SECONDS
+    end, size = time.monotonic() + _FILL_SECONDS, 0
     for item in source:
-        items.append(codec.early(item))
+        items.append(early := codec.early(item))
+        if early is not item and (size := size + early.size) >= _CHUNK_BYTES_MOST:
+            return False
         if len(items) >= count or (len(items) & 15 == 0 and time.monotonic() > end):
             return False
     return True
