@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import payloads
@@ -92,9 +92,9 @@ def test_what_a_killed_worker_has_kept_is_given_back() -> None:
 @pytest.mark.parametrize("length", [UNIT, 5 * UNIT, 20 * UNIT])
 def test_a_task_that_keeps_everything_stops_nobody(length: int) -> None:
     with small_pool(2, 64) as pool:
-        wanted = [digest(array(k, length)) for k in range(60)]
-        assert list(pool.imap(payloads.keep, (array(k, length) for k in range(60)), chunksize=1)) == wanted
-        assert list(pool.map(payloads.keep, (array(k, length) for k in range(60)))) == wanted
+        wanted = [digest(array(k, length)) for k in range(30)]
+        assert list(pool.imap(payloads.keep, (array(k, length) for k in range(30)), chunksize=1)) == wanted
+        assert list(pool.map(payloads.keep, (array(k, length) for k in range(30)))) == wanted
         pids = set(processes.worker_pids(pool))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -578,7 +578,7 @@ def test_new_classes_and_lambdas_travel_beside_arrays(tmp_path: Path) -> None:
 
 def test_maps_of_more_than_the_room_come_through() -> None:
     with small_pool(2, 64) as pool:
-        items = [array(k, 10 * UNIT) for k in range(60)]
+        items = [array(k, 10 * UNIT) for k in range(30)]
         wanted = [digest(item) for item in items]
         for chunksize in (1, 5):
             got = list(pool.map(tasks.identity, items, chunksize=chunksize))
@@ -760,4 +760,69 @@ def test_a_full_disk_is_the_tasks_error(files: Path) -> None:
         assert _names(files) == []
     with small_pool(1, 64) as pool:
         payloads.full_disk(pool, files)
+    assert os.listdir(files) == []
+
+
+# ---- little memory
+
+
+@pytest.fixture
+def little_memory(lack: Callable[[str], NoReturn]) -> Iterator[Path]:
+    """A cgroup of 256 MiB."""
+    limit = 256 * MIB
+    for top, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        folder = top / f"pool-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            (folder / name).write_text(str(limit))
+        except OSError:  # no memory controller here
+            folder.rmdir()
+            continue
+        break
+    else:
+        lack("no cgroup can be made here: that takes root, and a memory controller")
+    yield folder
+    processes.wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the cgroup is empty")
+    folder.rmdir()
+
+
+def _oom_kills(folder: Path) -> int:
+    for name in ("memory.events", "memory.oom_control"):
+        if (folder / name).exists():
+            lines = dict(line.split() for line in (folder / name).read_text().splitlines())
+            return int(lines.get("oom_kill", 0))
+    return 0
+
+
+def test_a_gigabyte_passes_through_a_quarter_of_it(little_memory: Path, files: Path, tmp_path: Path) -> None:
+    script = """
+        import os, sys
+        with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+            procs.write(str(os.getpid()))
+        import numpy as np
+        import payloads
+        from payloads import MIB, array, digest
+        from pool import Pool
+
+        def check(k, value, length):
+            assert digest(value) == digest(array(k, length) + 1), k
+
+        with Pool(2) as pool:
+            for count, length in ((250, MIB), (25, 10 * MIB)):
+                for size in (1, 3):
+                    results = pool.imap(payloads.add_one, (array(k, length) for k in range(count)), chunksize=size)
+                    for k, value in enumerate(results):
+                        check(k, value, length)
+            del value
+            for _ in range(5):
+                value = pool.submit(payloads.add_one, np.full(30 * MIB, 7, np.uint8)).result()
+                assert value.min() == value.max() == 8
+            print(pool._client.room >> 20)
+    """
+    room = int(scripts.run(tmp_path, script, str(little_memory)).stdout)
+    assert room < 128
+    assert _oom_kills(little_memory) == 0
     assert os.listdir(files) == []
