@@ -656,6 +656,18 @@ def test_views_and_results_that_wait_for_room_stop_nobody() -> None:
         assert [digest(h) for h in held] == _digests(10)
 
 
+def test_a_map_finds_room_for_its_function_among_results() -> None:
+    with small_pool(3, 64) as pool:
+        held = [pool.submit(payloads.make, k, 4 * UNIT - 500).result() for k in range(4)]  # all that may be views
+        futures = [pool.submit(payloads.make, k, 5 * UNIT) for k in range(30)]
+        for k in range(30):
+            fn = functools.partial(payloads.make, length=100_000 + k)
+            assert [len(value) for value in pool.imap(fn, range(3))] == [100_000 + k] * 3
+            futures.append(pool.submit(payloads.make, k, 5 * UNIT))
+        assert [len(future.result()) for future in futures] == [5 * UNIT] * 60
+        del held
+
+
 def _longer(turn: int, value: Any) -> Any:
     value += turn
     return value
