@@ -1,4 +1,4 @@
-"""The comparison with other pools: ``python -m benchmarks`` (``make bench``); ``--quick`` takes under three minutes.
+"""The comparison with other pools: ``python -m benchmarks`` (``make bench``); ``--quick`` takes about three minutes.
 
 ::
 

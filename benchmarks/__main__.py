@@ -40,7 +40,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare the pool with others.")
-    parser.add_argument("--quick", action="store_true", help="under three minutes instead of about fifteen")
+    parser.add_argument("--quick", action="store_true", help="about three minutes instead of about twenty")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests of the harness
     parser.add_argument("--only", metavar="WORKLOAD", help=f"some of: {', '.join(WORKLOADS)}")
     parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")

@@ -36,9 +36,15 @@ def growth(workload: str, metric: str, big: str, small: str) -> Callable[[Result
     return lambda r: ours(workload, metric, big)(r) / ours(workload, metric, small)(r)
 
 
-def against_best(workload: str, metric: str) -> Callable[[Results], float]:
+def against_best(workload: str, metric: str, case: str = "") -> Callable[[Results], float]:
     """Ours by the best of all the others."""
-    return lambda r: max(v["median"] for v in r["workloads"][workload]["cases"][""]["ratios"][metric].values())
+
+    def value(r: Results) -> float:
+        w = r["workloads"][workload]
+        best = min if w["higher_is_better"] else max
+        return float(best(v["median"] for v in w["cases"][case]["ratios"][metric].values()))
+
+    return value
 
 
 def between(over: Callable[[Results], float], under: Callable[[Results], float]) -> Callable[[Results], float]:
@@ -86,6 +92,9 @@ TARGETS = (
     Target("busy 1 ms: of two bare forks", ours("busy", "efficiency", "1 ms"), True, 0.95, 0.98),
     Target("busy 10 ms: of two bare forks", ours("busy", "efficiency", "10 ms"), True, 0.95, 0.98),
     Target("thumbnails: time by the best peer's", against_best("thumbnails", "seconds"), False, 1.03, 1.0),
+    Target("arrays of 64 KiB: x the best peer", against_best("arrays", "gb_per_s", "64 KiB"), True, 10, 15),
+    Target("arrays of 1 MiB: x the best peer", against_best("arrays", "gb_per_s", "1 MiB"), True, 10, 15),
+    Target("arrays of 16 MiB: x the best peer", against_best("arrays", "gb_per_s", "16 MiB"), True, 3, 4),
     Target("late start, futures, 2 workers: worst ms", ours("late", "worst_ms", "futures, 2 workers"), False, 5, 2),
     Target("late start, imap, 2 workers: worst ms", ours("late", "worst_ms", "imap, 2 workers"), False, 5, 2),
     Target("late start, beside, 2 workers: worst ms", ours("late", "worst_ms", "beside, 2 workers"), False, 5, 2),

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
 
 
 def noop(item: int) -> int:
@@ -30,6 +35,11 @@ def slow_first(item: int) -> int:
     if item == 0:
         time.sleep(1.0)
     return item
+
+
+def add_one(array: NDArray[float32]) -> NDArray[float32]:
+    """A new array of the same size: the least work that reads all of one and writes all of the other."""
+    return array + 1
 
 
 def thumbnail(path: str) -> int:

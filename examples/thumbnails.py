@@ -94,9 +94,10 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    (out := options.out or Path(tempfile.mkdtemp(prefix="thumbnails-"))).mkdir(parents=True, exist_ok=True)
+    out = options.out or Path(tempfile.mkdtemp(prefix="thumbnails-"))
     jobs: list[Job] = []
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             jobs = make_jobs(options.photos, folder, out, options.size, options.broken)
             sample = [job for job in jobs if job[0].name != "broken.jpg"][:24]

@@ -113,8 +113,9 @@ def dont_fork(segment: _Segment, /) -> None:
     """Children forked from now on do not see the control segment (they still see the payload). OSError."""
 
 def counters(segment: _Segment, /) -> dict[str, int]:
-    """rows, slots, ready (ring entries not yet spent), sleepers (workers), units (in use); and in the client, 0
-    elsewhere: healed (by `idle_scan`, ever), in_flight (rows published and not yet given back)."""
+    """rows, slots, ready (ring entries not yet spent), sleepers (workers), units (in use; of them functions, views,
+    kept); and in the client, 0 elsewhere: healed (by `idle_scan`, ever), in_flight (rows published and not yet given
+    back), copied (large results that could not become views)."""
 
 def slot_info(segment: _Segment, slot: int, /) -> dict[str, int]:
     """pid, generation, phase, tasks (items finished), busy_ns, parks (times asleep) of the worker that lives in the

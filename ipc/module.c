@@ -31,6 +31,7 @@ struct view {
     struct run *args;     /* of the claimed row, while something holds them (borrowed) */
     uint32_t kept;        /* worker: units that tasks have kept */
     int pinned;           /* worker: a child of the task may still look into the arguments */
+    uint64_t copied;      /* client: results that were copied only because too much room is held by values */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
     pid_t only;           /* the control segment is mapped in this process only; 0: also in what it forks */
 };
@@ -252,10 +253,11 @@ FUNCTION(counters) {
     VIEW(1, ANY);
     struct ipc_header *h = v->s.header;
     uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
-    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:K,s:I,s:I}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0, "sleepers",
-                         ipc_count_bits(h->sleepers, v->s.slots), "units", ipc_units_used(&v->s), "healed",
-                         v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight", v->client ? v->client->in_flight : 0, "views",
-                         v->client ? v->client->view_units : 0);
+    uint32_t functions = ipc_units_of(&v->s, IPC_OWNER_FUNCTION), views = ipc_units_of(&v->s, IPC_OWNER_VIEW), kept = ipc_units_of(&v->s, IPC_OWNER_KEPT);
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:K}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0,
+                         "sleepers", ipc_count_bits(h->sleepers, v->s.slots), "units", ipc_units_used(&v->s), "functions", functions, "views", views,
+                         "kept", kept, "healed", v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight",
+                         v->client ? v->client->in_flight : 0, "copied", (unsigned long long)v->copied);
 }
 
 FUNCTION(slot_info) {
@@ -375,6 +377,7 @@ static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, st
         v->client->view_units -= r->units;
         return NULL;
     }
+    v->copied += r->units && r->length >= VIEW_BYTES;
     if (r->kind & IPC_PACKED_KIND) return PyByteArray_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
     return PyBytes_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
 }

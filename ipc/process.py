@@ -1,7 +1,7 @@
-"""Facts about processes, and two ways to act on them: what the monitor and the client ask the kernel.
+"""Facts about processes, and ways to act on them: what the monitor and the client ask the kernel.
 
 Nothing here remembers anything. A process id is safe to use only for a child that nobody has waited for: until then
-the kernel does not give its number to another process.
+the kernel does not give its number to another process. Others are held by a pidfd, looked at again, and then killed.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
 __all__ = [
+    "FIRST_MARK",
     "UNKNOWN_STATUS",
     "children_of",
     "group_is_empty",
     "has_exited",
     "kill_group",
+    "kill_marked",
+    "kill_sessions",
+    "mark",
+    "marked",
     "open_pidfd",
     "reap",
     "session_members",
@@ -33,6 +39,9 @@ UNKNOWN_STATUS: Final = 1 << 16
 
 All `os.W...` functions read it as "exit code 0"; compare first. It fits into the death log.
 """
+
+FIRST_MARK: Final = 1 << 62
+"""Marks are numbers from here to 2**63. As the limit that carries them they mean at least 146,000 years."""
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -97,6 +106,57 @@ def reap(pid: int) -> int | None:
     return status if found else None
 
 
+def mark(number: int) -> None:
+    """Mark this process, and so all that it will ever fork: fork and exec, setsid, closed files, a cleaned environment
+    leave the mark where it is.
+
+    The mark is the soft limit of RLIMIT_RTTIME, CPU time under real-time scheduling, which nearly nobody limits. Where
+    somebody does (a real soft limit, or any hard one) that limit stays and nothing is marked; and a process that sets
+    this limit itself loses its mark. A second mark replaces the first.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_RTTIME)
+    if hard == resource.RLIM_INFINITY and (soft == resource.RLIM_INFINITY or soft >= FIRST_MARK):
+        with contextlib.suppress(OSError, ValueError):  # a sandbox that forbids it
+            resource.setrlimit(resource.RLIMIT_RTTIME, (number, hard))
+
+
+def marked(numbers: range) -> list[int]:
+    """Process ids of all but ourselves that run with one of these marks, in ascending order.
+
+    As for `session_members`: scan until nobody is left.
+    """
+    return [
+        pid for pid in _pids() if _mark(pid) in numbers and pid != os.getpid() and (stat := _stat(pid)) and stat.runs
+    ]
+
+
+def kill_marked(numbers: range) -> bool:
+    """SIGKILL to all that `marked` finds. Whether there was anybody; if so, ask again."""
+    return _kill_all(marked(numbers), lambda pid: _mark(pid) in numbers)
+
+
+def kill_sessions(sids: set[int]) -> bool:
+    """SIGKILL to all that `session_members` finds. Whether there was anybody; if so, ask again."""
+    return _kill_all(session_members(sids), lambda pid: (stat := _stat(pid)) is not None and stat.session in sids)
+
+
+def _kill_all(pids: list[int], still: Callable[[int], bool]) -> bool:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            pidfd = open_pidfd(pid)
+            try:
+                if not still(pid):  # it ended before we held it, and its number went to another process
+                    continue
+                if pidfd is None:
+                    os.kill(pid, signal.SIGKILL)
+                else:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                if pidfd is not None:
+                    os.close(pidfd)
+    return bool(pids)
+
+
 def session_members(sids: set[int]) -> list[int]:
     """Process ids of all that still run in one of these sessions, in ascending order.
 
@@ -126,15 +186,32 @@ class _Stat(namedtuple("_Stat", "pid parent session runs")):
     runs: bool
 
 
+def _pids() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
 def _processes() -> Iterator[_Stat]:
-    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                stat = _parse(file.read())
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is hidden from us
-            continue
-        if stat is not None:
+    for pid in _pids():
+        if (stat := _stat(pid)) is not None:
             yield stat
+
+
+def _stat(pid: int) -> _Stat | None:
+    return _parse(_read(pid, "stat"))
+
+
+def _mark(pid: int) -> int:
+    """The mark of a process, 0 if it has none. Its line: `Max realtime timeout   <soft>   <hard>   us`."""
+    soft = _read(pid, "limits").partition(b"Max realtime timeout")[2].lstrip().partition(b" ")[0]
+    return int(soft) if soft.isdigit() and int(soft) >= FIRST_MARK else 0
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or it is hidden from us
+        return b""
 
 
 def _parse(line: bytes) -> _Stat | None:

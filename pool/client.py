@@ -71,11 +71,9 @@ class Client(Waiting):
         self.unfinished = 0  # futures that have no outcome yet
         self.tasks: list[Task | None] = []
         self.inbox: list[tuple[Task, int, Any, int, int]] = []
-        # Items of a broken chunk that go again by themselves, each encoded outside of the lock: (run, index, item,
-        # attempt).
-        self.singles: deque[tuple[Any, int, Any, int]] = deque()
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
+        self.spilled = 0  # values that went through files
         self.segment: Any = None
         self.room = 0
         self.large = sys.maxsize  # bytes of arguments that may need more than a look
@@ -83,7 +81,6 @@ class Client(Waiting):
         self._owner = os.getpid()
         self._left: Any = None
         self._pumping = False
-        self._encoding = threading.Lock()
         _clients.add(self)
 
     # ---- start and end
@@ -129,13 +126,13 @@ class Client(Waiting):
         if self._running is not None:
             launch.forget(self._running)
             self._running = None
-        self.lock, self.functions_lock, self._encoding = threading.RLock(), threading.RLock(), threading.Lock()
+        self.lock, self.functions_lock = threading.RLock(), threading.RLock()
         self.state = CLOSED
         self.reset_waiting()
         self._ended = True
         # Kept: finalisers of what they hold are the parent's to run. It happens in the monitor and in each worker.
-        self._left = (self._left, self.tasks, self.queue, self.singles)
-        self.tasks, self.queue, self.singles = [], deque(), deque()
+        self._left = (self._left, self.tasks, self.queue)
+        self.tasks, self.queue = [], deque()
 
     def owned(self) -> bool:
         """Whether this process made the pool (a forked child has a copy of the object)."""
@@ -146,7 +143,7 @@ class Client(Waiting):
         return (
             self.state == CLOSED
             or self.segment is None
-            or not (self.queue or self.singles or self._pumping or self.inbox or any(t is not None for t in self.tasks))
+            or not (self.queue or self._pumping or self.inbox or any(t is not None for t in self.tasks))
         )
 
     def pending_futures(self) -> list[Any]:
@@ -221,15 +218,12 @@ class Client(Waiting):
 
     def _fail_all(self, error: BaseException | None) -> None:
         tasks = [task for task in self.tasks if task is not None] + list(self.queue)
-        singles, self.singles = self.singles, deque()
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
-        if error is None and (tasks or singles):
+        if error is None and tasks:
             error = _pool_broken("the workers were terminated")
         for task in tasks:
             task.sink.fail(task, error)
-        for run, index, item, _ in singles:
-            run.fail_item(index, item, error)
 
     # ---- publish
 
@@ -259,13 +253,15 @@ class Client(Waiting):
         size = spill.size(data)
         if self.segment is not None and (size > self.room // 2 or spill.exceeds_memory(size)):
             with contextlib.suppress(OSError):  # `_publish` says what is too large
-                return spill.Spilled(self.options.folder, data), flags | codec.IN_FILE
+                spilled = spill.Spilled(self.options.folder, data)
+                self.spilled += 1
+                return spilled, flags | codec.IN_FILE
         return data, flags
 
     def _publish(self, task: Task) -> bool:
         function, data, record = task.function, task.data, task
         if type(data) is tuple and not task.flags & _core.REPEATABLE:
-            record = task._replace(data=None)  # not to be held for as long as the task runs
+            record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
             data, task.items, task.timeout_ms, task.flags, task.attempt,
@@ -291,6 +287,7 @@ class Client(Waiting):
         if task.flags & codec.IN_FILE:
             raise OSError("no room even for the name of a file")
         data = spill.Spilled(self.options.folder, task.data)
+        self.spilled += 1
         return task._replace(data=data, flags=task.flags | codec.IN_FILE)
 
     def _publish_queue(self) -> None:
@@ -300,34 +297,6 @@ class Client(Waiting):
             if not task.sink.dropped and not self._publish(task):
                 queue.appendleft(task)
                 return
-
-    def encode_singles(self) -> None:
-        """Offer the items of broken chunks again, one by one. Not under the lock: pickling runs code of the caller."""
-        if not self._encoding.acquire(blocking=False):  # another thread is at it, or this one is inside a pickling
-            return
-        try:
-            while self.singles:
-                with self.lock:
-                    if not self.singles:
-                        break
-                    single = self.singles[-1]  # it stays there meanwhile: it is unfinished, and may be taken back
-                run, index, item, attempt = single
-                try:
-                    made: Any = run.encode_single(index, item, attempt)
-                except Exception as error:
-                    made = error
-                with self.lock, PutOff():
-                    if not self.singles or self.singles[-1] is not single:
-                        continue
-                    self.singles.pop()
-                    if isinstance(made, Task):
-                        self.again(made)
-                    else:
-                        run.fail_item(index, item, made)
-        finally:
-            self._encoding.release()
-        with self.lock:
-            self.pump()
 
     def _command(self, message: bytes) -> None:
         if self._running is not None:
@@ -502,10 +471,6 @@ class Client(Waiting):
             if waiting:
                 self.queue = deque(task for task in self.queue if task.sink is not sink)
                 sink.came(sum(task.items or 1 for task in waiting))
-            singles = sum(single[0] is sink for single in self.singles)
-            if singles:
-                self.singles = deque(single for single in self.singles if single[0] is not sink)
-                sink.came(singles)
             self._publish_queue()
 
 

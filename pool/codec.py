@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, UNDECODED, FAILED, DEATH = range(8)
-"""UNDECODED: an item of a chunk whose arguments could not be decoded together; it has not run. FAILED and DEATH come
-from no worker: an exception object, a Death."""
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH = range(7)
+"""FAILED and DEATH come from no worker: an exception object, a Death."""
 PACKED = _core.PACKED_KIND | VALUE
 VALUES = (VALUE, PACKED)
 SPILLED = 0x40
@@ -41,12 +40,13 @@ CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)
 IN_FILE = 8
 """A flag of a row, beside the core's: the arguments are the path of a file."""
 
-_FIXED = frozenset({int, float, complex, bool, str, bytes, type(None)})
 _TEXT_LIMIT = 64 * 1024
 _MAIN = b"__main__"
 _dumps = pickle.dumps
 loads = pickle.loads
 _WORD = struct.Struct("<QQ")
+_ARRAY = 1 << 63  # in place of the number of buffers
+_NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 
 class _MainNames:
@@ -87,58 +87,11 @@ def by_value(obj: Any, buffer_callback: Callable[[Any], object] | None = None) -
 def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). Raises what pickling raised
     if nothing can take them."""
+    if type(obj) is array_type() and (array := pack_array(obj)) is not None:
+        return array
     buffers: list[Any] = []
     data = _encode(obj, buffers)
     return pack(data, buffers) if buffers else data
-
-
-class Early:
-    """An item of a chunk, encoded when it came from the input: the input may refill and yield the same object again,
-    and no item sees what a task did to another one."""
-
-    __slots__ = ("data", "item")
-
-    def __init__(self, item: Any) -> None:
-        data = encode_args(item)
-        self.item = item  # for messages
-        self.data = (join(data),) if type(data) is tuple else data
-
-    @property
-    def size(self) -> int:
-        return len(self.data[0]) if type(self.data) is tuple else len(self.data)
-
-    def __reduce__(self) -> Any:
-        if type(self.data) is tuple:
-            return loads_packed, (pickle.PickleBuffer(self.data[0]),)
-        return loads, (self.data,)
-
-
-def early(item: Any) -> Any:
-    """An item for a chunk: Early, or as it is, if nobody can change it. What cannot be encoded stays as it is too: then
-    ``encode_items`` raises."""
-    if type(item) in _FIXED or (type(item) is tuple and _FIXED.issuperset(map(type, item))):
-        return item
-    try:
-        return Early(item)
-    except Exception:
-        return item
-
-
-def given(item: Any) -> Any:
-    """What the caller has given."""
-    return item.item if type(item) is Early else item
-
-
-def encode_items(items: list[Any]) -> bytes | tuple[Any, ...]:
-    """The arguments of a chunk, from what ``early`` made. Raises what pickling raised."""
-    buffers: list[Any] = []
-    data = _dumps(items, 5, buffer_callback=buffers.append)
-    return pack(data, buffers) if buffers else data
-
-
-def encode_item(item: Any) -> bytes | tuple[Any, ...]:
-    """The arguments of one item of a chunk. Raises what pickling raised."""
-    return item.data if type(item) is Early else encode_args(item)
 
 
 class _Noted(threading.local):
@@ -188,6 +141,8 @@ def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
 def encode_value(value: Any) -> tuple[int, Any]:
     """A task's result: (kind, bytes or pieces). By reference where possible, so that the client finds its own classes
     again."""
+    if type(value) is array_type() and (array := pack_array(value)) is not None:
+        return PACKED, array
     buffers: list[Any] = []
     try:
         try:
@@ -211,6 +166,34 @@ def pack(data: bytes, buffers: list[Any]) -> tuple[Any, ...]:
     return _WORD.pack(len(raws), len(data)) + lengths + data, *raws
 
 
+def array_type() -> type | None:
+    """numpy's, if somebody has imported it."""
+    return getattr(sys.modules.get("numpy"), "ndarray", None)
+
+
+def pack_array(array: Any) -> tuple[Any, ...] | None:
+    """As ``pack`` for one plain array of numbers, in a third of the time that its pickle takes. None: it is not that
+    plain. The head: ARRAY, length of a pickled (type, shape, order, writeable), that pickle."""
+    dtype, flags = array.dtype, array.flags
+    if dtype.char not in _NUMBERS or not dtype.isnative:
+        return None
+    order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
+    if order is None:
+        return None
+    meta = _dumps((dtype.char, array.shape, order, flags.writeable), 5)
+    return _WORD.pack(_ARRAY, len(meta)) + meta, pickle.PickleBuffer(array).raw()
+
+
+def _loads_array(packed: Any, length: int) -> Any:
+    import numpy
+
+    char, shape, order, writeable = loads(memoryview(packed)[16 : 16 + length])
+    array = numpy.ndarray(shape, char, packed, -(-(16 + length) // _core.ALIGN) * _core.ALIGN, order=order)
+    if not writeable:
+        array.flags.writeable = False
+    return array
+
+
 def snapshot(pieces: tuple[Any, ...]) -> tuple[bytes, ...]:
     """A private copy."""
     return tuple(map(bytes, pieces))
@@ -227,8 +210,10 @@ def join(pieces: tuple[Any, ...]) -> bytearray:
 
 def loads_packed(packed: Any) -> Any:
     """The object; its buffers are views into ``packed``, and hold it."""
+    count, length = _WORD.unpack_from(packed)
+    if count == _ARRAY:
+        return _loads_array(packed, length)
     view = memoryview(packed)
-    count, length = _WORD.unpack_from(view)
     at = 16 + 8 * count
     lengths = struct.unpack_from(f"<{count}Q", view, 16)
     data = view[at : at + length]

@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, TypedDict, Unpack
 
+    from pool.insights import Insights
     from pool.share import Shared
 
     class MapOptions(TypedDict, total=False):
@@ -77,7 +78,9 @@ class _Calls(Executor):
             function = client.functions.by_reference(fn) if type(fn) in _NAMED else None
             if function is None:
                 function = client.function(fn, once=False)
-            if function.id and not kwargs:
+            if function.id and not kwargs and len(args) == 1:
+                data, flags = codec.encode_args(args[0]), codec.CALL_ONE << 8
+            elif function.id and not kwargs:
                 data, flags = codec.encode_args(args), codec.CALL_STAR << 8
             elif function.id:
                 data, flags = codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
@@ -143,8 +146,9 @@ class _Calls(Executor):
             return run_map(run, calls, True, "raise", end=end)
         run.eager = True
         client = self._client
-        while batch := list(map(codec.early, itertools.islice(calls, run.chunksize))):
-            run.give_chunk(batch)
+        ended = False
+        while not ended:
+            ended = run.give_chunk(calls, run.chunksize)
             with client.lock:
                 client.submitted()
         return run_map(run, (), True, "raise", end)
@@ -316,6 +320,13 @@ class Pool(_Calls):
 
     kill_workers = terminate_workers
     """The same: a worker has nothing to tidy up that the monitor does not."""
+
+    def insights(self) -> Insights:
+        """What the workers are doing, and where the memory for arguments and results is; ``print()`` shows a table."""
+        from pool.insights import look
+
+        with self._client.lock:
+            return look(self._client)
 
     @staticmethod
     def share(obj: Any) -> Shared:

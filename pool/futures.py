@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 
-from pool import codec
+from ipc import _core
+from pool import codec, spill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +24,29 @@ if TYPE_CHECKING:
     from pool.task import Death, Policy, Task
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
+
+
+_RECEIVED = {"Run": "view", "mmap": "file"}
+
+
+class Account(namedtuple("Account", "attempts bytes_in bytes_out sent received")):
+    """What a task has cost.
+
+    Attributes:
+        attempts: executions, from 1.
+        bytes_in: encoded size of the arguments.
+        bytes_out: encoded size of the result or error.
+        sent: how the arguments went: ``"row"`` (small, beside the task's data), ``"memory"`` (through shared memory) or
+            ``"file"``.
+        received: what the result is: a private ``"copy"``, a ``"view"`` into shared memory, or a mapped ``"file"``.
+    """
+
+    __slots__ = ()
+    attempts: int
+    bytes_in: int
+    bytes_out: int
+    sent: str
+    received: str
 
 
 class Future(concurrent.futures.Future["Any"]):
@@ -35,6 +60,7 @@ class Future(concurrent.futures.Future["Any"]):
     _late: threading.Condition | None = None
     _told = False
     _raw: tuple[int, Any] | None = None
+    _facts: tuple[Any, ...] | None = None
     row = -1
     dropped = False
     holds_call = True
@@ -51,11 +77,16 @@ class Future(concurrent.futures.Future["Any"]):
             return
         if kind & codec.SPILLED:
             kind, data = codec.fetch(kind, data)
+            self._client.spilled += 1
         if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
         self._raw = (kind, data)
         self._name = task.function.name
+        sent = task.data
+        if type(sent) is not int:
+            sent = len(sent) if type(sent) is bytes else spill.length(sent)
+        self._facts = task.attempt, sent, length, task.flags, type(data)
         self._end()
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
@@ -169,6 +200,15 @@ class Future(concurrent.futures.Future["Any"]):
         except Exception as error:
             self._exception = error
         self._raw = None
+
+    @property
+    def account(self) -> Account | None:
+        """What the task has cost on its way. None while it is unfinished, and if no worker has answered."""
+        if self._facts is None:
+            return None
+        attempts, sent, length, flags, type_ = self._facts
+        how = "file" if flags & codec.IN_FILE else "row" if sent <= _core.INLINE else "memory"
+        return Account(attempts, sent, length, how, _RECEIVED.get(type_.__name__, "copy"))
 
     # ---- the standard interface
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from pool import codec
+from pool import chunks, codec
 from pool.client import Client
 from pool.functions import Function
 from pool.task import Task
@@ -82,27 +82,22 @@ class InlineClient(Client):
         try:
             if task.items:
                 frames: list[Any] = []
-                try:
-                    batch = self._decode(task)
-                except Exception:
-                    batch, frames = [], [codec.UNDECODED, b""] * task.items
-                for item in batch:
-                    frames += self._attempt(task, item)
+                for part in chunks.sent(task.data, task.flags):
+                    frames += self._attempt(task, part)
                 task.sink.arrive(task, 0, frames, 0, 0)
             else:
-                task.sink.arrive(task, *self._attempt(task, self._decode(task)), 0, 0)
+                data = codec.join(task.data) if type(task.data) is tuple else task.data
+                task.sink.arrive(task, *self._attempt(task, data), 0, 0)
         except BaseException as error:  # Ctrl-C goes on to the caller
             task.sink.fail(task, error)
             if not isinstance(error, Exception):
                 raise
         return True
 
-    def _decode(self, task: Task) -> Any:
-        return codec.loads_packed(codec.join(task.data)) if type(task.data) is tuple else codec.loads(task.data)
-
-    def _attempt(self, task: Task, argument: Any) -> tuple[int, Any]:
+    def _attempt(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]
         try:
+            argument = chunks.decode_part(part)
             if call == codec.CALL_ARGS:
                 value = fn(*argument[0], **argument[1])
             else:

@@ -20,6 +20,7 @@ from pool.cpus import available_cpus
 from pool.worker import WorkerOptions
 
 _STOP_SECONDS = 5.0
+_SWEEP_SECONDS = 1.0  # how long killed processes may take to be gone (one can hang in the kernel)
 _warned = False
 
 
@@ -27,7 +28,15 @@ class Running:
     """A started pool, as the client holds it: its view of the segment and its ends to the monitor."""
 
     def __init__(
-        self, segment: object, rows: int, room: int, workers: int, commands: _socket.socket, pid: int, folder: str
+        self,
+        segment: object,
+        rows: int,
+        room: int,
+        workers: int,
+        commands: _socket.socket,
+        pid: int,
+        marks: range,
+        folder: str,
     ) -> None:
         self.segment = segment
         self.folder = folder  # of spilled values
@@ -36,6 +45,7 @@ class Running:
         self.workers = workers
         self.commands = commands
         self.pid = pid
+        self.marks = marks  # on the monitor, on the workers, and on what these start
         self.pidfd: int | None = None
         with contextlib.suppress(OSError):  # too many open files: we ask by the pid then
             self.pidfd = process.open_pidfd(pid)
@@ -59,16 +69,17 @@ def start(workers: int, options: WorkerOptions) -> Running:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
-        pid = _fork(segment, theirs_view, workers, ours, theirs, options)
+        marks = _new_marks(workers)
+        pid = _fork(segment, theirs_view, marks, ours, theirs, options)
     finally:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)
-    return Running(view, segment.rows, segment.room, workers, ours, pid, options.folder)
+    return Running(view, segment.rows, segment.room, workers, ours, pid, marks, options.folder)
 
 
 def _fork(
-    segment: Segment, view: object, workers: int, ours: _socket.socket, theirs: _socket.socket, options: WorkerOptions
+    segment: Segment, view: object, marks: range, ours: _socket.socket, theirs: _socket.socket, options: WorkerOptions
 ) -> int:
     client = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -83,7 +94,7 @@ def _fork(
                 segment.close()  # nobody shall write into shared memory through a descriptor
                 ours.close()
                 theirs.setblocking(False)
-                monitor.main(view, workers, theirs, client, options)
+                monitor.main(view, marks, theirs, client, options)
             finally:
                 os._exit(1)
         return pid
@@ -93,6 +104,12 @@ def _fork(
         raise PoolStartError(f"the monitor process cannot be forked: {error}") from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _new_marks(workers: int) -> range:
+    """Marks (see `process.mark`) that no other pool has, for the monitor and for each worker."""
+    first = process.FIRST_MARK + (int.from_bytes(os.urandom(6), "little") << 12)
+    return range(first, first + 1 + workers)
 
 
 def _warn_about_threads() -> None:
@@ -143,29 +160,35 @@ def stop(running: Running, kill: bool) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)
         _await_monitor(running, _STOP_SECONDS)
-        sweep_up(running)
-        return
+    if process.reap(running.pid) != 0:  # it was killed, perhaps long ago, or has failed
+        _kill_what_is_left(running)
     _close(running)
 
 
 def sweep_up(running: Running) -> None:
-    """After the monitor's death: kill what its workers had started. They themselves die with it; their sessions name
-    the rest."""
-    # The numbers come from shared memory: not our own session, whatever a task has written there.
-    sessions = {pid for pid in running.worker_pids() if pid > 1} - {os.getsid(0)}
-    end = time.monotonic() + 1.0
-    while (left := process.session_members(sessions)) and time.monotonic() < end:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+    """After the monitor's death: kill what its workers had started."""
+    process.reap(running.pid)
+    _kill_what_is_left(running)
     _close(running)
 
 
 def _close(running: Running) -> None:
     spill.remove_folder(running.folder)  # the monitor has, unless it was killed
     _core.retire(running.segment)  # values that the program still holds go on living in it
-    process.reap(running.pid)
     forget(running)
+
+
+def _kill_what_is_left(running: Running) -> None:
+    """Everybody who has a mark of this pool. The workers die with the monitor, but not what they had started.
+
+    Where marks are not possible, their sessions name the rest; what has left these escapes."""
+    # The numbers come from shared memory: not our own session, whatever a task has written there.
+    sessions = {pid for pid in running.worker_pids() if pid > 1} - {os.getsid(0)}
+    end = time.monotonic() + _SWEEP_SECONDS
+    with contextlib.suppress(OSError):  # no file descriptor left: we cannot look
+        while time.monotonic() < end:
+            if not (process.kill_marked(running.marks) | process.kill_sessions(sessions)):
+                return
 
 
 __all__ = ["Running", "forget", "monitor_is_dead", "start", "stop", "sweep_up"]

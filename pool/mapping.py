@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from ipc import _core
-from pool import codec, spill
+from pool import chunks, codec, spill
 from pool.client import OPEN, Client
 from pool.functions import Function
 from pool.task import Death, Policy, Task
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
-_CHUNK_BYTES = 1 << 18  # of its arguments or results: large ones gain nothing by being handed over together
+_CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
-_CHUNK_BYTES_MOST = 1 << 22  # whatever number of them was asked for
-_FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
@@ -91,6 +89,7 @@ class MapRun:
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
         self._item_bytes = 0.0
+        self._sent: tuple[Task, list[bytes | bytearray]] | None = None  # the last chunk that was taken apart
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._argument_bytes = 0.0  # of one item, if it is large or has buffers
@@ -105,6 +104,7 @@ class MapRun:
         if task.items:
             self._chunk_arrived(task, kind, data)
         elif kind & codec.SPILLED:
+            self.client.spilled += 1
             self.arrive(task, *codec.fetch(kind, data), length, run_us)
             return
         elif kind == codec.ERROR and self._may_repeat(task.attempt):
@@ -126,15 +126,14 @@ class MapRun:
         self.came(len(rest))
         return rest
 
-    def _item_arrived(self, index: int, item: Any, attempt: int, kind: int, data: Any) -> None:
+    def _item_arrived(self, task: Task, k: int, kind: int, data: Any) -> None:
         if kind & codec.SPILLED:
+            self.client.spilled += 1
             kind, data = codec.fetch(kind, data)
-        if kind == codec.UNDECODED:
-            self._single(index, item, attempt)
-        elif kind == codec.ERROR and self._may_repeat(attempt):
-            self._single(index, item, attempt + 1)
+        if kind == codec.ERROR and self._may_repeat(task.attempt):
+            self._single(task, k, task.attempt + 1)
         else:
-            self._land(index, kind, data, item)
+            self._land(task.position + k, kind, data, task.item[k])
 
     def _may_repeat(self, attempt: int) -> bool:
         return attempt <= self.policy.retries and not self.dropped
@@ -144,7 +143,7 @@ class MapRun:
         if not self.dropped:
             if kind in codec.VALUES:
                 self.held += len(data)
-            self.ready.append((index, kind, data, codec.given(item)))
+            self.ready.append((index, kind, data, item))
 
     def came(self, count: int) -> None:
         self.flying -= count
@@ -154,25 +153,26 @@ class MapRun:
 
     def _chunk_arrived(self, task: Task, drained: int, frames: list[Any]) -> None:
         for k in range(len(frames) // 2):
-            at = drained + k
-            self._item_arrived(task.position + at, task.item[at], task.attempt, frames[2 * k], frames[2 * k + 1])
+            self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1])
 
-    def _single(self, index: int, item: Any, attempt: int) -> None:
-        """Offer one item by itself (again)."""
+    def _single(self, task: Task, k: int, attempt: int) -> None:
+        """Offer one item of a chunk by itself (again), as it was when it was given away."""
         if self.dropped:  # the queue would skip it
             self.came(1)
-        else:
-            self.client.singles.append((self, index, item, attempt))
+            return
+        if self._sent is None or self._sent[0] is not task:
+            self._sent = task, chunks.sent(task.data, task.flags)
+        part = self._sent[1][k]
+        flags = self._flags if type(part) is bytes else self._flags | _core.PACKED | _core.REPEATABLE
+        self.client.again(
+            Task(self, task.position + k, self.function, part, flags, self._timeout_ms, task.item[k], 0, attempt)
+        )
 
-    def encode_single(self, index: int, item: Any, attempt: int) -> Task:
-        """Raises what pickling raises. Not under the lock."""
-        return self._task(index, codec.encode_item(item), item, 0, attempt)
-
-    def _task(self, index: int, data: Any, item: Any, items: int = 0, attempt: int = 1) -> Task:
-        flags = self._flags
+    def _task(self, index: int, data: Any, item: Any, items: int = 0, flags: int = 0) -> Task:
+        flags |= self._flags
         if type(data) is tuple or len(data) > self.client.large:
             data, flags = self.client.prepared(data, flags, self.policy)
-        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, attempt)
+        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, 1)
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         if not task.items:
@@ -180,13 +180,13 @@ class MapRun:
                 self.client.again(task._replace(attempt=task.attempt + 1))
             return
         self._chunk_arrived(task, drained, committed)
+        # Item 0: it died before the first one started, perhaps while the function was decoded: each goes by itself,
+        # uncharged. Else those behind the guilty one never started. From the last, for each goes before what waits.
         item = death.item
+        for k in reversed(range(item, task.items)):
+            self._single(task, k, task.attempt)
         if item and not self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, death):
-            self._single(task.position + item - 1, task.item[item - 1], task.attempt + 1)
-        # Item 0: it died while the chunk was decoded; nobody can say by which item, so each goes by itself,
-        # uncharged. Else those behind the guilty one never started.
-        for k in range(item, task.items):
-            self._single(task.position + k, task.item[k], task.attempt)
+            self._single(task, item - 1, task.attempt + 1)
 
     def _item_crashed(self, index: int, item: Any, attempt: int, death: Death) -> bool:
         """False if there is to be a further attempt."""
@@ -230,6 +230,10 @@ class MapRun:
         most = min(self._window, self._most_flying()) if self._argument_bytes else self._window
         return min(most - self.flying, _AHEAD - self.flying - unread)
 
+    def _note_bytes(self, size: float) -> None:
+        """What the arguments of an item took, just now."""
+        self._argument_bytes = max(size, 0.8 * self._argument_bytes + 0.2 * size)
+
     def _most_flying(self) -> int:
         """Items that may fly, for the memory that their arguments take."""
         return max(self.client.workers, int(self._most_given / self._argument_bytes))
@@ -261,80 +265,70 @@ class MapRun:
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         index, given, large = self.given, 0, client.large
         buffers: list[Any] = []
-        note = buffers.append
+        note, array_type = buffers.append, codec.array_type()
         try:
             for item in itertools.islice(source, count):
-                try:
-                    data: Any = _dumps(item, 5, buffer_callback=note)
-                    if data.find(_MAIN) >= 0:  # `in` first fails to make an int of the bytes
-                        data = codec.encode_args(item)
-                        buffers.clear()
-                    elif buffers:
-                        data = codec.pack(data, buffers)
-                        buffers.clear()
-                    if type(data) is bytes and len(data) <= large:
-                        task = _new(Task, (self, index + given, function, data, flags, timeout_ms, item, 0, 1))
-                    else:
-                        task = self._task(index + given, data, item)
-                        self._note_bytes(spill.size(data))
-                except Exception:
-                    buffers.clear()
-                    self._give_one_by_one(index + given, [item])
-                else:
-                    if (
-                        timeout_ms
-                        or task.data is not data
-                        or type(data) is not bytes
-                        or client.queue
-                        or client.segment is not segment  # replaced or closed meanwhile
-                        or segment is None
-                        or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
-                    ):
-                        with client.lock:
-                            client.offer(task)
-                            stuck = client.queue
-                        if stuck and type(data) is not bytes:
-                            given += 1
-                            return False  # for want of room: more of the input would only wait in memory
-                        if type(data) is not bytes and self.flying + given + 1 >= self._most_flying():
-                            given += 1
-                            return False
                 given += 1
+                try:
+                    data = b"" if type(item) is array_type else _dumps(item, 5, buffer_callback=note)
+                except Exception:
+                    data = b""
+                if not data or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                    buffers.clear()
+                    if not self._give_one(index + given - 1, item):
+                        return False
+                    continue
+                task = _new(Task, (self, index + given - 1, function, data, flags, timeout_ms, item, 0, 1))
+                if (
+                    timeout_ms
+                    or client.queue
+                    or client.segment is not segment  # replaced or closed meanwhile
+                    or segment is None
+                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
+                ):
+                    with client.lock:
+                        client.offer(task)
         finally:
             self.flying += given
             self.given += given
         return given < count
 
-    def _note_bytes(self, size: float) -> None:
-        """What the arguments of an item took, just now."""
-        self._argument_bytes = max(size, 0.8 * self._argument_bytes + 0.2 * size)
+    def give_chunk(self, source: Iterator[Any], count: int) -> bool:
+        """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""
+        chunk = chunks.Chunk(source, count)
+        index, items = self.given, chunk.items
+        number = len(items) + (chunk.failed is not None)
+        self.flying += number
+        self.given += number
+        if items:
+            data, flags = chunk.encoded()
+            self._item_bytes = max(self._item_bytes, len(data) / len(items))
+            self._note_bytes(len(data) / len(items))
+            self._offer(self._task(index, data, items, len(items), flags=flags))
+        if chunk.failed is not None:
+            self._fail_early(index + len(items), *chunk.failed)
+        if chunk.error is not None:
+            raise chunk.error
+        return chunk.ended
 
-    def give_chunk(self, items: list[Any]) -> None:
-        """Publish these items, which are ``early``, as one chunk. If it cannot be encoded they go one by one, and only
-        the guilty ones fail."""
-        index = self.given
-        self.flying += len(items)
-        self.given += len(items)
+    def _give_one(self, index: int, item: Any) -> bool:
+        """False if no more should be given: for want of a row or of room, or because enough large ones are flying; more
+        of the input would only wait in memory."""
         try:
-            data = codec.encode_items(items)
-        except Exception:
-            self._give_one_by_one(index, items)
-            return
-        if type(data) is tuple:
-            self._item_bytes = max(self._item_bytes, spill.size(data) / len(items))
-            self._note_bytes(spill.size(data) / len(items))
-        self._offer(self._task(index, data, items, len(items)))
+            data = codec.encode_args(item)
+            task = self._task(index, data, item)
+        except Exception as error:
+            self._fail_early(index, item, error)
+            return True
+        self._offer(task)
+        self._note_bytes(spill.size(data))
+        return not self.client.queue and self.flying + index - self.given + 1 < self._most_flying()
 
-    def _give_one_by_one(self, index: int, items: list[Any]) -> None:
-        for k, item in enumerate(items):
-            try:
-                task = self.encode_single(index + k, item, 1)
-            except Exception as error:
-                with self.client.lock:
-                    self.client.unfinished += self.eager
-                    self.fail_item(index + k, item, error)
-            else:
-                self._offer(task)
+    def _fail_early(self, index: int, item: Any, error: Exception) -> None:
+        """It never became a task."""
+        with self.client.lock:
+            self.client.unfinished += self.eager
+            self.fail_item(index, item, error)
 
     def _offer(self, task: Task) -> None:
         with self.client.lock:
@@ -373,7 +367,7 @@ def run_map(
             with client.lock:
                 client.pump(run, own)
                 own = run.take(own, plain)
-            if client.to_notify or client.to_call or client.singles or client._followers:
+            if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
             for task, _, data, _, _ in own:
@@ -431,25 +425,7 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
     """Give away one batch. True if the input is exhausted. Raises what the input raises."""
     if run.chunksize == 1:
         return run.give_singles(source, min(room, _BATCH))
-    items: list[Any] = []
-    try:
-        return _fill(items, source, min(run.chunksize, room))
-    finally:
-        if items:
-            run.give_chunk(items)
-
-
-def _fill(items: list[Any], source: Iterator[Any], count: int) -> bool:
-    """Append up to ``count`` items. True if the source is exhausted. A slow source is not waited for once there is
-    something to give."""
-    end, size = time.monotonic() + _FILL_SECONDS, 0
-    for item in source:
-        items.append(early := codec.early(item))
-        if early is not item and (size := size + early.size) >= _CHUNK_BYTES_MOST:
-            return False
-        if len(items) >= count or (len(items) & 15 == 0 and time.monotonic() > end):
-            return False
-    return True
+    return run.give_chunk(source, min(run.chunksize, room))
 
 
 def check_buffersize(buffersize: int | None) -> None:

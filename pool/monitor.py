@@ -45,7 +45,7 @@ _DUMP_MOST = 0.06  # but on a busy machine the worker may not run for a while
 _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after it
 _LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
-_GROUP_SECONDS = 1.0  # how long a killed process group may take to be gone (a process can hang in the kernel)
+_GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -60,8 +60,9 @@ _THREAD_VARIABLES = (
 class _Worker:
     """What the monitor knows of the worker in one slot. ``pid`` 0: nobody lives there."""
 
-    def __init__(self, slot: int) -> None:
+    def __init__(self, slot: int, mark: int) -> None:
         self.slot = slot
+        self.mark = mark  # what it starts has it too, see process.mark
         self.generation = 0
         self.pid = 0
         self.pidfd: int | None = None
@@ -78,14 +79,14 @@ class _Worker:
 class Monitor:
     """See the module. ``run`` never returns."""
 
-    def __init__(self, segment: object, workers: int, commands: socket, client: int, options: WorkerOptions) -> None:
+    def __init__(self, segment: object, marks: range, commands: socket, client: int, options: WorkerOptions) -> None:
         self._segment = segment
         self._options = options
         self._commands = commands
         self._client = client
         self._pid = os.getpid()
-        self._workers = [_Worker(slot) for slot in range(workers)]
-        self._restarts = Restarts(workers)
+        self._workers = [_Worker(slot, mark) for slot, mark in enumerate(marks[1:])]
+        self._restarts = Restarts(len(self._workers))
         self._stop_by: float | None = None
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._poll = select.poll()
@@ -243,6 +244,7 @@ class Monitor:
             return
         if pid == 0:
             try:
+                process.mark(w.mark)
                 self._close_for_worker(w)
             except BaseException:  # never back into the monitor's loop, which would kill its siblings
                 os._exit(worker.BOOT_FAILED)
@@ -273,8 +275,8 @@ class Monitor:
         """If the worker is dead, and all of its group: everything that a death calls for, in the order of DESIGN.md."""
         if w.status is None and not self._wait_for_leader(w):
             return
-        # Not before the group is gone: what the task had started must not run beside the task's next attempt.
-        if not process.group_is_empty(w.pid) and time.monotonic() < w.settle_by:
+        # Not before its family is gone: what the task had started must not run beside the task's next attempt.
+        if self._family_runs(w) and time.monotonic() < w.settle_by:
             return
         pid, status = w.pid, w.status
         assert status is not None
@@ -292,6 +294,19 @@ class Monitor:
         self._plan_restart(w, log)
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason)
         w.generation += 1
+
+    def _family_runs(self, w: _Worker) -> bool:
+        """Whether anything runs that the dead worker had started: in its group, which is killed already, or elsewhere.
+
+        The latter, or who has started it, is our child now. So only if we have a child that is no worker we look at
+        everybody's mark, and kill who has this worker's."""
+        if not process.group_is_empty(w.pid):
+            return True
+        workers = {other.pid for other in self._workers if other.status is None}
+        with contextlib.suppress(OSError):  # no file descriptor left: we cannot look
+            if not workers.issuperset(process.children_of(self._pid)):
+                return process.kill_marked(range(w.mark, w.mark + 1))
+        return False
 
     def _plan_restart(self, w: _Worker, log: str) -> None:
         """Its successor, now or later, unless the pool stops or has failed too often; then ``log`` is the reason."""
@@ -357,10 +372,12 @@ class Monitor:
         spill.remove_folder(self._options.folder)
 
 
-def main(segment: object, workers: int, commands: socket, client: int, options: WorkerOptions) -> NoReturn:
-    """Be the monitor: called in the freshly forked child, with signals blocked."""
+def main(segment: object, marks: range, commands: socket, client: int, options: WorkerOptions) -> NoReturn:
+    """Be the monitor: called in the freshly forked child, with signals blocked. ``marks``: ours, and one a worker."""
     try:
         os.setsid()
+        # In a task of another pool: its mark would have us killed before we can end what our workers have started.
+        process.mark(marks[0])
         worker.default_handlers()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
@@ -373,7 +390,7 @@ def main(segment: object, workers: int, commands: socket, client: int, options: 
         # Not cancel_dump_traceback_later(): it would wait for the watchdog thread, which does not exist after a fork.
         gc.disable()  # nothing here makes cycles, and no finaliser of the client's objects may run here
         try:
-            monitor = Monitor(segment, workers, commands, client, options)
+            monitor = Monitor(segment, marks, commands, client, options)
         except OSError as error:  # most likely too many open files
             commands.send(FAILED + f"the monitor process cannot start\0{type(error).__name__}: {error}".encode())
             os._exit(1)

@@ -95,6 +95,11 @@ def size(data: Any) -> int:
     return at
 
 
+def length(data: Any) -> int:
+    """Bytes of arguments as they are or were, also if they are in a file."""
+    return data.length if isinstance(data, Spilled) else size(data)
+
+
 def _aligned(n: int) -> int:
     return -(-n // _core.ALIGN) * _core.ALIGN
 
@@ -103,6 +108,7 @@ class Spilled(bytes):
     """The path of a file with arguments. The file goes with the last reference to this object."""
 
     path: str
+    length: int  # of the arguments
     _owner: int
 
     def __new__(cls, folder: str, data: Any) -> Spilled:
@@ -111,6 +117,7 @@ class Spilled(bytes):
         write(path, data)
         self = super().__new__(cls, path.encode())
         self.path = path
+        self.length = size(data)
         self._owner = os.getpid()
         return self
 

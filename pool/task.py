@@ -137,9 +137,9 @@ def describe_args(task: Task, item: int) -> str:
     call = task.flags >> 8
     try:
         if task.items:
-            return short.repr(codec.given(task.item[max(0, item - 1)]))
+            return short.repr(task.item[max(0, item - 1)])
         if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
-            return short.repr(codec.given(task.item))
+            return short.repr(task.item)
         args, kwargs = task.item
         return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
     except Exception:  # user code in a repr must not cost the report

@@ -50,7 +50,6 @@ class Waiting:
 
     lock: threading.RLock
     segment: Any
-    singles: deque[Any]
     unfinished: int
 
     def __init__(self) -> None:
@@ -74,9 +73,6 @@ class Waiting:
         raise AssertionError("the client's")
 
     def check_monitor(self) -> None:
-        raise AssertionError("the client's")
-
-    def encode_singles(self) -> None:
         raise AssertionError("the client's")
 
     def tidy(self) -> None:
@@ -177,8 +173,6 @@ class Waiting:
 
     def announce(self) -> None:
         """Do what the lock forbids: encode what goes again, tell those who wait what has ended."""
-        if self.singles:
-            self.encode_singles()
         if self.to_notify:
             batch: list[Future] = []
             try:

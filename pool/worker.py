@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from ipc import _core
-from pool import codec, spill
+from pool import chunks, codec, spill
 from pool.functions import FunctionCache
 from pool.output import record_to
 
@@ -225,7 +225,6 @@ def _loop(segment: object, recycle_after: int) -> int:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
-        kept = min(kept, _core.kept(segment))
         if _core.kept(segment) > kept + limit:
             gc.collect()
             kept = _core.kept(segment)
@@ -272,13 +271,10 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     fn = None
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
-    except BaseException as error:
-        broken = _encode_error(error)
-    try:
         batch = codec.loads(args) if args is not None else _arguments(segment, flags)
         batch.reverse()
-    except BaseException:  # nobody can say by which item, so each goes by itself
-        broken = broken or (codec.UNDECODED, b"")
+    except BaseException as error:
+        broken = _encode_error(error)
     code = _core.begin_items(segment)
     for _ in range(items):
         if code < 0:
@@ -288,7 +284,9 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
         else:
             try:
                 _in_task = True
-                kind, data = codec.encode_value(_call(fn, call, batch.pop()))
+                item = batch.pop()
+                value = _call(fn, call, chunks.decode_part(item) if flags & chunks.PARTS else item)
+                kind, data = codec.encode_value(value)
                 _in_task = False
             except BaseException as error:
                 _in_task = False

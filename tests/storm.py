@@ -328,8 +328,8 @@ def through_chunks(pool: Any, numbers: range, book: Book) -> None:
 
 
 def through_slow_chunks(pool: Any, numbers: range, book: Book) -> None:
-    items = [SlowToDecode(number, DECODING_SECONDS) for number in numbers]
-    for number, result in zip(numbers, pool.imap(execute, items, chunksize=4, on_error="return"), strict=True):
+    function = SlowToDecode(execute, DECODING_SECONDS)  # each new worker decodes it, before its first item
+    for number, result in zip(numbers, pool.imap(function, numbers, chunksize=4, on_error="return"), strict=True):
         book.take(number, result.error if isinstance(result, Failure) else result)
 
 

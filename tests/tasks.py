@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -253,24 +254,24 @@ def _decode_held(path: str, error: str) -> int:
 
 
 class SlowToDecode:
-    """A number that arrives as a plain int, after keeping the worker busy for a while."""
+    """A callable that arrives as ``fn``, after keeping the worker busy for a while."""
 
-    def __init__(self, number: int, seconds: float) -> None:
-        self.number = number
+    def __init__(self, fn: Callable[..., Any], seconds: float) -> None:
+        self.fn = fn
         self.seconds = seconds
 
+    def __call__(self, *args: Any) -> Any:
+        return self.fn(*args)
+
     def __reduce__(self) -> Any:
-        return _decode_slowly, (self.number, self.seconds)
-
-    def __repr__(self) -> str:
-        return str(self.number)
+        return _decode_slowly, (self.fn, self.seconds)
 
 
-def _decode_slowly(number: int, seconds: float) -> int:
+def _decode_slowly(fn: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         pass
-    return number
+    return fn
 
 
 # ---- callables

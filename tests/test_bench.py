@@ -76,6 +76,19 @@ def test_the_report_names_all(results: dict[str, Any]) -> None:
     assert "not measured" in text
 
 
+def test_arrays_are_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WORKLOADS["arrays"], "cases", lambda sizes: ["64 KiB"])
+    results = suite.run(TINY, ["arrays"], ["pool", RIVAL, "executor", "pebble"])
+    rivals = results["workloads"]["arrays"]["cases"]["64 KiB"]["rivals"]
+    assert all(set(WORKLOADS["arrays"].metrics) <= set(values) for values in rivals.values())
+    ratios = [
+        results["workloads"]["arrays"]["cases"]["64 KiB"]["ratios"]["gb_per_s"][n]["median"]
+        for n in (RIVAL, "executor", "pebble")
+    ]
+    told = {t["target"]: t["value"] for t in results["targets"]}
+    assert told["arrays of 64 KiB: x the best peer"] == min(ratios)
+
+
 @pytest.mark.parametrize(("name", "case"), [("wake", "20 µs, 2 workers"), ("late", "imap, 2 workers")])
 def test_workloads_for_ours_alone(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WORKLOADS[name], "cases", lambda sizes: [case])
@@ -121,5 +134,8 @@ def test_every_target_can_be_measured_by_a_quick_run() -> None:
         names = w.rivals(QUICK)
         values = {name: dict.fromkeys(w.metrics, some) for name in names}
         ratios = {metric: {name: some for name in names if name != "pool"} for metric in w.metrics}
-        measured[w.name] = {"cases": {case: {"rivals": values, "ratios": ratios} for case in w.cases(QUICK)}}
+        measured[w.name] = {
+            "higher_is_better": w.higher,
+            "cases": {case: {"rivals": values, "ratios": ratios} for case in w.cases(QUICK)},
+        }
     assert all(t["value"] is not None for t in targets.judge({"workloads": measured}))

@@ -212,14 +212,14 @@ PLANTED = [
         "worker.c",
         [
             (
-                "    memcpy(w->area + w->used, &frame, IPC_FRAME);\n    memcpy(w->area + w->used + IPC_FRAME, "
-                "data, length);\n",
+                "    memcpy(w->area + w->used, &frame, IPC_FRAME);\n"
+                "    ipc_pieces_copy(w->area + w->used + IPC_FRAME, piece, pieces);\n",
                 "",
             ),
             (
                 "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
                 "    memcpy(w->area + w->used - IPC_FRAME - length, &frame, IPC_FRAME);\n"
-                "    memcpy(w->area + w->used - length, data, length);\n"
+                "    ipc_pieces_copy(w->area + w->used - length, piece, pieces);\n"
                 "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
             ),
         ],
@@ -315,11 +315,144 @@ PLANTED = [
         "units.c",
         [
             (
-                "atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, 0, memory_order_release, "
+                "atomic_compare_exchange_strong_explicit(&s->owner[k], &mine, to, memory_order_release, "
                 "memory_order_relaxed);",
-                "(void)mine, atomic_store_explicit(&s->owner[k], 0, memory_order_release);",
+                "(void)mine, atomic_store_explicit(&s->owner[k], to, memory_order_release);",
             )
         ],
+        "steps",
+    ),
+    Planted(
+        "kept arguments given after DONE",
+        "worker.c",
+        [
+            ("    if (w->keep) ipc_units_give(", "    if (0) ipc_units_give("),
+            (
+                "IPC_DONE));\n    if (code == 0) tell_client(w, row);\n",
+                "IPC_DONE));\n    if (code == 0) tell_client(w, row);\n"
+                "    if (w->keep) ipc_units_give(w->s, w->args_unit, w->args_units, "
+                "ipc_owner(row, ipc_word_seq(w->word)), ipc_owner_kept(w->slot, w->generation));\n",
+            ),
+        ],
+        "steps",
+    ),
+    Planted(
+        "kept arguments given after DONE, met by a death",
+        "worker.c",
+        [
+            ("    if (w->keep) ipc_units_give(", "    if (0) ipc_units_give("),
+            (
+                "IPC_DONE));\n    if (code == 0) tell_client(w, row);\n",
+                "IPC_DONE));\n    if (code == 0) tell_client(w, row);\n"
+                "    if (w->keep) ipc_units_give(w->s, w->args_unit, w->args_units, "
+                "ipc_owner(row, ipc_word_seq(w->word)), ipc_owner_kept(w->slot, w->generation));\n",
+            ),
+        ],
+        "sweep",
+        "keeps",
+    ),
+    Planted(
+        "what the dead have kept is not freed",
+        "client.c",
+        [("    ipc_units_free_kept(c->s, slot, reaped);\n", "")],
+        "failpoints",
+        "units:give",
+    ),
+    Planted(
+        "what is kept is freed whatever its generation",
+        "units.c",
+        [(" && (int32_t)((uint32_t)owner - reaped) < 0)", ")")],
+        "steps",
+    ),
+    Planted(
+        "what is kept is freed by generations without their wrap",
+        "units.c",
+        [(" && (int32_t)((uint32_t)owner - reaped) < 0)", " && (uint32_t)owner < reaped)")],
+        "steps",
+    ),
+    Planted(
+        "what is kept is freed whatever its slot",
+        "units.c",
+        [("owner >> 32 == ipc_owner_kept(slot, 0) >> 32 &&", "owner >> 60 == 1 &&")],
+        "steps",
+    ),
+    Planted(
+        "what is kept is freed when the next row is claimed",
+        "worker.c",
+        [
+            (
+                "        w->worked = 1;\n        struct ipc_row",
+                "        ipc_units_free_kept(s, w->slot, w->generation + 1);\n"
+                "        w->worked = 1;\n        struct ipc_row",
+            )
+        ],
+        "threads",
+        "-t 2 held",
+    ),
+    Planted(
+        "an adopted result is still its row's",
+        "client.c",
+        [("    ipc_units_give(c->s, result->unit, count, ipc_owner(row, c->seq[row]), IPC_OWNER_VIEW);\n", "")],
+        "steps",
+    ),
+    Planted(
+        "an adopted result is still its row's, met by a death",
+        "client.c",
+        [("    ipc_units_give(c->s, result->unit, count, ipc_owner(row, c->seq[row]), IPC_OWNER_VIEW);\n", "")],
+        "sweep",
+        "keeps2",
+    ),
+    Planted(
+        "as many results as there are units are adopted",
+        "client.c",
+        [("    if (c->view_units + count > c->s->units / 4) return 0;\n", "")],
+        "steps",
+    ),
+    Planted(
+        "a result takes the lower half",
+        "units.c",
+        [("ipc_units_take(s, s->units / 2, s->units, count, owner)", "ipc_units_take(s, 0, s->units, count, owner)")],
+        "steps",
+    ),
+    Planted(
+        "arguments take the upper half",
+        "client.c",
+        [("ipc_units_take(c->s, 0, c->s->units / 2, count,", "ipc_units_take(c->s, 0, c->s->units, count,")],
+        "steps",
+    ),
+    Planted(
+        "a result waits for views",
+        "units.c",
+        [("& (IPC_OWNER_FUNCTION | IPC_OWNER_VIEW) ?", "& IPC_OWNER_FUNCTION ?")],
+        "steps",
+    ),
+    Planted(
+        "arguments wait for what is kept",
+        "client.c",
+        [("if (unit == IPC_NO_ROOM && c->args_units == 0) return IPC_TOO_LARGE;", "")],
+        "steps",
+    ),
+    Planted(
+        "arguments never wait",
+        "client.c",
+        [("if (unit == IPC_NO_ROOM && c->args_units == 0)", "if (unit == IPC_NO_ROOM)")],
+        "steps",
+    ),
+    Planted(
+        "a trim punches out what is held",
+        "units.c",
+        [
+            (
+                "&nobody, IPC_OWNER_VIEW, memory_order_acq_rel, memory_order_relaxed))\n                break;",
+                "&nobody, IPC_OWNER_VIEW, memory_order_acq_rel, memory_order_relaxed))\n                continue;",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "pieces that are not aligned",
+        "units.c",
+        [("        at = ipc_align(at);\n", "")],
         "steps",
     ),
     Planted(

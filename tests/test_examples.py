@@ -1,4 +1,4 @@
-"""examples/thumbnails.py as its user runs it: whole, with workers killed, interrupted, with a bad photo."""
+"""The examples as their user runs them: the thumbnails whole, with workers killed, interrupted, with a bad photo."""
 
 import os
 import re
@@ -147,3 +147,13 @@ def test_bad_photo_is_reported(tmp_path: Path, on_error: str, reported: str) -> 
     assert re.search(reported, printed, re.M)
     if on_error != "raise":
         check_whole(tmp_path, 20)
+
+
+def test_arrays_are_filtered_as_in_one_process() -> None:
+    command = [sys.executable, EXAMPLE.with_name("arrays.py"), "--workers", "2", "--images", "5"]
+    ran = subprocess.run([*command, "--side", "300", "--bits", "5"], capture_output=True, text=True, timeout=90)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    titles = re.findall(r"^(\S.*)$", ran.stdout, re.M)
+    assert titles == ["unsharp mask", "colour table of 0.1 MiB, in memory once for 2 workers"]
+    assert ran.stdout.count("  results  the same as in this process\n") == 2
+    assert len(re.findall(r"^  speed    \d+ MiB/s of arguments and results, [\d.]+ times", ran.stdout, re.M)) == 2

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import processes
 import pytest
 import scripts
+import tasks
 
 from ipc import _core, process
 from pool import Pool, output
@@ -280,15 +281,18 @@ def _sleeper(marker: str, **options: Any) -> int:
     return subprocess.Popen(["sh", "-c", f"sleep 1000; : {marker}"], **options).pid
 
 
-def _daemon(marker: str) -> None:
+def _daemon(marker: str) -> int:
+    """Nothing that a process can shed ties it to us: parent, session, group, files, environment. Our worker's pid."""
     pid = os.fork()
     if pid == 0:
         os.setsid()
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            os.execlp("sh", "sh", "-c", f"trap '' TERM HUP; sleep 1000; : {marker}")
+            os.closerange(0, 1024)
+            os.execl("/usr/bin/env", "env", "-i", "sh", "-c", f"trap '' TERM HUP; sleep 1000; : {marker}")
         os._exit(0)
     os.waitpid(pid, 0)
+    return os.getpid()
 
 
 def _marker() -> str:
@@ -317,6 +321,112 @@ def test_whatever_a_task_leaves_behind_is_gone_when_the_pool_ends(options: dict[
     processes.wait_until(lambda: processes.named(marker), "it was started")
     getattr(pool, end)()
     assert processes.named(marker) == []
+
+
+def _await_daemon(marker: str) -> list[int]:
+    """The pids of the daemon and of its child."""
+    daemon = processes.wait_until(lambda: processes.named(marker), "it was started")
+    return [*daemon, *processes.wait_until(lambda: processes.children_of_all(daemon[0]), "its child, too")]
+
+
+@pytest.mark.parametrize("moment", ["with a task", "idle"])
+def test_a_daemon_does_not_outlive_a_monitor_that_was_killed(moment: str) -> None:
+    marker = _marker()
+    pool = Pool(2)
+    pool.submit(_daemon, marker).result(20)
+    daemon = _await_daemon(marker)
+    future = pool.submit(_spin, 1000) if moment == "with a task" else None
+    os.kill(processes.monitor_pid(pool), signal.SIGKILL)
+    if future is not None:
+        assert isinstance(future.exception(1.0), PoolBroken)
+        assert not any(map(processes.runs, daemon)), "it is gone when the pool's end is told"
+    pool.shutdown()
+    assert not any(map(processes.runs, daemon))
+
+
+def test_where_marks_are_not_possible_sessions_name_the_rest() -> None:
+    code = """
+import os, resource, signal, subprocess, time
+from ipc import process
+from pool import Pool
+resource.setrlimit(resource.RLIMIT_RTTIME, (10**9, 10**9))
+pool = Pool(1)
+pool.submit(os.system, "sleep 1000 & exit").result(20)  # in the worker's session; its shell is gone
+running = pool._client._running
+sleeper = max(process.session_members(set(running.worker_pids())))
+assert process.marked(running.marks) == []
+future = pool.submit(time.sleep, 1000)
+os.kill(running.pid, signal.SIGKILL)
+print(type(future.exception(20)).__name__, sleeper)
+"""
+    name, _, sleeper = _in_a_client(code).partition(" ")
+    assert name == "PoolBroken"
+    assert not processes.runs(int(sleeper))
+
+
+def _daemon_of_a_held_task(marker: str, path: str) -> int:
+    _daemon(marker)
+    return int(tasks.hold(path, os.getpid()))
+
+
+def test_a_daemon_lives_as_long_as_the_worker_that_has_started_it(gate: tasks.Gate) -> None:
+    mine, others = _marker(), _marker()
+    with bounded(Pool(2)) as pool:
+        futures = [pool.submit(_daemon_of_a_held_task, marker, gate.path) for marker in (mine, others)]
+        gate.await_start(2)  # at the same time, so not in the same worker
+        gate.open(2)
+        worker, _ = (future.result(20) for future in futures)
+        daemon, neighbour = _await_daemon(mine), _await_daemon(others)
+        assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+        assert all(map(processes.runs, daemon + neighbour)), "other tasks end none of them"
+        os.kill(worker, signal.SIGKILL)
+        processes.wait_until(lambda: worker not in processes.worker_pids(pool), "it has a successor")
+        assert not any(map(processes.runs, daemon)), "gone before the successor was there"
+        assert all(map(processes.runs, neighbour))
+
+
+def _pool_with_daemon(marker: str) -> None:
+    pool = Pool(1)
+    pool.submit(_daemon, marker).result(20)
+    pool.submit(_spin, 1000).result()
+
+
+@pytest.mark.parametrize("victim", ["worker", "monitor"])
+def test_a_pool_inside_of_a_task_ends_its_daemons_itself(victim: str) -> None:
+    marker = _marker()
+    pool = Pool(1)
+    future = pool.submit(_pool_with_daemon, marker)
+    daemon = _await_daemon(marker)
+    (worker,) = processes.worker_pids(pool)
+    os.kill(worker if victim == "worker" else processes.monitor_pid(pool), signal.SIGKILL)
+    processes.wait_until(lambda: not any(map(processes.runs, daemon)), "they are gone", 1.0)
+    assert isinstance(future.exception(20), WorkerCrashed if victim == "worker" else PoolBroken)
+    pool.shutdown()
+
+
+def _end(pool: Pool, way: str) -> None:
+    """The end of the only worker."""
+    if way == "crash":
+        assert isinstance(pool.submit(os._exit, 1).exception(20), WorkerCrashed)
+    elif way == "deadline":
+        assert isinstance(pool.options(timeout=0.1).submit(_spin, 1000).exception(20), TimeoutError)
+    elif way == "kill":
+        future = pool.submit(_spin, 1000)
+        processes.wait_until(future.running, "it runs")
+        assert future.kill()
+        assert future.exception(20) is not None
+    else:
+        assert [pool.submit(abs, -n).result(20) for n in range(3)] == [0, 1, 2], "the last of them by its successor"
+
+
+@pytest.mark.parametrize("way", ["crash", "deadline", "kill", "recycled"])
+def test_a_daemon_is_gone_when_the_end_of_its_worker_is_known(way: str) -> None:
+    marker = _marker()
+    with bounded(Pool(1, max_tasks_per_child=3)) as pool:
+        pool.submit(_daemon, marker).result(20)
+        daemon = _await_daemon(marker)
+        _end(pool, way)
+        assert not any(map(processes.runs, daemon))
 
 
 def _fork_and(what: str) -> str:

@@ -8,23 +8,43 @@ import contextlib
 import mmap
 import os
 import random
+import signal
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from test_layout import CONSTANTS, DEATH, HEADER, ROW, SIZES, SLOT, owner, owners_at, ring_at, rows_at, slots_at, word
+from test_layout import (
+    CONSTANTS,
+    DEATH,
+    HEADER,
+    ROW,
+    SIZES,
+    SLOT,
+    owner,
+    owner_kept,
+    owners_at,
+    ring_at,
+    rows_at,
+    slots_at,
+    word,
+)
 
 from ipc import Damaged, _core
 from ipc.segment import Segment
 
+ROOT = Path(__file__).parent.parent
 ROWS, SLOTS, UNITS = 8, 3, 8
 UNIT = 65536
 INLINE = CONSTANTS["IPC_INLINE"]
 BIG = b"b" * (UNIT + 1)  # two units
 U32, U64 = "<I", "<Q"
 NO_UNIT = 0xFFFF_FFFF
+VIEW = CONSTANTS["IPC_OWNER_VIEW"]
 Handle = Any
 
 
@@ -64,8 +84,10 @@ class Image:
 
     # -- steps
 
-    def publish(self, record: str, args: bytes = b"", *, items: int = 0, timeout_ms: int = 0) -> int:
-        row = _core.publish(self.client, self.tasks, (record,), 0, 0, 0, 0, args, items, timeout_ms, 0, 1)
+    def publish(
+        self, record: str, args: bytes | tuple[bytes, ...] = b"", *, items: int = 0, timeout_ms: int = 0, flags: int = 0
+    ) -> int:
+        row = _core.publish(self.client, self.tasks, (record,), 0, 0, 0, 0, args, items, timeout_ms, flags, 1)
         assert row >= 0
         return row
 
@@ -81,7 +103,8 @@ class Image:
         return [(record[0], *rest) for record, *rest in inbox]
 
     def results(self) -> list[tuple[str, Any]]:
-        return [(record, data) for record, _, data, _, _ in self.collect()]
+        """What large results show is copied, so that nothing is held."""
+        return [(record, data if type(data) is list else bytes(data)) for record, _, data, _, _ in self.collect()]
 
     def die(self, slot: int = 0, generation: int = 0, status: int = 9) -> None:
         _core.record_death(self.client, slot, generation, 1000 + generation % 1000, status, _core.DIED)
@@ -95,6 +118,9 @@ class Image:
 
     def state(self, row: int) -> int:
         return _core.row_word(self.client, row)[0]
+
+    def owners(self) -> list[int]:
+        return [self.get(self.unit(k)) for k in range(UNITS)]
 
     def units(self) -> int:
         return _core.counters(self.client)["units"]
@@ -235,7 +261,7 @@ def test_done_without_hint(image: Image) -> None:
     assert _core.idle_scan(image.client) == 0  # it may be between its two steps
     assert image.collect() == []
     assert _core.idle_scan(image.client) == 1
-    assert image.collect() == [("task", 3, b"x", 0, 0)]
+    assert image.collect() == [("task", 3, b"x", 1, 0)]
     assert image.state(row) == _core.FREE
     assert _core.counters(image.client)["healed"] == 1
 
@@ -444,7 +470,7 @@ def offering(image: Image) -> tuple[Handle, int]:
 
 def test_offered_items_are_collected_and_the_row_stays(image: Image) -> None:
     _, row = offering(image)
-    assert image.collect() == [("chunk", 0, [4, b"one", 4, b"two"], 0, 0)]
+    assert image.collect() == [("chunk", 0, [4, b"one", 4, b"two"], 22, 0)]
     assert image.get(image.row(row, "drained"), U32) == 2
     assert image.tasks[row] == ("chunk",)
     image.put(HEADER["done"], 1 << row)
@@ -483,7 +509,7 @@ def test_rest_of_a_chunk_after_a_drain(image: Image) -> None:
     image.put(image.row(row, "word"), word(4, 0, 0, 1, 3))
     image.put(HEADER["done"], 1 << row)
     image.put(HEADER["done_summary"], 1)
-    assert image.collect() == [("chunk", 2, [4, b"three"], 0, 0)]
+    assert image.collect() == [("chunk", 2, [4, b"three"], 13, 0)]
     assert image.at_rest()
 
 
@@ -537,12 +563,14 @@ def test_chunks_that_want_each_others_room(image: Image, workers: int) -> None:
     threads = [in_thread(lambda slot=slot: work(slot)) for slot in range(workers)]  # type: ignore[misc]
     results: dict[str, list[Any]] = {str(k): [] for k in range(workers)}
     while any(len(found) < 2 * len(sizes) for found in results.values()):
-        for record, before, data, slot, _ in image.collect():
+        for record, before, data, _, _ in image.collect():
             assert before * 2 == len(results[record])
             results[record] += data
+            slot = results[record][1][0]  # whoever claimed it
             for kind, item in zip(data[::2], data[1::2], strict=True):
                 assert item == bytes([slot, kind]) * (sizes[kind] // 2)
         _core.wait(image.client, 0, 20)
+    assert len({found[1][0] for found in results.values()}) == workers
     for thread in threads:
         thread.join()
     assert set(codes) == {0}
@@ -579,12 +607,456 @@ def test_strewn_arguments_leave_half_of_the_room_to_results(image: Image) -> Non
 
 
 def test_arguments_stay_in_their_half(image: Image) -> None:
-    finished(image, BIG)  # units 0 and 1
-    for n in range(2):
-        image.publish(str(n), b"a" * UNIT)
-    assert _core.publish(image.client, image.tasks, ("2",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    """And results in the other: neither waits for the other's room."""
+    rows = [image.publish(str(n), b"a" * UNIT) for n in range(4)]
+    assert _core.publish(image.client, image.tasks, ("4",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    worker = image.worker()
+    claim(worker)
+    assert _core.complete(worker, 0, BIG) == 0
+    assert image.owners() == [*(owner(row, 1) for row in rows), owner(rows[0], 1), owner(rows[0], 1), 0, 0]
+    assert _core.publish(image.client, image.tasks, ("4",), 0, 0, 0, 0, b"a" * UNIT, 0, 0, 0, 1) == _core.NO_ROOM
+    assert image.results() == [("0", BIG)]
+    image.publish("4", b"a" * UNIT)
+
+
+# ---- pieces
+
+
+PIECES = (b"a", b"b" * 100, b"", b"c" * UNIT, b"d")
+
+
+def stand_aligned(data: bytes) -> bool:
+    """Whether `data` is PIECES, each at a multiple of ALIGN."""
+    at = 0
+    for piece in PIECES:
+        at = -(-at // _core.ALIGN) * _core.ALIGN
+        if data[at : at + len(piece)] != piece:
+            return False
+        at += len(piece)
+    return at == len(data)
+
+
+@pytest.mark.parametrize("count", range(1, len(PIECES) + 1))
+def test_pieces_arrive_aligned(image: Image, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """In a row, in units, as arguments and as a result."""
+    monkeypatch.setattr(f"{__name__}.PIECES", PIECES[:count])
+    worker = image.worker()
+    image.publish("task", PIECES, flags=_core.PACKED)
+    assert claim(worker)[4:] == (None, _core.PACKED)
+    data = _core.arguments(worker)
+    assert stand_aligned(bytes(data))
+    assert (type(data) is bytearray) == (len(data) <= INLINE)
+    assert _core.complete(worker, 0x85, PIECES) == 0
+    [(record, kind, result, length, _)] = image.collect()
+    assert (record, kind, length) == ("task", 0x85, len(result))
+    assert stand_aligned(bytes(result))
+    assert (type(result) is bytearray) == (len(result) < UNIT)
+    del data, result
+    assert image.at_rest()
+
+
+def test_many_pieces(image: Image) -> None:
+    """More than there is room for on the stack; and none at all."""
+    pieces = tuple(bytes([n]) for n in range(200))
+    worker = image.worker()
+    for made in (pieces, ()):
+        image.publish("task", made, flags=_core.PACKED)
+        assert claim(worker)
+        data = _core.arguments(worker)
+        assert bytes(data)[:: _core.ALIGN] == b"".join(made)
+        assert _core.complete(worker, 1, made) == 0
+        [(_, result)] = image.results()
+        assert result[:: _core.ALIGN] == b"".join(made)
+        del data
+    assert image.at_rest()
+
+
+def test_a_piece_that_is_no_buffer(image: Image) -> None:
+    """Nothing is published, and what was pinned is free again."""
+    pinned = bytearray(b"x" * 10)
+    with pytest.raises(TypeError):
+        image.publish("task", (pinned, 5))  # type: ignore[arg-type]
+    pinned.append(1)
+    worker = image.worker()
+    image.publish("task")
+    claim(worker)
+    with pytest.raises(TypeError):
+        _core.complete(worker, 0, (pinned, 5))  # type: ignore[arg-type]
+    pinned.append(1)
+    assert _core.complete(worker, 0, b"") == 0
+    assert image.results() == [("task", b"")]
+    assert image.at_rest()
+
+
+@pytest.mark.parametrize("flags", [0, _core.PACKED, _core.REPEATABLE, _core.PACKED | _core.REPEATABLE])
+@pytest.mark.parametrize("size", [10, UNIT + 1])
+def test_what_the_arguments_are(image: Image, flags: int, size: int) -> None:
+    """The run itself if it is in the payload, unless another attempt may need it as it is; packed ones can be written
+    to, and only then is a copy a bytearray."""
+    worker = image.worker()
+    image.publish("task", (b"a" * size,), flags=flags)
+    got = claim(worker)
+    if size == 10 and flags == 0:
+        assert got[4] == b"a" * 10
+    else:
+        assert got[4:] == (None, flags)
+    data = _core.arguments(worker)
+    assert bytes(data) == b"a" * size
+    copied = size == 10 or flags == _core.PACKED | _core.REPEATABLE
+    assert type(data).__name__ == ("Run" if not copied else "bytearray" if flags & _core.PACKED else "bytes")
+    if flags & _core.PACKED:
+        memoryview(data)[0] = 0
+        assert bytes(_core.arguments(worker))[0] == (ord("a") if copied else 0)
+
+
+def test_items_of_a_chunk_are_copied(image: Image) -> None:
+    """Packed ones so that they can be written to; however large: one run cannot be many values."""
+    worker = image.worker()
+    image.publish("chunk", items=3)
+    claim(worker)
+    _core.begin_items(worker)
+    for kind, data in ((4, b"plain"), (0x84, (b"pack", b"ed")), (0x84, (b"", BIG))):
+        assert _core.commit(worker, kind, data) == 0
+    [(_, _, data, length, _)] = image.collect()
+    assert data[::2] == [4, 0x84, 0x84]
+    assert [type(item) for item in data[1::2]] == [bytes, bytearray, bytearray]
+    assert data[1::2] == [b"plain", b"pack".ljust(64, data[3][4:5]) + b"ed", BIG]
+    assert length == sum(8 + len(item) for item in data[1::2])
+    assert image.at_rest()
+
+
+# ---- results that the client looks at in place
+
+
+def result_of(image: Image, size: int, kind: int = 0, slot: int = 0) -> Any:
+    """Data of a result of so many bytes."""
+    worker = image.worker(slot)
+    image.publish("task")
+    claim(worker)
+    assert _core.complete(worker, kind, b"r" * size) == 0
+    [(_, _, data, _, _)] = image.collect()
+    assert bytes(data) == b"r" * size
+    return data
+
+
+@pytest.mark.parametrize("kind", [0, 0x80])
+def test_large_results_are_views(image: Image, kind: int) -> None:
+    for size in (0, INLINE, INLINE + 1, 32767):
+        assert type(result_of(image, size, kind)) is (bytearray if kind else bytes)
+        assert image.at_rest()
+    for size in (32768, UNIT, 2 * UNIT):
+        view = result_of(image, size, kind)
+        assert len(view) == len(memoryview(view)) == size
+        units = -(-size // UNIT)
+        assert image.owners() == [0] * 4 + [VIEW] * units + [0] * (4 - units)
+        assert _core.counters(image.client)["views"] == units
+        part = memoryview(view)[1:2]
+        del view  # something still looks into it
+        assert image.units() == units
+        del part
+        assert _core.counters(image.client)["views"] == 0
+        assert image.at_rest()
+
+
+def test_views_are_at_most_a_quarter_of_the_room(image: Image) -> None:
+    """Then results are copied, or there would be no room for those on their way."""
+    first, second = result_of(image, UNIT), result_of(image, UNIT)
+    assert image.owners() == [0] * 4 + [VIEW] * 2 + [0, 0]
+    assert type(result_of(image, UNIT)) is bytes
+    assert type(result_of(image, UNIT, 0x80)) is bytearray
+    del first
+    assert type(result_of(image, UNIT + 1)) is bytes  # one unit more than may be held
+    third = result_of(image, UNIT)
+    assert image.owners() == [0] * 4 + [VIEW] * 2 + [0, 0]
+    del second, third
+    assert image.at_rest()
+
+
+def test_views_do_not_go_by_themselves(image: Image) -> None:
+    """So a result does not wait for their room. It does for that of other results."""
+    views = [result_of(image, UNIT) for _ in range(2)]
+    worker, other = image.worker(), image.worker(1)
+    del views[0]  # now one view stands in the middle
+    image.publish("task"), image.publish("other")
+    claim(worker), claim(other)
+    assert _core.complete(worker, 0, b"r" * (2 * UNIT + 1)) == _core.TOO_LARGE
+    assert _core.complete(worker, 0, b"r" * 2 * UNIT) == 0
+    codes: list[int] = []
+    thread = in_thread(lambda: codes.append(_core.complete(other, 0, b"o" * 2 * UNIT)))
+    thread.join(0.1)
+    assert thread.is_alive()
+    assert image.state(1) == _core.STORING
+    assert image.results() == [("task", b"r" * 2 * UNIT)]
+    thread.join()
+    assert codes == [0]
+    assert image.results() == [("other", b"o" * 2 * UNIT)]
+
+
+def test_units_beyond_a_view_are_free(image: Image) -> None:
+    """A reference may name more units than the result has bytes for."""
+    row = finished(image, b"r" * UNIT)
+    for unit in (5, 6):
+        image.put(image.unit(unit), owner(row, 1))
+    image.put(image.row(row, "result_ref"), 4 << 32 | 3)
+    [(_, _, data, _, _)] = image.collect()
+    assert bytes(data) == b"r" * UNIT
+    assert image.owners() == [0] * 4 + [VIEW, 0, 0, 0]
+    del data
+    assert image.at_rest()
+
+
+def test_view_outlives_row_client_and_files(image: Image) -> None:
+    """The bytes stay for as long as somebody looks at them."""
+    view = memoryview(result_of(image, UNIT))
+    for _ in range(ROWS + 1):
+        assert result_of(image, 2 * UNIT, slot=1)
+    image.client = None
+    image.segment.close()
+    assert bytes(view) == b"r" * UNIT
+
+
+# ---- arguments that a task keeps
+
+
+def keeping(image: Image, slot: int = 0, generation: int = 0, args: bytes = BIG) -> tuple[Handle, Any]:
+    """A worker that runs a task whose arguments are in two units, and these."""
+    worker = image.worker(slot, generation)
+    image.publish("keeps", args)
+    assert claim(worker)[4] is None
+    return worker, _core.arguments(worker)
+
+
+def test_arguments_are_the_workers_when_the_row_is_done(image: Image) -> None:
+    worker, args = keeping(image, 1, 7)
+    row = owner(0, 1)
+    assert image.owners()[:3] == [row, row, 0]
+    assert _core.complete(worker, 0, b"") == 0
+    assert image.owners()[:3] == [owner_kept(1, 7)] * 2 + [0]  # before it is collected
+    assert _core.kept(worker) == 2 * UNIT
+    assert image.results() == [("keeps", b"")]
+    assert image.units() == 2
+    assert bytes(args) == BIG
+    part = memoryview(args)[-1:]
+    del args
+    assert image.units() == 2
+    del part
+    assert _core.kept(worker) == 0
+    assert image.at_rest()
+
+
+def test_arguments_dropped_in_time_are_the_clients_to_free(image: Image) -> None:
+    worker, args = keeping(image)
+    del args
+    assert image.owners()[:2] == [owner(0, 1)] * 2
+    assert _core.complete(worker, 0, b"") == 0
+    assert _core.kept(worker) == 0
+    assert image.units() == 2
+    assert image.results() == [("keeps", b"")]
+    assert image.at_rest()
+
+
+def test_chunk_keeps_its_arguments_from_its_last_item_on(image: Image) -> None:
+    worker = image.worker()
+    image.publish("chunk", BIG, items=2)
+    claim(worker)
+    args = _core.arguments(worker)
+    _core.begin_items(worker)
+    assert _core.commit(worker, 0, b"1") == 0
+    assert image.owners()[:2] == [owner(0, 1)] * 2
+    assert _core.commit(worker, 0, b"2") == 0
+    assert image.owners()[:2] == [owner_kept(0, 0)] * 2
+    assert image.results() == [("chunk", [0, b"1", 0, b"2"])]
+    assert bytes(args) == BIG
+    del args
+    assert image.at_rest()
+
+
+def test_what_is_kept_may_never_go(image: Image) -> None:
+    """So nobody waits for it, but for what is in flight."""
+    worker, args = keeping(image, args=b"k" * 2 * UNIT)
+    publish = (image.client, image.tasks, ("more",), 0, 0, 0, 0, b"a" * 3 * UNIT, 0, 0, 0, 1)
+    assert _core.publish(*publish) == _core.NO_ROOM
+    assert _core.complete(worker, 0, b"") == 0
+    assert _core.publish(*publish) == _core.NO_ROOM  # not collected
     assert len(image.results()) == 1
-    image.publish("2", b"a" * UNIT)
+    assert _core.publish(*publish) == _core.TOO_LARGE
+    image.publish("small", b"a" * UNIT)
+    assert _core.publish(*publish) == _core.NO_ROOM
+    assert claim(worker)[4] is None
+    assert _core.complete(worker, 0, b"") == 0
+    assert len(image.results()) == 1
+    del args
+    assert _core.publish(*publish) >= 0
+
+
+def test_kept_by_the_dead(image: Image) -> None:
+    """Freed when the death is settled, and no sooner; what others keep stays, a successor's in the same slot too."""
+    dead, young, other = (
+        keeping(image, slot, generation, b"k" * UNIT) for slot, generation in ((0, 0), (0, 1), (1, 0))
+    )
+    for worker, _ in (dead, young, other):
+        assert _core.complete(worker, 0, b"") == 0
+    assert len(image.results()) == 3
+    assert image.owners()[:4] == [owner_kept(0, 0), owner_kept(0, 1), owner_kept(1, 0), 0]
+    image.die(0, 0)
+    assert image.units() == 3
+    assert image.settle() == []
+    assert image.owners()[:4] == [0, owner_kept(0, 1), owner_kept(1, 0), 0]
+    image.die(1, 0)
+    image.settle()
+    row = image.publish("next", b"n" * UNIT)
+    assert image.owners()[:4] == [owner(row, 2), owner_kept(0, 1), 0, 0]
+    del dead, other  # no second time: their units may be somebody else's
+    assert image.owners()[:4] == [owner(row, 2), owner_kept(0, 1), 0, 0]
+
+
+@pytest.mark.parametrize("generation", [0xFFFF, 0x1FFFF, 0xFFFF_FFFF])
+def test_kept_generations_have_all_their_bits(image: Image, generation: int) -> None:
+    after = (generation + 1) & 0xFFFF_FFFF
+    _, old = keeping(image, 0, generation)
+    _, young = keeping(image, 0, after)
+    for unit, keeper in ((0, generation), (1, generation), (2, after), (3, after)):
+        image.put(image.unit(unit), owner_kept(0, keeper))
+    for field in ("reaped", "settled"):
+        image.put(image.slot(0, field), generation, U32)
+    image.die(0, generation)
+    image.settle()
+    assert image.owners()[:4] == [0, 0, owner_kept(0, after), owner_kept(0, after)]
+    image.die(0, after)
+    image.settle()
+    assert image.at_rest()
+    del old, young
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_died_while_it_took_its_arguments_over(image: Image, given: int) -> None:
+    """Of two units it has taken none, one, both; the row is not done."""
+    worker, args = keeping(image, 1, 3)
+    for unit in range(given):
+        image.put(image.unit(unit), owner_kept(1, 3))
+    image.die(1, 3)
+    assert image.settle() == [("keeps", _core.RUNNING, 0, 3, 0, [])]
+    assert image.at_rest()
+    image.publish("again", BIG)
+    del args, worker
+    assert image.owners()[:3] == [owner(0, 2)] * 2 + [0]
+
+
+def test_died_done_with_its_arguments_and_not_collected(image: Image) -> None:
+    worker, args = keeping(image)
+    assert _core.complete(worker, 0, b"x") == 0
+    image.die()
+    assert image.settle() == []
+    assert image.units() == 0
+    image.publish("other", b"o" * UNIT)  # in the units that were the row's
+    assert image.results() == [("keeps", b"x")]
+    assert image.owners()[:2] == [owner(1, 1), 0]
+    del args
+
+
+def test_lost_with_its_arguments(image: Image) -> None:
+    """Condemned while it completes: it may have taken them over by then."""
+    worker, args = keeping(image)
+    assert _core.condemn(image.client, 0, _core.row_word(image.client, 0)[4])
+    assert _core.complete(worker, 0, b"late") == _core.LOST
+    image.die()
+    assert image.settle() == [("keeps", _core.CONDEMNED, 0, 0, 0, [])]
+    assert image.at_rest()
+    del args
+    assert image.at_rest()
+
+
+def test_result_too_large_then_smaller_with_kept_arguments(image: Image) -> None:
+    worker, args = keeping(image)
+    assert _core.complete(worker, 0, b"r" * (4 * UNIT + 1)) == _core.TOO_LARGE
+    assert image.owners()[:2] == [owner(0, 1)] * 2
+    assert _core.complete(worker, 0, b"small") == 0
+    assert image.owners()[:2] == [owner_kept(0, 0)] * 2
+    assert image.results() == [("keeps", b"small")]
+    del args
+    assert image.at_rest()
+
+
+def test_dropped_by_a_thread_while_its_task_waits_for_room(image: Image) -> None:
+    """By then it was to be kept. Nobody holds it any more when the row is done."""
+    row = finished(image, b"r" * 4 * UNIT)
+    worker, args = keeping(image, 1)
+    thread = in_thread(lambda: _core.complete(worker, 0, b"k" * UNIT) and None)
+    thread.join(0.1)
+    assert image.state(1 - row) == _core.STORING
+    del args
+    assert image.owners()[:2] == [owner(1 - row, 1)] * 2
+    assert len(image.results()) == 1
+    thread.join()
+    assert image.owners()[:2] == [0, 0]
+    assert _core.kept(worker) == 0
+    assert image.results() == [("keeps", b"k" * UNIT)]
+    assert image.at_rest()
+
+
+def test_forks_while_runs_are_held() -> None:
+    """What a child may look into is not given back: a worker's while it has children, a client's never. In a process of
+    its own, which has no other children."""
+    done = subprocess.run([sys.executable, __file__], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def forks_while_runs_are_held() -> None:
+    image = Image()
+    before = result_of(image, UNIT)
+    worker, args = keeping(image, 1)
+    assert _core.complete(worker, 0, b"") == 0
+    running, late = keeping(image, 2)
+    image.results()
+    child = fork_and_wait()
+    after = result_of(image, UNIT)
+    kept, mine = owner_kept(1, 0), owner(1, 1)
+    assert image.owners() == [kept, kept, mine, mine, VIEW, VIEW, 0, 0]
+    del args
+    assert image.owners()[:2] == [kept, kept]  # the child's for now, so for as long as the worker lives
+    assert _core.kept(worker) == 2 * UNIT
+    del after
+    assert image.owners()[4:] == [VIEW, 0, 0, 0]  # made after the fork
+    del late
+    assert _core.complete(running, 0, b"") == 0
+    assert image.owners()[2:4] == [owner_kept(2, 0)] * 2
+    assert _core.kept(running) == 2 * UNIT
+    assert len(image.results()) == 1
+    end(child)
+    del before  # the client's children are nobody's to wait for
+    assert image.owners()[4:] == [VIEW, 0, 0, 0]
+    for slot in (1, 2):
+        image.die(slot)
+    image.settle()
+    assert image.owners() == [0] * 4 + [VIEW, 0, 0, 0]
+
+    # A child that has ended before the run is dropped harms nobody.
+    worker, args = keeping(image, 1, 1)
+    end(fork_and_wait())
+    assert _core.complete(worker, 0, b"") == 0
+    image.results()
+    del args
+    assert image.owners()[:2] == [0, 0]
+    worker, args = keeping(image, 2, 1)
+    end(fork_and_wait())
+    del args
+    assert _core.complete(worker, 0, b"") == 0
+    image.results()
+    assert image.owners()[:4] == [0] * 4
+
+
+def fork_and_wait() -> int:
+    _core.forked()
+    if child := os.fork():
+        return child
+    _core.die_with_parent(signal.SIGKILL)
+    signal.pause()
+    os._exit(0)
+
+
+def end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 # ---- generations
@@ -781,22 +1253,23 @@ def test_reference_outside_the_room(image: Image, unit: int, count: int) -> None
     expect_damage(image, "outside its room")
 
 
-@pytest.mark.parametrize("unit", [0, 1, 3, 4, 7])
+@pytest.mark.parametrize("unit", [0, 1, 2, 3, 4, 5, 7])
 def test_reference_to_units_of_others(image: Image, unit: int) -> None:
-    """0, 1: arguments of another row; 4: a function; the rest: nobody's."""
+    """0, 1: arguments of another row; 2: kept by a worker; 4: a function; 5: a value of the program; else: nobody's."""
     image.publish("victim", BIG)
     assert _core.store_function(image.client, b"f") == 4
+    image.put(image.unit(2), owner_kept(2, 0))
+    image.put(image.unit(5), VIEW)
     claim(image.worker(2))
     row = finished(image, b"small")
     image.put(image.row(row, "result_ref"), unit << 32 | 1)
     expect_damage(image, "outside its room")
-    assert image.get(image.unit(0)) >> 63
-    assert image.get(image.unit(4)) == 1 << 62
+    assert image.owners() == [owner(0, 1), owner(0, 1), owner_kept(2, 0), 0, 1 << 62, VIEW, 0, 0]
 
 
 def test_reference_to_units_of_an_older_use_of_the_row(image: Image) -> None:
     row = finished(image, BIG)
-    for unit in (0, 1):
+    for unit in (4, 5):
         image.put(image.unit(unit), owner(row, 0))
     expect_damage(image, "outside its room")
 
@@ -1023,3 +1496,7 @@ def test_noise(image: Image, seed: int) -> None:
         step = noise.choice(steps)
         with contextlib.suppress(Damaged, AssertionError):
             step()
+
+
+if __name__ == "__main__":
+    forks_while_runs_are_held()

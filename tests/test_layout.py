@@ -110,9 +110,15 @@ CONSTANTS = {
     "IPC_BUSY": 2,
     "IPC_LEAVING": 3,
     "IPC_TIMED": 1,
+    "IPC_PACKED": 2,
+    "IPC_REPEATABLE": 4,
+    "IPC_PACKED_KIND": 0x80,
+    "IPC_ALIGN": 64,
     "IPC_INLINE": 424,
     "IPC_FRAME": 8,
     "IPC_OWNER_FUNCTION": 1 << 62,
+    "IPC_OWNER_VIEW": 1 << 61,
+    "IPC_OWNER_KEPT": 1 << 60,
 }
 CODES = {"EMPTY": -1, "FULL": -2, "NO_ROOM": -3, "TOO_LARGE": -4, "LOST": -5, "STOP": -6, "DAMAGED": -7, "SIGNAL": -8}
 PYTHON_ONLY = {"GENERATION_MASK": 0xFFFF}
@@ -126,6 +132,11 @@ def word(state: int, slot: int = 0, generation: int = 0, seq: int = 0, item: int
 def owner(row: int, seq: int) -> int:
     """The owner word of a payload unit that belongs to a task."""
     return 1 << 63 | row << 32 | seq
+
+
+def owner_kept(slot: int, generation: int) -> int:
+    """The owner word of a payload unit that a task of that worker has kept."""
+    return 1 << 60 | slot << 32 | generation
 
 
 def ring_at() -> int:
@@ -165,6 +176,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], 
         numbers = ", ".join(map(str, rest))
         lines.append(f'printf("word{n} %llu\\n", (unsigned long long)ipc_word((enum ipc_state){state}, {numbers}));')
     lines.append('printf("owner %llu\\n", (unsigned long long)ipc_owner(4095, 0xffffff));')
+    lines.append('printf("kept %llu\\n", (unsigned long long)ipc_owner_kept(511, 0xffffffff));')
     folder = tmp_path_factory.mktemp("layout")
     source = folder / "layout.c"
     source.write_text(
@@ -204,13 +216,14 @@ def test_no_field_is_missing_here() -> None:
 def test_words(compiled: dict[str, int]) -> None:
     assert [compiled[f"word{n}"] for n in range(len(WORDS))] == [word(*fields) for fields in WORDS]
     assert compiled["owner"] == owner(4095, 0xFFFFFF)
+    assert compiled["kept"] == owner_kept(511, 0xFFFF_FFFF)
 
 
 def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 27
+    assert len(numbers) == 31
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import os
+import random
+import resource
 import select
 import signal
 import subprocess
@@ -13,7 +15,7 @@ from typing import NoReturn
 import pytest
 
 from ipc import process
-from ipc.process import UNKNOWN_STATUS, children_of, kill_group, open_pidfd, reap, session_members
+from ipc.process import FIRST_MARK, UNKNOWN_STATUS, children_of, kill_group, open_pidfd, reap, session_members
 
 
 class Child:
@@ -249,6 +251,105 @@ def test_children_of(fork: Fork) -> None:
     (grandchild,) = children_of(child.pid)
     assert children_of(grandchild) == []
     os.kill(grandchild, signal.SIGKILL)
+
+
+def test_children_of_in_a_kernel_without_that_file(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = fork(fork_another)
+    expected = children_of(child.pid)
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda path: ["0"] if path.endswith("/task") else listdir(path))
+    assert children_of(child.pid) == expected
+    os.kill(expected[0], signal.SIGKILL)
+
+
+# ---- marks
+
+
+@pytest.fixture
+def marks() -> range:
+    first = FIRST_MARK + random.getrandbits(60)
+    return range(first, first + 3)
+
+
+def test_a_mark_is_inherited_by_whatever_is_forked(fork: Fork, marks: range) -> None:
+    def body() -> None:
+        process.mark(marks[0])
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.closerange(0, 1024)
+                os.execve("/bin/sleep", ["sleep", "1000"], {})
+            os._exit(0)
+        os.wait()
+
+    child, other = fork(body), fork(lambda: process.mark(marks[2]))
+    found = process.marked(marks)
+    assert len(found) == 3
+    assert {child.pid, other.pid} < set(found)
+    assert process.marked(range(marks[2], marks[2] + 1)) == [other.pid]
+    assert process.kill_marked(range(marks[0], marks[1]))
+    while process.kill_marked(range(marks[0], marks[1])):  # until nobody is left: SIGKILL takes its time
+        pass
+    assert process.marked(marks) == [other.pid], "a zombie does not run"
+
+
+def test_we_are_never_among_the_marked(fork: Fork, marks: range) -> None:
+    def body() -> None:
+        process.mark(marks[0])
+        assert process.marked(marks) == []
+        assert not process.kill_marked(marks)
+
+    fork(body)
+
+
+def test_a_second_mark_replaces_the_first(fork: Fork, marks: range) -> None:
+    def body() -> None:
+        process.mark(marks[0])
+        process.mark(marks[1])
+
+    child = fork(body)
+    assert process.marked(range(marks[1], marks[1] + 1)) == [child.pid]
+
+
+@pytest.mark.parametrize("limits", [(10**6, resource.RLIM_INFINITY), (10**6, 10**7), (FIRST_MARK, FIRST_MARK)])
+def test_somebodys_real_limit_stays(fork: Fork, marks: range, limits: tuple[int, int]) -> None:
+    def body() -> None:
+        resource.setrlimit(resource.RLIMIT_RTTIME, limits)
+        process.mark(marks[0])
+        assert resource.getrlimit(resource.RLIMIT_RTTIME) == limits
+
+    fork(body)
+    assert process.marked(marks) == []
+
+
+def test_a_number_that_went_to_somebody_else_is_not_killed(fork: Fork, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, looks = fork(), []
+
+    def first_look_only(pid: int) -> int:
+        looks.append(pid)
+        return FIRST_MARK if pid == child.pid and looks.count(pid) == 1 else 0
+
+    monkeypatch.setattr(process, "_mark", first_look_only)
+    assert process.kill_marked(range(FIRST_MARK, FIRST_MARK + 1))
+    assert looks.count(child.pid) == 2
+    assert reap(child.pid) is None
+
+
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_kill_sessions(fork: Fork, monkeypatch: pytest.MonkeyPatch, pidfd: bool) -> None:
+    if not pidfd:
+        monkeypatch.setattr(process, "open_pidfd", lambda pid: None)
+    child, other = fork(os.setsid), fork(os.setsid)
+    assert process.kill_sessions({child.pid})
+    child.await_death()
+    assert not process.kill_sessions({child.pid})
+    assert session_members({child.pid, other.pid}) == [other.pid]
+
+
+@pytest.mark.parametrize("text", [b"", b"Max realtime timeout", b"Max realtime timeout   unlimited   unlimited   us"])
+def test_no_mark(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr(process, "_read", lambda pid, name: text)
+    assert process._mark(1) == 0
 
 
 NAMES = [") R 1 1 1 (", "a b", "((", "))", ")", "", "\n\n", "\\", " 1 (x) Z 7"]

@@ -1,4 +1,4 @@
-"""Every Python block of README.md is a whole script that prints what stands in the block under it."""
+"""Every Python block of README.md and of docs/ is a whole script that prints what stands in the block under it."""
 
 import re
 import subprocess
@@ -8,13 +8,19 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parent.parent / "README.md"
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def _examples() -> list[tuple[str, str]]:
+def _examples(page: Path) -> list[tuple[str, str]]:
     """(script, what it prints) for each Python block."""
-    blocks = _BLOCK.findall(README.read_text())
+    blocks = _BLOCK.findall(page.read_text())
     return [(text, blocks[k + 1][1]) for k, (language, text) in enumerate(blocks) if language == "python"]
+
+
+def _links() -> list[tuple[Path, str]]:
+    """(page, target) for each link to another file."""
+    return [(page, to) for page in PAGES for to in sorted(set(re.findall(r"\]\(([^)#]+)\)", page.read_text())))]
 
 
 def _without_numbers_of_processes(text: str) -> str:
@@ -22,11 +28,12 @@ def _without_numbers_of_processes(text: str) -> str:
 
 
 def test_readme_has_examples() -> None:
-    assert len(_examples()) >= 7
+    assert len(_examples(README)) >= 8
+    assert len(_examples(README.parent / "docs" / "payloads.md")) == 3
 
 
-@pytest.mark.parametrize(("script", "printed"), _examples())
-def test_example_prints_what_readme_says(script: str, printed: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "printed"), [example for page in PAGES for example in _examples(page)])
+def test_example_prints_what_the_page_says(script: str, printed: str, tmp_path: Path) -> None:
     file = tmp_path / "script.py"
     file.write_text(script)
     ran = subprocess.run([sys.executable, file], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -35,13 +42,14 @@ def test_example_prints_what_readme_says(script: str, printed: str, tmp_path: Pa
     assert ran.returncode == 0
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README.read_text()))))
-def test_link_leads_somewhere(target: str) -> None:
-    assert (README.parent / target).exists()
+@pytest.mark.parametrize(("page", "target"), _links())
+def test_link_leads_somewhere(page: Path, target: str) -> None:
+    assert (page.parent / target).exists()
 
 
-def test_link_to_a_heading_leads_somewhere() -> None:
-    text = README.read_text()
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_link_to_a_heading_leads_somewhere(page: Path) -> None:
+    text = page.read_text()
     headings = {re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,15 +52,82 @@ def test_control_is_allocated_and_payload_is_sparse(segment: Segment) -> None:
     assert payload.st_blocks == 0
 
 
-def test_trim_works_on_sealed_files(segment: Segment) -> None:
-    client = segment.attach()
+def blocks(segment: Segment) -> float:
+    """Units of the payload that cost memory."""
+    return os.fstat(segment.payload).st_blocks * 512 / _core.UNIT_SIZE
+
+
+@pytest.fixture
+def large() -> Iterator[Segment]:
+    """600 units: trim keeps 128 of each half."""
+    made = Segment.create(3, 2, rows=8, room=600 * _core.UNIT_SIZE)
+    yield made
+    made.close()
+
+
+def test_trim_works_on_sealed_files(large: Segment) -> None:
+    client = large.attach()
     _core.open_client(client)
-    tasks: list[str | None] = [None] * 8
-    row = _core.publish(client, tasks, "big", 0, 0, 0, 0, b"x" * 100_000, 0, 0, 0, 1)
-    assert os.fstat(segment.payload).st_blocks > 0
+    tasks: list[tuple[str] | None] = [None] * 8
+    row = _core.publish(client, tasks, ("big",), 0, 0, 0, 0, b"x" * 200 * _core.UNIT_SIZE, 0, 0, 0, 1)
+    assert blocks(large) == 200
+    _core.trim(client)
+    assert blocks(large) == 200  # something is in flight
     assert _core.cancel(client, tasks, row)
     _core.trim(client)
-    assert os.fstat(segment.payload).st_blocks == 0
+    assert blocks(large) == 128
+    _core.trim(client)
+    assert blocks(large) == 128
+    _core.retire(client)
+    assert blocks(large) == 0
+
+
+def test_trim_leaves_what_is_held(large: Segment) -> None:
+    """A result that the program holds, and arguments that a task has kept, beyond the units that stay warm."""
+    client, worker = large.attach(), large.attach()
+    _core.open_client(client)
+    _core.open_worker(worker, 0, 0)
+    tasks: list[tuple[str] | None] = [None] * 8
+    args, result = os.urandom(130 * _core.UNIT_SIZE), os.urandom(150 * _core.UNIT_SIZE)
+    assert _core.publish(client, tasks, ("big",), 0, 0, 0, 0, args, 0, 0, 0, 1) >= 0
+    assert _core.claim(worker, 0, 0)
+    kept = _core.arguments(worker)
+    assert _core.complete(worker, 0, result) == 0
+    inbox: list[Any] = []
+    assert _core.collect(client, tasks, inbox, 1, object(), []) == 1
+    view = inbox.pop()[2]
+    _core.trim(client)
+    assert blocks(large) == 280
+    assert bytes(kept) == args
+    assert bytes(view) == result
+    del kept, view
+    assert _core.counters(client)["units"] == 0
+    _core.trim(client)  # the earlier one has not forgotten them
+    assert blocks(large) == 256
+
+
+def test_retired_client_gives_back_what_is_dropped(large: Segment) -> None:
+    client, worker = large.attach(), large.attach()
+    _core.open_client(client)
+    _core.open_worker(worker, 0, 0)
+    tasks: list[tuple[str] | None] = [None] * 8
+    results = [os.urandom(2 * _core.UNIT_SIZE) for _ in range(2)]
+    inbox: list[Any] = []
+    for result in results:
+        assert _core.publish(client, tasks, ("task",), 0, 0, 0, 0, b"", 0, 0, 0, 1) >= 0
+        assert _core.claim(worker, 0, 0)
+        assert _core.complete(worker, 0, result) == 0
+        assert _core.collect(client, tasks, inbox, 1, object(), []) == 1
+    first, second = (entry[2] for entry in inbox)
+    inbox.clear()
+    _core.retire(client)
+    assert blocks(large) == 4
+    assert (bytes(first), bytes(second)) == tuple(results)
+    del first
+    assert blocks(large) == 2
+    assert bytes(second) == results[1]
+    del second
+    assert blocks(large) == 0
 
 
 def test_close_twice_closes_nothing_else(segment: Segment) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter_ns
 from typing import Any
@@ -48,6 +49,10 @@ class Rival:
         """Results with chunks of whatever size the pool, or its documentation, chooses."""
         raise NotImplementedError
 
+    def arrays(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
+        """Results, in any order, of items that together are too large for the memory."""
+        return self.each(fn, items, count)
+
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         """Submit all, then read all."""
         raise NotOffered("no futures")
@@ -74,6 +79,18 @@ class Rival:
             self.call(tasks.noop, k)
             took.append((perf_counter_ns() - start) / 1000)
         return took
+
+
+def windowed(submit: Callable[[Any], Any], items: Iterable[Any], most: int) -> Iterator[Any]:
+    """Results through at most so many futures at a time, for pools whose map reads its input whole: what
+    ``Executor.map(buffersize=)`` does in Python 3.14."""
+    flying: deque[Any] = deque()
+    for item in items:
+        flying.append(submit(item))
+        if len(flying) >= most:
+            yield flying.popleft().result()
+    while flying:
+        yield flying.popleft().result()
 
 
 def by_hand(count: int, workers: int) -> int:

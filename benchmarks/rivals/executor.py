@@ -4,13 +4,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from typing import Any
 
-from benchmarks.rivals.base import Function, Rival, by_hand
+from benchmarks.rivals.base import Function, Rival, by_hand, windowed
 
 
 class ProcessPoolExecutor(Rival):
     name = "executor"
     module = "concurrent.futures"
-    settings = "ProcessPoolExecutor, fork; map(chunksize=1), map(chunksize=n / 4 workers), submit"
+    settings = (
+        "ProcessPoolExecutor, fork; map(chunksize=1), map(chunksize=n / 4 workers), submit; "
+        "arrays: submit, at most 3 a worker in flight, for map reads its whole input"
+    )
     first = (
         "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
         "pool = ProcessPoolExecutor(WORKERS, multiprocessing.get_context('fork'))\n"
@@ -35,6 +38,9 @@ class ProcessPoolExecutor(Rival):
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.map(fn, items, chunksize=by_hand(count, self.workers))
+
+    def arrays(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
+        return windowed(lambda item: self.pool.submit(fn, item), items, 3 * self.workers)
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         submit = self.pool.submit

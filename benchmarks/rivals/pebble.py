@@ -3,14 +3,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from benchmarks.rivals.base import Function, Rival, by_hand
+from benchmarks.rivals.base import Function, Rival, by_hand, windowed
 
 
 class Pebble(Rival):
     name = "pebble"
     package = "pebble"
     module = "pebble"
-    settings = "ProcessPool, fork; map(chunksize=1), map(chunksize=n / 4 workers), schedule"
+    settings = (
+        "ProcessPool, fork; map(chunksize=1), map(chunksize=n / 4 workers), schedule; "
+        "arrays: schedule, at most 3 a worker in flight, for map reads its whole input"
+    )
     first = (
         "import multiprocessing\nfrom pebble import ProcessPool\n"
         "pool = ProcessPool(max_workers=WORKERS, context=multiprocessing.get_context('fork'))\n"
@@ -34,6 +37,9 @@ class Pebble(Rival):
 
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.map(fn, items, chunksize=by_hand(count, self.workers)).result()
+
+    def arrays(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
+        return windowed(lambda item: self.pool.schedule(fn, args=[item]), items, 3 * self.workers)
 
     def futures(self, fn: Function, items: Iterable[Any]) -> Iterator[Any]:
         futures = [self.pool.schedule(fn, args=[item]) for item in items]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks.workloads.arrays import Arrays
 from benchmarks.workloads.base import Workload
 from benchmarks.workloads.coarse import Busy, Thumbnails
 from benchmarks.workloads.latency import Idle, RoundTrip, StartUp
@@ -10,7 +11,7 @@ from benchmarks.workloads.no_op import Chunks, Futures, NoOp, Scale
 from benchmarks.workloads.wake import Late, Wake
 
 _ALL = (
-    *(NoOp(), Futures(), RoundTrip(), Chunks(), StartUp(), Idle(), Lazy()),
+    *(NoOp(), Futures(), RoundTrip(), Chunks(), Arrays(), StartUp(), Idle(), Lazy()),
     *(Scale(), Busy(), Thumbnails(), Wake(), Late()),
 )
 WORKLOADS: dict[str, Workload] = {w.name: w for w in _ALL}

@@ -463,9 +463,7 @@ unsigned ipc_idle_scan(struct ipc_client *c) {
 void ipc_trim(struct ipc_client *c) {
     if (c->in_flight) return;
     uint32_t half = c->s->units / 2;
-    ipc_units_trim(c->s, WARM_UNITS, c->top_args);
-    ipc_units_trim(c->s, half + WARM_UNITS, c->top_result);
-    /* What workers have kept up there may be free at the next trim. */
-    while (c->top_args > WARM_UNITS && atomic_load_explicit(&c->s->owner[c->top_args - 1], memory_order_relaxed) == 0) c->top_args--;
-    if (c->top_result > half + WARM_UNITS) c->top_result = half + WARM_UNITS;
+    /* What is held now is punched out by the next trim after it was dropped. */
+    if (c->top_args > WARM_UNITS) c->top_args = ipc_units_trim(c->s, WARM_UNITS, c->top_args);
+    if (c->top_result > half + WARM_UNITS) c->top_result = ipc_units_trim(c->s, half + WARM_UNITS, c->top_result);
 }

@@ -73,7 +73,8 @@ void ipc_units_free_all(struct ipc_segment *s, uint64_t owner);
 void ipc_units_free_kept(struct ipc_segment *s, uint32_t slot, uint32_t reaped); /* what generations < reaped of the slot have kept */
 void ipc_units_free_but(struct ipc_segment *s, uint64_t owner); /* all that belongs to somebody else */
 uint32_t ipc_units_used(struct ipc_segment *s);
-void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end) */
+uint32_t ipc_units_of(struct ipc_segment *s, uint64_t owner); /* of one of the three IPC_OWNER_... */
+uint32_t ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end); the end of the others */
 
 /* ---- client.c */
 struct ipc_task { /* what the client publishes and the worker reads */

@@ -86,7 +86,8 @@ void ipc_units_free_but(struct ipc_segment *s, uint64_t owner) {
 }
 
 /* Units are owned while they are punched out: a worker that took one in between would lose what it writes. */
-void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end) {
+uint32_t ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end) {
+    uint32_t held = first;
     while (first < end) {
         uint32_t run = 0;
         for (; first + run < end; run++) {
@@ -97,11 +98,19 @@ void ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end) {
         if (run) madvise(s->payload + (uint64_t)first * IPC_UNIT_SIZE, (uint64_t)run * IPC_UNIT_SIZE, MADV_REMOVE);
         ipc_units_free(s, first, run, IPC_OWNER_VIEW);
         first += run + 1;
+        if (first <= end) held = first;
     }
+    return held;
 }
 
 uint32_t ipc_units_used(struct ipc_segment *s) {
     uint32_t n = 0;
     for (uint32_t k = 0; k < s->units; k++) n += atomic_load_explicit(&s->owner[k], memory_order_relaxed) != 0;
+    return n;
+}
+
+uint32_t ipc_units_of(struct ipc_segment *s, uint64_t owner) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < s->units; k++) n += (atomic_load_explicit(&s->owner[k], memory_order_relaxed) & owner) != 0;
     return n;
 }

@@ -27,12 +27,15 @@ static void dying_hook(const char *step) {
     kill(getpid(), SIGKILL);
 }
 
+/* What a task has kept is dropped after the next claim, and before a sleep. */
 static void serve(struct ipc_worker *w) {
+    struct kept kept = {0};
     for (;;) {
         int code = ipc_claim(w);
+        drop_kept(w, &kept);
         if (code == IPC_STOP) _exit(0);
         if (code == IPC_EMPTY) ipc_worker_wait(w, 0, 5 * LONG); /* long, so that who is not woken is missed */
-        else CHECK(work(w, &desk) == 0, "a worker does its work");
+        else CHECK(work_and_keep(w, &desk, &kept) == 0, "a worker does its work");
     }
 }
 
@@ -87,6 +90,7 @@ static void client_round(uint64_t timeout) {
     driver_collect(&D);
     driver_settle(&D);
     driver_retry(&D);
+    while (D.views > 1) driver_drop(&D, 0);
     if (driver_live(&D) == 0) return;
     ipc_flush_wakes(&D.c);
     int code = ipc_client_wait(&D.c, 0, timeout);
@@ -96,7 +100,7 @@ static void client_round(uint64_t timeout) {
 static void submit_some(void) {
     static const struct job jobs[] = {
         {.size = 100},
-        {.size = 70000, .args_len = 70000},  /* two units in, two units out */
+        {.size = 70000, .args_len = 70000},  /* two units in, kept; two units out, adopted */
         {.size = 300, .items = 3},           /* from the row's body into a run */
         {.size = 60000, .items = 3},         /* from a run into a larger one */
         {.size = 10, .timeout_ms = 60000},
@@ -121,6 +125,7 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
     trying("kill at %s, occurrence %u, %s%s", step, occurrence, mate ? "beside another worker" : "alone", waker ? ", as a waker" : "");
     fresh_segment(&S, ROWS, 2, UNITS, 2);
     driver_open(&D, &S, D.last_id);
+    D.adopts = 1;
     doom.step = step;
     doom.occurrence = occurrence;
     if (mate && waker) forks(1, 0, 0, 0); /* it goes to sleep first */

@@ -99,19 +99,31 @@ static int commit(struct ipc_worker *w, uint32_t kind, const void *data, uint64_
     return ipc_commit(w, kind, &piece, 1);
 }
 
+struct view { /* a result that the client's program holds */
+    uint64_t id, length;
+    uint32_t unit, count;
+};
+#define MOST_VIEWS 64u
+
 struct driver {
     struct ipc_client c;
     struct ipc_segment *s;
     struct job job[IPC_MAX_ROWS], backlog[IPC_MAX_ROWS]; /* by row, id 0 = none; jobs to be published again */
     uint32_t waiting;
     uint64_t last_id, submitted, done, cancelled, charged, drained;
+    int adopts; /* results in units become views, as long as there may be more of them */
+    struct view view[MOST_VIEWS];
+    uint32_t views;
+    uint64_t adopted;
     unsigned char args[MOST_BYTES];
 };
 
 static void driver_open(struct driver *d, struct ipc_segment *s, uint64_t last_id) {
     memset(d->job, 0, sizeof(d->job));
     d->s = s;
-    d->waiting = 0;
+    d->waiting = d->views = 0;
+    d->adopts = 0;
+    d->adopted = 0;
     d->submitted = d->done = d->cancelled = d->charged = d->drained = 0;
     d->last_id = last_id;
     ipc_client_init(&d->c, s);
@@ -156,6 +168,21 @@ static uint64_t check_frames(const struct ipc_result *r, const struct job *j, ui
     return at;
 }
 
+static void driver_adopt(struct driver *d, uint32_t row, struct ipc_result *r) {
+    if (!d->adopts || !r->units || d->views == MOST_VIEWS || !ipc_adopt(&d->c, row, r)) return;
+    d->view[d->views++] = (struct view){d->job[row].id, r->length, r->unit, r->units};
+    d->adopted++;
+}
+
+/* The program lets go of one of its values. */
+static void driver_drop(struct driver *d, uint32_t k) {
+    struct view v = d->view[k];
+    CHECK(pattern_is(d->s->payload + (uint64_t)v.unit * IPC_UNIT_SIZE, v.length, v.id, 0), "nobody writes into a value that the program holds");
+    d->view[k] = d->view[--d->views];
+    d->c.view_units -= v.count;
+    ipc_units_free(d->s, v.unit, v.count, IPC_OWNER_VIEW);
+}
+
 /* Takes what is finished; returns how many. */
 static uint32_t driver_collect(struct driver *d) {
     uint32_t n = 0;
@@ -178,6 +205,7 @@ static uint32_t driver_collect(struct driver *d) {
         } else {
             CHECK(r.kind == kind_of(j->id, 0) && r.length == j->size, "a result belongs to its task");
             CHECK(pattern_is(r.data, r.length, j->id, 0), "a result has the right bytes");
+            driver_adopt(d, (uint32_t)row, &r);
         }
         memset(j, 0, sizeof(*j));
         ipc_release_row(&d->c, (uint32_t)row);
@@ -234,9 +262,45 @@ static int driver_cancel(struct driver *d, uint32_t row) {
     return 1;
 }
 
+/* Every unit is free or has an owner that lives: a row in flight, a value of the program, a worker whose death is not settled. And what these own
+ * is theirs. Not while a worker is between two steps. */
+static void check_units(struct driver *d) {
+    struct ipc_segment *s = d->s;
+    uint32_t viewed = 0;
+    for (uint32_t k = 0; k < s->units; k++) {
+        uint64_t owner = atomic_load(&s->owner[k]);
+        if (owner == IPC_OWNER_VIEW) {
+            viewed++;
+            CHECK(k >= s->units / 2, "results stay in their half");
+        } else if (owner >> 60 == IPC_OWNER_KEPT >> 60) {
+            uint32_t slot = (uint32_t)(owner >> 32) & 0xffff, generation = (uint32_t)owner;
+            CHECK(k < s->units / 2, "arguments stay in their half");
+            CHECK(slot < s->slots && (int32_t)(generation - atomic_load(&s->slot[slot].settled)) >= 0, "what the dead have kept is freed with them");
+        } else if (owner) {
+            uint32_t row = (uint32_t)(owner >> 32) & 0x7fffffff;
+            CHECK(owner >> 63 && row < s->rows && d->c.published[row] && d->c.seq[row] == (uint32_t)owner, "no unit outlives its row");
+        }
+    }
+    for (uint32_t k = 0; k < d->views; k++)
+        for (uint32_t u = d->view[k].unit; u < d->view[k].unit + d->view[k].count; u++, viewed--)
+            CHECK(atomic_load(&s->owner[u]) == IPC_OWNER_VIEW, "a value that the program holds keeps its units");
+    CHECK(viewed == 0, "no view without a value");
+    for (uint32_t row = 0; row < s->rows; row++)
+        for (uint32_t u = d->c.args_ref[row][0]; d->c.published[row] && u < d->c.args_ref[row][0] + d->c.args_ref[row][1]; u++) {
+            uint64_t owner = atomic_load(&s->owner[u]), word = word_of(s, row);
+            uint64_t runner = ipc_owner_kept(ipc_word_slot(word), ipc_word_generation(word));
+            int dead = (int32_t)(ipc_word_generation(word) - atomic_load(&s->slot[ipc_word_slot(word)].settled)) < 0;
+            CHECK(owner == ipc_owner(row, d->c.seq[row]) || ipc_word_state(word) == IPC_DONE || (owner == runner && !dead),
+                  "arguments belong to their row, or to the worker that runs it");
+        }
+}
+
 /* With every worker idle and everything collected nothing is held: no row, no unit, no entry, no bit that would need a heal. */
 static void check_all_free(struct driver *d) {
     struct ipc_segment *s = d->s;
+    check_units(d);
+    while (d->views) driver_drop(d, 0);
+    CHECK(d->c.view_units == 0, "every view is given back");
     CHECK(driver_live(d) == 0 && d->waiting == 0 && d->c.in_flight == 0, "every task ends");
     for (uint32_t row = 0; row < s->rows; row++) CHECK(ipc_word_state(word_of(s, row)) == IPC_FREE, "all rows are free at the end");
     CHECK(d->c.free_count + d->c.cooling_count == s->rows, "no row is lost");
@@ -279,6 +343,33 @@ static int work(struct ipc_worker *w, struct desk *desk) {
     struct job j;
     read_order(w, &j);
     return give_results(w, &j, desk);
+}
+
+/* Arguments that a task holds beyond its end. */
+struct kept {
+    struct job job;
+    uint32_t unit, units; /* 0: none */
+};
+
+static int work_and_keep(struct ipc_worker *w, struct desk *desk, struct kept *kept) {
+    kept->units = 0;
+    read_order(w, &kept->job);
+    uint32_t unit = w->args_unit, units = w->args_units;
+    w->keep = units != 0;
+    int code = give_results(w, &kept->job, desk);
+    if (code == 0) kept->unit = unit, kept->units = units;
+    return code;
+}
+
+static void drop_kept(struct ipc_worker *w, struct kept *kept) {
+    const struct job *j = &kept->job;
+    const unsigned char *args = w->s->payload + (uint64_t)kept->unit * IPC_UNIT_SIZE;
+    if (!kept->units) return;
+    for (uint32_t k = kept->unit; k < kept->unit + kept->units; k++)
+        CHECK(atomic_load(&w->s->owner[k]) == ipc_owner_kept(w->slot, w->generation), "what a task keeps is its worker's");
+    CHECK(pattern_is(args + sizeof(*j), j->args_len - sizeof(*j), j->id, ARGUMENTS), "nobody writes into what a task keeps");
+    ipc_units_free(w->s, kept->unit, kept->units, ipc_owner_kept(w->slot, w->generation));
+    kept->units = 0;
 }
 
 #endif

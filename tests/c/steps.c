@@ -301,6 +301,207 @@ static void what_can_never_fit_is_refused_at_once(void) {
     CHECK(complete(&A, kind_of(D.job[row].id, 0), desk.out, 10) == 0, "and the worker can say so in its place");
 }
 
+/* ---- pieces, views, what tasks keep */
+
+static void pieces_stand_at_multiples_of_a_cache_line(void) {
+    static const uint64_t lengths[][4] = {{0, 0, 0, 0}, {1, 0, 0, 1}, {64, 64, 1, 0}, {63, 65, 0, 128}, {100, 200, 300, 400}};
+    static const uint64_t totals[] = {0, 65, 192, 320, 1104};
+    begin(2, 4);
+    unsigned char *to = S.payload, *from = desk.out;
+    for (size_t n = 0; n < 5; n++) {
+        struct ipc_piece piece[4];
+        memset(to, 0xee, 4096);
+        for (uint32_t k = 0; k < 4; k++) {
+            piece[k] = (struct ipc_piece){lengths[n][k] ? from + 1000 * k : NULL, lengths[n][k]};
+            memset(from + 1000 * k, (int)k + 1, 1000);
+        }
+        uint64_t length = ipc_pieces_length(piece, 4), at = 0;
+        CHECK(length == totals[n], "the length is that of the last byte");
+        ipc_pieces_copy(to, piece, 4);
+        for (uint32_t k = 0; k < 4; k++) {
+            at = ipc_align(at);
+            for (uint64_t i = 0; i < lengths[n][k]; i++) CHECK(to[at + i] == k + 1, "each piece is whole and where it belongs");
+            at += lengths[n][k];
+        }
+        CHECK(at == length && to[length] == 0xee, "and nothing is written beyond the last");
+    }
+}
+
+/* Two units of arguments, and a result in one. */
+static const struct job laden = {.size = 500, .args_len = IPC_UNIT_SIZE + 100};
+static struct kept kept;
+
+static void run_laden(void) {
+    publish(laden);
+    CHECK(ipc_claim(&A) == 0 && work_and_keep(&A, &desk, &kept) == 0 && kept.units == 2, "its task keeps its arguments");
+}
+static uint32_t owned(uint64_t owner) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < S.units; k++) n += atomic_load(&S.owner[k]) == owner;
+    return n;
+}
+
+static void a_view_is_the_programs_until_it_is_dropped(void) {
+    begin(1, 8);
+    D.adopts = 1;
+    for (uint32_t n = 1; n <= 2; n++) {
+        publish((struct job){.size = 500});
+        run_all(&B);
+        CHECK(driver_collect(&D) == 1 && D.views == n && owned(IPC_OWNER_VIEW) == n, "the program holds it");
+        check_units(&D);
+    }
+    publish((struct job){.size = 500}); /* the same row for the third time: what it frees is its own */
+    run_all(&B);
+    CHECK(driver_collect(&D) == 1 && D.views == 2, "at most a quarter of all units are views");
+    check_units(&D);
+    driver_drop(&D, 0);
+    CHECK(owned(IPC_OWNER_VIEW) == 1 && ipc_units_used(&S) == 1, "one is dropped");
+    publish((struct job){.size = IPC_UNIT_SIZE + 1});
+    run_all(&B);
+    CHECK(driver_collect(&D) == 1 && D.views == 1, "two more would be too many");
+}
+
+static void units_beyond_a_view_go_with_its_row(void) {
+    begin(2, 8);
+    D.adopts = 1;
+    uint32_t row = publish((struct job){.size = 500});
+    run_all(&B);
+    CHECK(ipc_units_take_result(&S, 1, ipc_owner(row, D.c.seq[row])) == 5, "as if it had taken one more");
+    atomic_store(&S.row[row].result_ref, UINT64_C(4) << 32 | 2);
+    CHECK(driver_collect(&D) == 1 && D.views == 1 && D.view[0].count == 1, "the program holds what it looks at");
+    CHECK(ipc_units_used(&S) == 1, "and no more");
+}
+
+static void its_arguments_are_its_own(void) { CHECK(owned(ipc_owner_kept(0, 0)) == 2, "a worker takes over what its task keeps before the row is done"); }
+static void what_a_task_keeps_is_its_workers_before_the_row_is_done(void) {
+    begin(2, 8);
+    at("complete:done", its_arguments_are_its_own);
+    run_laden();
+    CHECK(act == NULL, "looked at");
+    drop_kept(&A, &kept);
+}
+
+static void collect_and_use_the_room(void) {
+    driver_collect(&D);
+    CHECK(publish(laden) == 0, "the row is used again at once");
+    check_units(&D);
+}
+static void a_client_that_collects_at_once_leaves_what_is_kept_alone(void) {
+    begin(1, 8);
+    publish(laden);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:summed", collect_and_use_the_room);
+    CHECK(work_and_keep(&A, &desk, &kept) == 0 && act == NULL, "done and collected");
+    check_units(&D);
+    CHECK(owned(ipc_owner_kept(0, 0)) == 2 && owned(ipc_owner(0, D.c.seq[0])) == 2, "each has its own");
+    drop_kept(&A, &kept);
+    CHECK(ipc_units_used(&S) == 2, "dropped once");
+}
+
+static void what_the_dead_have_kept_is_freed_with_them_and_nothing_else(void) {
+    begin(4, 16);
+    struct ipc_worker next, *worker[] = {&A, &next, &B};
+    struct kept mine[3];
+    ipc_worker_init(&next, &S, 0, 1);
+    for (uint32_t k = 0; k < 3; k++) {
+        publish(laden);
+        CHECK(ipc_claim(worker[k]) == 0 && work_and_keep(worker[k], &desk, &mine[k]) == 0, "its task keeps its arguments");
+    }
+    driver_collect(&D);
+    dies(0);
+    CHECK(owned(ipc_owner_kept(0, 0)) == 2, "the client has not looked yet");
+    CHECK(driver_settle(&D) == 0 && owned(ipc_owner_kept(0, 0)) == 0, "settled");
+    CHECK(owned(ipc_owner_kept(0, 1)) == 2 && owned(ipc_owner_kept(1, 0)) == 2, "neither a successor nor another worker loses anything");
+    drop_kept(&next, &mine[1]);
+    drop_kept(&B, &mine[2]);
+}
+
+static void generations_of_what_is_kept_wrap(void) {
+    begin(2, 8);
+    const uint32_t last = UINT32_MAX;
+    atomic_store(&S.owner[0], ipc_owner_kept(1, last - 1));
+    atomic_store(&S.owner[1], ipc_owner_kept(1, last));
+    atomic_store(&S.owner[2], ipc_owner_kept(1, 0));
+    ipc_units_free_kept(&S, 1, last);
+    CHECK(atomic_load(&S.owner[0]) == 0 && owned(0) == 6, "the one that is dead");
+    ipc_units_free_kept(&S, 1, 0);
+    CHECK(atomic_load(&S.owner[1]) == 0 && owned(0) == 7, "the last one");
+    ipc_units_free_kept(&S, 0, 1);
+    CHECK(atomic_load(&S.owner[2]) == ipc_owner_kept(1, 0), "the first one of another slot lives");
+    ipc_units_free_kept(&S, 1, 1);
+    CHECK(ipc_units_used(&S) == 0, "until it dies");
+}
+
+static void a_condemned_task_that_has_taken_its_arguments_over_loses_them_once(void) {
+    begin(2, 8);
+    publish((struct job){.size = 10, .args_len = laden.args_len}); /* a result in the row: its end is the first thing it changes */
+    publish(laden);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    at("complete:change", condemn_it);
+    CHECK(work_and_keep(&A, &desk, &kept) == IPC_LOST && act == NULL, "it learns that it was condemned");
+    CHECK(owned(ipc_owner_kept(0, 0)) == 2, "when it has taken them over");
+    dies(0);
+    CHECK(driver_settle(&D) == 1, "one attempt is spent");
+    CHECK(owned(ipc_owner_kept(0, 0)) == 0 && ipc_units_used(&S) >= 2, "what it had taken is free, what others have is not");
+    check_units(&D);
+}
+
+static void arguments_do_not_wait_for_what_is_kept(void) {
+    begin(4, 8);
+    run_laden();
+    struct job three = {.size = 10, .args_len = 3 * IPC_UNIT_SIZE};
+    CHECK(driver_submit(&D, three) == IPC_NO_ROOM, "what is in flight will go");
+    driver_collect(&D);
+    CHECK(driver_submit(&D, three) == IPC_TOO_LARGE, "what a task keeps may never go");
+    publish((struct job){.size = 10, .args_len = IPC_UNIT_SIZE});
+    CHECK(driver_submit(&D, three) == IPC_NO_ROOM, "in flight again");
+    run_all(&B);
+    driver_collect(&D);
+    drop_kept(&A, &kept);
+    publish(three);
+}
+
+static void arguments_and_results_have_a_half_each(void) {
+    begin(4, 8);
+    publish((struct job){.size = 4 * IPC_UNIT_SIZE, .args_len = 2 * IPC_UNIT_SIZE});
+    publish((struct job){.size = 10, .args_len = 2 * IPC_UNIT_SIZE});
+    CHECK(driver_submit(&D, laden) == IPC_NO_ROOM, "the lower half is full of arguments");
+    CHECK(ipc_units_take_result(&S, 5, 7) == IPC_TOO_LARGE && ipc_units_take_result(&S, 4, 7) == 4, "and the upper half is free");
+    CHECK(ipc_units_take_result(&S, 1, 7) == IPC_NO_ROOM, "full");
+    ipc_units_free_all(&S, 7);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "a result takes all of its half");
+    CHECK(driver_collect(&D) == 1 && ipc_claim(&A) == 0 && work(&A, &desk) == 0, "so does nobody wait for the other half");
+    CHECK(ipc_units_take_result(&S, 2, 7) == 4, "where results go is free, although there is room below");
+    CHECK(driver_submit(&D, (struct job){.size = 10, .args_len = 3 * IPC_UNIT_SIZE}) == IPC_NO_ROOM, "arguments do not take it");
+    ipc_units_free_all(&S, 7);
+}
+
+static void what_stands_in_the_way_for_good_is_no_room_to_wait_for(void) {
+    begin(2, 8);
+    CHECK(ipc_units_take_result(&S, 1, ipc_owner(0, 1)) == 4 && ipc_units_could_fit(&S, 4), "other results will be drained");
+    atomic_store(&S.owner[5], IPC_OWNER_VIEW);
+    CHECK(ipc_units_could_fit(&S, 2) && !ipc_units_could_fit(&S, 3), "the program may hold its values for ever");
+    atomic_store(&S.owner[6], IPC_OWNER_FUNCTION);
+    CHECK(ipc_units_could_fit(&S, 1) && !ipc_units_could_fit(&S, 2), "functions stay");
+    publish((struct job){.size = IPC_UNIT_SIZE + 1});
+    CHECK(ipc_claim(&A) == 0 && complete(&A, 0, desk.out, IPC_UNIT_SIZE + 1) == IPC_TOO_LARGE, "so it is refused at once");
+    for (uint32_t k = 4; k < 8; k++) atomic_store(&S.owner[k], 0);
+    CHECK(work(&A, &desk) == 0, "and stored as soon as they are gone");
+}
+
+static void a_trim_leaves_what_is_held(void) {
+    begin(2, 8);
+    memset(S.payload, 1, 8 * IPC_UNIT_SIZE);
+    CHECK(ipc_units_take(&S, 1, 8, 1, 7) == 1 && ipc_units_take(&S, 4, 8, 1, IPC_OWNER_VIEW) == 4, "two are held");
+    CHECK(ipc_units_trim(&S, 1, 8) == 5, "it says up to where something is held");
+    for (uint32_t k = 0; k < 8; k++)
+        CHECK(S.payload[k * IPC_UNIT_SIZE] == (k == 0 || k == 1 || k == 4), "what is free is punched out, what is held or outside is left");
+    CHECK(ipc_units_used(&S) == 2, "nothing stays taken");
+    CHECK(ipc_units_trim(&S, 5, 8) == 5 && ipc_units_trim(&S, 8, 8) == 8, "nothing is held there");
+    ipc_units_free_all(&S, 7);
+    ipc_units_free_all(&S, IPC_OWNER_VIEW);
+}
+
 /* ---- death */
 
 static void a_task_that_was_never_claimed_is_not_charged(void) {
@@ -448,7 +649,13 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_condemnation_never_hits_the_next_item_of_a_chunk), TEST(a_task_that_stores_its_result_is_not_condemned),
     TEST(a_done_bit_is_a_hint_and_never_proof), TEST(a_sweep_between_the_two_hints_does_not_lose_the_row),
     TEST(a_sweep_before_the_hints_does_not_lose_the_row), TEST(a_sweep_behind_the_summary_does_not_lose_the_row), TEST(a_unit_of_another_owner_is_left_alone), TEST(a_run_lost_half_way_is_rolled_back),
-    TEST(what_can_never_fit_is_refused_at_once), TEST(a_task_that_was_never_claimed_is_not_charged),
+    TEST(what_can_never_fit_is_refused_at_once), TEST(pieces_stand_at_multiples_of_a_cache_line),
+    TEST(a_view_is_the_programs_until_it_is_dropped), TEST(units_beyond_a_view_go_with_its_row),
+    TEST(what_a_task_keeps_is_its_workers_before_the_row_is_done), TEST(a_client_that_collects_at_once_leaves_what_is_kept_alone),
+    TEST(what_the_dead_have_kept_is_freed_with_them_and_nothing_else), TEST(generations_of_what_is_kept_wrap),
+    TEST(a_condemned_task_that_has_taken_its_arguments_over_loses_them_once), TEST(arguments_do_not_wait_for_what_is_kept),
+    TEST(arguments_and_results_have_a_half_each), TEST(what_stands_in_the_way_for_good_is_no_room_to_wait_for), TEST(a_trim_leaves_what_is_held),
+    TEST(a_task_that_was_never_claimed_is_not_charged),
     TEST(a_settlement_leaves_the_living_successor_alone), TEST(a_settlement_leaves_other_slots_alone),
     TEST(a_finished_task_counts_although_its_worker_died_before_the_hint),
     TEST(two_deaths_of_a_slot_before_the_client_looks_are_both_settled), TEST(a_death_rings_everybody_whoever_took_which_bit),

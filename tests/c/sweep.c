@@ -37,16 +37,19 @@ struct scenario {
     const char *name;
     struct job job[2];
     int sleeps, guard;        /* nothing is published at first; it sleeps on guard */
+    int keeps;                /* its task keeps its arguments, and the client adopts what is in units */
     unsigned manners;         /* bit set */
     const char *must_meet[8]; /* classes of row states that a kill must have met */
 };
 #define ALL (1u << KILL | 1u << MATE | 1u << STALL | 1u << CONDEMN)
 static const struct scenario scenarios[] = {
-    {"small", {{.size = 40, .timeout_ms = 60000}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "DONE"}},
-    {"payload", {{.size = 500}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "STORING 0", "DONE"}},
-    {"chunk", {{.size = 210, .items = 2}, {.size = 20}}, 0, 0, ALL, {"READY", "RUNNING 0", "RUNNING 1", "RUNNING 2", "STORING 2", "DONE"}},
-    {"sleep", {{.size = 20}}, 1, 0, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "RUNNING 0", "DONE"}},
-    {"guard", {{.size = 20}}, 1, 1, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "on guard", "RUNNING 0", "DONE"}},
+    {"small", {{.size = 40, .timeout_ms = 60000}, {.size = 20}}, 0, 0, 0, ALL, {"READY", "RUNNING 0", "DONE"}},
+    {"payload", {{.size = 500}, {.size = 20}}, 0, 0, 0, ALL, {"READY", "RUNNING 0", "STORING 0", "DONE"}},
+    {"chunk", {{.size = 210, .items = 2}, {.size = 20}}, 0, 0, 0, ALL, {"READY", "RUNNING 0", "RUNNING 1", "RUNNING 2", "STORING 2", "DONE"}},
+    {"keeps", {{.size = 40, .args_len = 70000}, {.size = 500, .args_len = 500}}, 0, 0, 1, ALL, {"READY", "RUNNING 0", "some", "all", "DONE all"}},
+    {"keeps2", {{.size = 500, .args_len = 70000}, {.size = 20}}, 0, 0, 1, ALL, {"READY", "RUNNING 0", "STORING 0", "some", "all", "DONE all"}},
+    {"sleep", {{.size = 20}}, 1, 0, 0, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "RUNNING 0", "DONE"}},
+    {"guard", {{.size = 20}}, 1, 1, 0, 1u << KILL | 1u << PUBLISH, {"unmarked", "marked", "on guard", "RUNNING 0", "DONE"}},
 };
 
 static struct ipc_segment S;
@@ -73,6 +76,7 @@ __attribute__((noinline)) static int swept(struct ipc_worker *w, const struct jo
     if ((code = ipc_claimed(w, &t)) < 0) return code;
     memcpy(&read, t.args, sizeof(read));
     if (read.id != j->id) return -100; /* another task: only where somebody else was faster */
+    w->keep = scene->keeps;
     if (!j->items) return complete(w, kind_of(j->id, 0), result[0], j->size);
     if ((code = ipc_begin_items(w)) < 0) return code;
     for (uint32_t item = 1; code == 0 && item <= j->items; item++) code = commit(w, kind_of(j->id, item), result[item], j->size);
@@ -99,7 +103,7 @@ static void be_traced(const struct job *j) {
 #define LONGEST 20000u
 static uint64_t address[LONGEST]; /* of the instruction that comes next at moment k */
 static uint32_t moments, sleeping_at; /* how many; the moment of the futex wait, 0 = none */
-static uint64_t missed;
+static uint64_t missed, adopted;
 
 /* 1 stopped, 0 ended */
 static int wait_stop(pid_t pid) {
@@ -197,6 +201,13 @@ static int let_it_end(pid_t pid, int within) {
 
 /* ---- client, monitor and the other worker are the parent */
 
+/* Units of arguments that the tracee has made its own. */
+static uint32_t kept_by_tracee(void) {
+    uint32_t n = 0;
+    for (uint32_t k = 0; k < UNITS; k++) n += atomic_load(&S.owner[k]) == ipc_owner_kept(0, 0);
+    return n;
+}
+
 static void works_off(uint32_t slot, uint32_t generation) {
     struct ipc_worker w;
     ipc_worker_init(&w, &S, slot, generation);
@@ -208,7 +219,12 @@ static void bury_and_settle(uint32_t owed) {
     uint64_t charged = D.charged;
     ipc_record_death(&S, 0, &death);
     driver_collect(&D); /* sweep before settle, as the client does */
+    /* What is free by now is taken again: a unit that is freed twice is missed by its new owner. */
+    if (scene->keeps) driver_submit(&D, (struct job){.size = 30, .args_len = 600});
+    check_units(&D);
     CHECK(driver_settle(&D) == owed && D.charged == charged + owed, "who was claimed pays one attempt, nobody else");
+    CHECK(kept_by_tracee() == 0, "what the dead had kept is free");
+    check_units(&D);
 }
 
 #define CLASSES 64
@@ -230,6 +246,7 @@ static void meet_class(void) {
     uint32_t state = ipc_word_state(w);
     if (scene->sleeps && driver_live(&D) == 0)
         snprintf(name, sizeof(name), "%s", atomic_load(&S.header->guard) ? "on guard" : atomic_load(&S.header->sleepers[0]) & 1 ? "marked" : "unmarked");
+    else if (kept_by_tracee()) snprintf(name, sizeof(name), "%s%s", state == IPC_DONE ? "DONE " : "", kept_by_tracee() < 2 ? "some" : "all");
     else if (state == IPC_RUNNING || state == IPC_STORING) snprintf(name, sizeof(name), "%s %u", names[state], ipc_word_item(w));
     else snprintf(name, sizeof(name), "%s", names[state]);
     meet(name);
@@ -246,6 +263,7 @@ static uint32_t claimed_by_tracee(void) {
 }
 
 static void finish(void) {
+    if (kept_by_tracee()) bury_and_settle(0); /* its task kept them to its end */
     works_off(0, 1);
     driver_collect(&D);
     driver_retry(&D);
@@ -253,11 +271,13 @@ static void finish(void) {
     driver_collect(&D);
     check_all_free(&D);
     CHECK(D.submitted == D.done, "each task is done exactly once");
+    adopted += D.adopted;
 }
 
 static pid_t stage(void) {
     fresh_segment(&S, ROWS, 2, UNITS, 2);
     driver_open(&D, &S, D.last_id);
+    D.adopts = scene->keeps;
     struct job mine = scene->job[0];
     mine.id = D.last_id + 1;
     if (!scene->sleeps) {
@@ -340,6 +360,7 @@ int main(int argc, char **argv) {
         if (!wanted) continue;
         scene = &scenarios[n];
         memset(met, 0, sizeof(met));
+        adopted = 0;
         for (int manner = 0; manner < MANNERS; manner++) {
             if (!(scene->manners >> manner & 1)) continue;
             trying("%s, traced", scene->name);
@@ -361,6 +382,7 @@ int main(int argc, char **argv) {
             trying("%s, class %s", scene->name, scene->must_meet[k]);
             CHECK(found, "every class of states is met");
         }
+        CHECK(!scene->keeps == !adopted, "results are adopted");
         if (scene->manners >> CONDEMN & 1) {
             int k = 0;
             while (met[k].name[0] && strcmp(met[k].name, "CONDEMNED")) k++;

@@ -16,20 +16,22 @@ struct phase {
     uint32_t payload, chunks, cancels, kills, deadlines; /* per cent of the jobs, of the rounds, of the monitor's looks */
     uint32_t together;                                   /* 1: bursts of jobs that wait for each other, everybody sleeps in between */
     uint32_t spin_us, guard;                             /* guard: 1 = sleepers look at the ring every millisecond, which hides what is lost */
+    uint32_t holds;                                      /* per cent of the arguments that tasks keep; and results become views */
 };
 
 static const struct phase phases[] = {
-    {"small", "each task runs once and gives its own bytes", 3, 8, 16, 2, 0, 0, 0, 0, 0, 0, 0, 1},
-    {"payload", "values too big for a row arrive whole", 3, 8, 24, 2, 60, 0, 0, 0, 0, 0, 0, 1},
-    {"chunks", "a chunk gives one result for each item", 3, 8, 24, 2, 15, 70, 0, 0, 0, 0, 0, 1},
-    {"cancels", "a task is cancelled or run, never both", 3, 4, 16, 2, 10, 10, 60, 0, 0, 0, 0, 1},
-    {"condemns", "a condemned task pays one attempt, a finished one none", 3, 8, 24, 2, 20, 40, 10, 20, 20, 0, 0, 1},
-    {"crowded", "chunks that wait for room hand over what they have, and nobody waits for ever", 3, 6, 6, 2, 10, 80, 0, 0, 0, 0, 0, 1},
-    {"sleep1", "no wake-up is lost, one worker", 1, 1, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
-    {"sleep2", "no wake-up is lost, two workers", 2, 4, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
-    {"sleep8", "no wake-up is lost, eight workers", 8, 8, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0},
-    {"spin", "a spinning worker counts as awake and never misses its task", 2, 4, 4, 64, 0, 0, 5, 0, 0, 1, 20, 0},
-    {"guard", "wakes put off because of a guard are made good", 8, 8, 4, 2, 0, 0, 0, 0, 0, 1, 0, 1},
+    {"small", "each task runs once and gives its own bytes", 3, 8, 16, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0},
+    {"payload", "values too big for a row arrive whole", 3, 8, 24, 2, 60, 0, 0, 0, 0, 0, 0, 1, 0},
+    {"chunks", "a chunk gives one result for each item", 3, 8, 24, 2, 15, 70, 0, 0, 0, 0, 0, 1, 0},
+    {"cancels", "a task is cancelled or run, never both", 3, 4, 16, 2, 10, 10, 60, 0, 0, 0, 0, 1, 0},
+    {"condemns", "a condemned task pays one attempt, a finished one none", 3, 8, 24, 2, 20, 40, 10, 20, 20, 0, 0, 1, 0},
+    {"crowded", "chunks that wait for room hand over what they have, and nobody waits for ever", 3, 6, 6, 2, 10, 80, 0, 0, 0, 0, 0, 1, 0},
+    {"held", "what tasks keep and what the program holds stays as it is, and is given back once", 3, 8, 48, 2, 70, 10, 10, 10, 10, 0, 0, 1, 50},
+    {"sleep1", "no wake-up is lost, one worker", 1, 1, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0},
+    {"sleep2", "no wake-up is lost, two workers", 2, 4, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0},
+    {"sleep8", "no wake-up is lost, eight workers", 8, 8, 4, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0},
+    {"spin", "a spinning worker counts as awake and never misses its task", 2, 4, 4, 64, 0, 0, 5, 0, 0, 1, 20, 0, 0},
+    {"guard", "wakes put off because of a guard are made good", 8, 8, 4, 2, 0, 0, 0, 0, 0, 1, 0, 1, 0},
 };
 
 static const struct phase *P;
@@ -67,9 +69,12 @@ static void *worker_thread(void *argument) {
     struct thread *t = argument;
     struct ipc_worker w;
     uint64_t random = seed + t->slot * 1000 + t->generation;
+    struct kept kept[3] = {0};
     ipc_worker_init(&w, &S, t->slot, t->generation);
     for (;;) {
         int code = ipc_claim(&w);
+        for (uint32_t k = 0; k < 3; k++) /* all of it where it might be waited for */
+            if (code < 0 || chance(&random, 30)) drop_kept(&w, &kept[k]);
         if (code == IPC_STOP) return NULL;
         if (code == IPC_EMPTY) {
             if (!P->guard) w.worked = 0;
@@ -84,7 +89,11 @@ static void *worker_thread(void *argument) {
         for (uint64_t k = draw(&random) % (P->together ? 40 : 200); k; k--) ipc_pause();
         uint32_t row = w.row;
         atomic_store(&busy[row], 0);
-        code = give_results(&w, &j, &t->desk);
+        struct kept *keep = &kept[draw(&random) % 3];
+        do { /* too large: as long as views are in the way */
+            if (chance(&random, P->holds) && !keep->units) code = work_and_keep(&w, &t->desk, keep);
+            else code = give_results(&w, &j, &t->desk);
+        } while (P->holds && code == IPC_TOO_LARGE && sched_yield() == 0);
         CHECK(code == 0 || code == IPC_LOST, "a result is stored or the worker learns that it was condemned");
         atomic_fetch_add(&progress, 1);
         if (code == IPC_LOST) return NULL; /* claims nothing more: the monitor kills it */
@@ -149,7 +158,7 @@ static struct job random_job(uint64_t *random) {
 
 static int submit(struct job j) {
     int row = driver_submit(&D, j);
-    CHECK(row >= 0 || row == IPC_FULL || row == IPC_NO_ROOM, "a job that fits is refused only for want of rows or room");
+    CHECK(row >= 0 || row == IPC_FULL || row == IPC_NO_ROOM || (P->holds && row == IPC_TOO_LARGE), "a job that fits is refused only for want of rows or room");
     return row >= 0;
 }
 
@@ -200,12 +209,15 @@ static void client(void) {
         if (driver_collect(&D)) atomic_fetch_add(&progress, 1);
         deaths_seen += driver_settle(&D);
         driver_retry(&D);
-        if (driver_live(&D) == 0) {
+        while (D.views && chance(&random, 60)) driver_drop(&D, (uint32_t)(draw(&random) % D.views));
+        if (D.c.in_flight == 0) {
             if (chance(&random, 1)) ipc_trim(&D.c);
+            if (D.waiting) sched_yield(); /* tasks have kept the room that this needs */
             continue;
         }
         ipc_flush_wakes(&D.c);
         if (!P->together && chance(&random, 30)) continue;
+        while (D.views) driver_drop(&D, 0); /* a worker may want their room */
         int code = ipc_client_wait(&D.c, chance(&random, 50) ? P->spin_us * 1000 : 0, 10 * SECOND);
         CHECK(code != IPC_EMPTY, "no wake-up is lost (the client slept for 10 s beside work in flight)");
         sleeps++;
@@ -245,6 +257,7 @@ static void run(const struct phase *p) {
     memset(&Watch, 0, sizeof(Watch));
     fresh_segment(&S, p->rows, p->workers, p->units, p->cores);
     driver_open(&D, &S, D.last_id);
+    D.adopts = p->holds != 0;
     for (uint32_t row = 0; row < p->rows; row++) {
         D.c.seq[row] = (uint32_t)IPC_MASK(IPC_SEQ_BITS) - 20; /* the same for the uses of a row */
         atomic_store(&claims[row], 0);
@@ -280,6 +293,7 @@ static void run(const struct phase *p) {
            (unsigned long long)D.cancelled, (unsigned long long)condemned, (unsigned long long)sleeps, p->promise);
     CHECK(!p->cancels || D.cancelled, "cancels happened");
     CHECK(!p->kills || D.charged, "deaths happened");
+    CHECK(!p->holds || D.adopted, "results were adopted");
     CHECK(p->units != 6 || D.drained, "some results were handed over early");
     munmap(S.header, ipc_segment_size(S.rows, S.slots, S.units));
     munmap(S.payload, (size_t)S.units * IPC_UNIT_SIZE);

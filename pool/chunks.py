@@ -1,0 +1,95 @@
+"""The items of a chunk on their way: as they were when they were read from the input, and each for itself.
+
+A generator may yield one and the same list or array again and again, changed in between. So an item that anybody could
+change is encoded at the moment it is read, and the chunk is a list of *parts*, decoded one by one when their turn
+comes: what cannot be encoded or decoded costs only its own item. Numbers and strings, which nobody can change, go as
+one plain list: that is several times as fast.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+
+from pool import codec, spill
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+PARTS = 16
+"""A flag of a row, beside the core's: the chunk is a list of encoded items."""
+
+_MOST_BYTES = 1 << 18  # of parts: large ones gain nothing by being handed over together
+_FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
+_FIXED = frozenset({int, float, complex, str, bytes, bool, type(None)})
+_dumps, _loads = pickle.dumps, pickle.loads
+
+
+class Chunk:
+    """Up to ``count`` items of ``source``, read now.
+
+    Attributes:
+        items: what was read and can be encoded.
+        failed: the item after these and its error, if it cannot.
+        ended: the input is exhausted.
+        error: what the input raised; what it gave before still counts.
+    """
+
+    def __init__(self, source: Iterator[Any], count: int) -> None:
+        self.items: list[Any] = []
+        self.failed: tuple[Any, Exception] | None = None
+        self.ended = True
+        self.error: Exception | None = None
+        self._parts: list[bytes | bytearray] | None = None
+        try:
+            self._fill(source, count)
+        except Exception as error:
+            self.error = error
+
+    def _fill(self, source: Iterator[Any], count: int) -> None:
+        items, end, size = self.items, time.monotonic() + _FILL_SECONDS, 0
+        for item in source:
+            if self._parts is not None or not _fixed(item):
+                if self._parts is None:
+                    self._parts = [_dumps(before, 5) for before in items]
+                try:
+                    part = encode_part(item)
+                except Exception as error:
+                    self.failed, self.ended = (item, error), False
+                    return
+                self._parts.append(part)
+                size += len(part)
+            items.append(item)
+            full = len(items) >= count or size > _MOST_BYTES
+            if full or (len(items) & 15 == 0 and time.monotonic() > end):  # a slow source is not waited for
+                self.ended = False
+                return
+
+    def encoded(self) -> tuple[bytes, int]:
+        """The chunk as (bytes, flags)."""
+        return (_dumps(self.items, 5), 0) if self._parts is None else (_dumps(self._parts, 5), PARTS)
+
+
+def _fixed(item: Any) -> bool:
+    kind = type(item)
+    return kind in _FIXED or (kind is tuple and all(type(x) in _FIXED for x in item))
+
+
+def encode_part(item: Any) -> bytes | bytearray:
+    """One item: a bytearray, if it has out-of-band buffers. Raises what pickling raised."""
+    data = codec.encode_args(item)
+    return data if isinstance(data, bytes) else codec.join(data)
+
+
+def decode_part(part: bytes | bytearray) -> Any:
+    return _loads(part) if type(part) is bytes else codec.loads_packed(part)
+
+
+def sent(data: Any, flags: int) -> list[bytes | bytearray]:
+    """The parts of a chunk that was given away: nothing of the caller's runs for it."""
+    if flags & codec.IN_FILE:
+        data = spill.read(bytes(data).decode())
+    batch = _loads(data)
+    return batch if flags & PARTS else [_dumps(item, 5) for item in batch]
