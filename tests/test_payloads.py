@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -773,6 +774,94 @@ def test_a_full_disk_is_the_tasks_error(files: Path) -> None:
     with small_pool(1, 64) as pool:
         payloads.full_disk(pool, files)
     assert os.listdir(files) == []
+
+
+# ---- other ends
+
+
+@pytest.mark.parametrize("how", ["kill", "time out", "cancel"])
+def test_what_was_stopped_gives_its_room_back(how: str) -> None:
+    with small_pool(2, 128) as pool:
+        options = pool.options(timeout=0.05 if how == "time out" else None)
+        for _ in range(5):
+            futures = [options.submit(_hang, array(k, 5 * UNIT)) for k in range(4)]
+            if how == "kill":
+                processes.wait_until(lambda: sum(f.running() for f in futures) == 2, "two run")  # noqa: B023
+            for future in futures if how != "time out" else []:
+                future.kill()
+            assert all(_ended_badly(future) for future in futures)
+        settle(pool, _functions(pool))
+
+
+def _hang(value: Any) -> None:
+    signal.pause()
+
+
+def _ended_badly(future: Any) -> bool:
+    try:
+        return future.exception(20) is not None
+    except CancelledError:
+        return True
+
+
+def test_a_pool_inside_of_a_task_takes_the_tasks_argument() -> None:
+    with small_pool(2, 128) as pool:
+        value = array(1, LARGE)
+        for _ in range(3):
+            assert pool.submit(_nested, value).result() == (digest(value + 1), digest(value), digest(value))
+        settle(pool, _functions(pool))
+
+
+def _nested(value: Any) -> tuple[int, int, int]:
+    with Pool(1) as inner:
+        changed = inner.submit(payloads.add_one, value).result()
+        return digest(changed), inner.submit(digest, inner.share(value)).result(), digest(value)
+
+
+def test_values_outlive_the_segment_that_is_replaced() -> None:
+    with small_pool(2, 128) as pool:
+        held = [pool.submit(payloads.make, k, LARGE).result() for k in range(5)]
+        with pool._client.lock:
+            pool._client._replace_segment(ValueError("as if it were damaged"))
+        assert digest(pool.submit(payloads.make, 1, LARGE).result()) == digest(array(1, LARGE))
+        assert [digest(h) for h in held] == _digests(5)
+
+
+def test_forks_that_pin_values_take_room_but_stop_nobody() -> None:
+    with small_pool(2, 64) as pool:
+        for _ in range(10):
+            held = [pool.submit(payloads.make, k, LARGE).result() for k in range(4)]
+            assert _code(_forked(lambda: [digest(h) for h in held] == _digests(4))) == 0  # noqa: B023
+            held.clear()
+        assert views(pool) <= 16
+        sizes = ((k, 14 * UNIT) for k in range(20))
+        assert [digest(v) for v in pool.imap(payloads.make_of, sizes)] == [
+            digest(array(k, 14 * UNIT)) for k in range(20)
+        ]
+
+
+def test_threads_that_share_a_pool_get_their_own_values() -> None:
+    errors: list[BaseException] = []
+    with small_pool(2, 64) as pool:
+
+        def use(n: int) -> None:
+            try:
+                for k in range(40):
+                    value = array(1000 * n + k, (k % 7) * UNIT + k)
+                    wanted = digest(value + np.uint8(1))
+                    future = pool.submit(payloads.add_one, value)
+                    value[:] = 0
+                    assert digest(future.result(30)) == wanted
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=use, args=(n,)) for n in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        settle(pool, _functions(pool))
 
 
 # ---- little memory
