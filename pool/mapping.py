@@ -30,6 +30,8 @@ _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
+_SMALL = 4096  # bytes of an item that need no such care
+_FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
@@ -92,8 +94,6 @@ class MapRun:
         self._sent: tuple[Task, list[bytes | bytearray]] | None = None  # the last chunk that was taken apart
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
-        self._argument_bytes = 0.0  # of one item, if it is large or has buffers
-        self._most_given = client.room // 4  # bytes of such items: the caller's own copies are held while they fly
         self._came = 0
         self._since = time.monotonic()
         self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
@@ -114,6 +114,7 @@ class MapRun:
         if self.auto:
             each = run_us / (task.items or 1)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
+        if length > _SMALL or self._item_bytes > _SMALL:
             self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
 
     def take(self, entries: list[Any], plain: bool) -> list[Any]:
@@ -227,16 +228,10 @@ class MapRun:
             return 0  # results would pile up in memory, or arguments, which wait for room
         if self._buffersize is not None:
             return self._buffersize - self.flying - unread
-        most = min(self._window, self._most_flying()) if self._argument_bytes else self._window
-        return min(most - self.flying, _AHEAD - self.flying - unread)
-
-    def _note_bytes(self, size: float) -> None:
-        """What the arguments of an item took, just now."""
-        self._argument_bytes = max(size, 0.8 * self._argument_bytes + 0.2 * size)
-
-    def _most_flying(self) -> int:
-        """Items that may fly, for the memory that their arguments take."""
-        return max(self.client.workers, int(self._most_given / self._argument_bytes))
+        window = self._window
+        if self._item_bytes > _SMALL:  # memory that was just used is faster than memory that never was
+            window = min(window, max(3 * self.client.workers, int(_FLYING_BYTES / self._item_bytes)))
+        return min(window - self.flying, _AHEAD - self.flying - unread)
 
     def measure(self) -> None:
         """Size the window and the chunk by what came back lately."""
@@ -263,31 +258,43 @@ class MapRun:
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
-        index, given, large = self.given, 0, client.large
+        index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
-        note, array_type = buffers.append, codec.array_type()
+        note, pack_array = buffers.append, codec.pack_array
+        array_type = None if self.policy.retries else codec.array_type()
         try:
             for item in itertools.islice(source, count):
                 given += 1
+                array = pack_array(item) if type(item) is array_type else None
                 try:
-                    data = b"" if type(item) is array_type else _dumps(item, 5, buffer_callback=note)
+                    data: Any = array or _dumps(item, 5, buffer_callback=note)
                 except Exception:
                     data = b""
-                if not data or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                if array is not None and len(array[1]) <= large:
+                    kept, how = len(array[1]), flags | _core.PACKED
+                    size += kept
+                    self._saw(kept)
+                elif not data or array or buffers or len(data) > large or data.find(_MAIN) >= 0:
                     buffers.clear()
                     if not self._give_one(index + given - 1, item):
                         return False
                     continue
-                task = _new(Task, (self, index + given - 1, function, data, flags, timeout_ms, item, 0, 1))
+                else:
+                    kept, how = data, flags
+                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1))
                 if (
                     timeout_ms
                     or client.queue
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None
-                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, flags, 1) < 0
+                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1) < 0
                 ):
                     with client.lock:
-                        client.offer(task)
+                        client.offer(task if array is None else task._replace(data=data))
+                    if array is not None and client.queue:
+                        return False  # no room for large arguments: more of the input would only wait in memory
+                if size > _FLYING_BYTES:
+                    return False
         finally:
             self.flying += given
             self.given += given
@@ -303,7 +310,6 @@ class MapRun:
         if items:
             data, flags = chunk.encoded()
             self._item_bytes = max(self._item_bytes, len(data) / len(items))
-            self._note_bytes(len(data) / len(items))
             self._offer(self._task(index, data, items, len(items), flags=flags))
         if chunk.failed is not None:
             self._fail_early(index + len(items), *chunk.failed)
@@ -312,17 +318,19 @@ class MapRun:
         return chunk.ended
 
     def _give_one(self, index: int, item: Any) -> bool:
-        """False if no more should be given: for want of a row or of room, or because enough large ones are flying; more
-        of the input would only wait in memory."""
+        """False if it has to wait for a row or for room, or is so large that others might have to."""
         try:
-            data = codec.encode_args(item)
-            task = self._task(index, data, item)
+            task = self._task(index, codec.encode_args(item), item)
         except Exception as error:
             self._fail_early(index, item, error)
             return True
+        self._saw(spill.length(task.data))
         self._offer(task)
-        self._note_bytes(spill.size(data))
-        return not self.client.queue and self.flying + index - self.given + 1 < self._most_flying()
+        return not self.client.queue and self._item_bytes <= _SMALL
+
+    def _saw(self, size: int) -> None:
+        """The size of an item's arguments, which decides how many may be on their way."""
+        self._item_bytes = max(self._item_bytes, size)
 
     def _fail_early(self, index: int, item: Any, error: Exception) -> None:
         """It never became a task."""

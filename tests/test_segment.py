@@ -59,8 +59,8 @@ def blocks(segment: Segment) -> float:
 
 @pytest.fixture
 def large() -> Iterator[Segment]:
-    """600 units: trim keeps 128 of each half."""
-    made = Segment.create(3, 2, rows=8, room=600 * _core.UNIT_SIZE)
+    """1200 units: trim keeps 256 of each half."""
+    made = Segment.create(3, 2, rows=8, room=1200 * _core.UNIT_SIZE)
     yield made
     made.close()
 
@@ -69,15 +69,15 @@ def test_trim_works_on_sealed_files(large: Segment) -> None:
     client = large.attach()
     _core.open_client(client)
     tasks: list[tuple[str] | None] = [None] * 8
-    row = _core.publish(client, tasks, ("big",), 0, 0, 0, 0, b"x" * 200 * _core.UNIT_SIZE, 0, 0, 0, 1)
-    assert blocks(large) == 200
+    row = _core.publish(client, tasks, ("big",), 0, 0, 0, 0, b"x" * 400 * _core.UNIT_SIZE, 0, 0, 0, 1)
+    assert blocks(large) == 400
     _core.trim(client)
-    assert blocks(large) == 200  # something is in flight
+    assert blocks(large) == 400  # something is in flight
     assert _core.cancel(client, tasks, row)
     _core.trim(client)
-    assert blocks(large) == 128
+    assert blocks(large) == 256
     _core.trim(client)
-    assert blocks(large) == 128
+    assert blocks(large) == 256
     _core.retire(client)
     assert blocks(large) == 0
 
@@ -88,7 +88,7 @@ def test_trim_leaves_what_is_held(large: Segment) -> None:
     _core.open_client(client)
     _core.open_worker(worker, 0, 0)
     tasks: list[tuple[str] | None] = [None] * 8
-    args, result = os.urandom(130 * _core.UNIT_SIZE), os.urandom(150 * _core.UNIT_SIZE)
+    args, result = os.urandom(260 * _core.UNIT_SIZE), os.urandom(300 * _core.UNIT_SIZE)
     assert _core.publish(client, tasks, ("big",), 0, 0, 0, 0, args, 0, 0, 0, 1) >= 0
     assert _core.claim(worker, 0, 0)
     kept = _core.arguments(worker)
@@ -97,13 +97,13 @@ def test_trim_leaves_what_is_held(large: Segment) -> None:
     assert _core.collect(client, tasks, inbox, 1, object(), []) == 1
     view = inbox.pop()[2]
     _core.trim(client)
-    assert blocks(large) == 280
+    assert blocks(large) == 560
     assert bytes(kept) == args
     assert bytes(view) == result
     del kept, view
     assert _core.counters(client)["units"] == 0
     _core.trim(client)  # the earlier one has not forgotten them
-    assert blocks(large) == 256
+    assert blocks(large) == 512
 
 
 def test_retired_client_gives_back_what_is_dropped(large: Segment) -> None:

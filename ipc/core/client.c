@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define JUDGE_NS 20000u    /* how long to watch the head before judging how fast the awake workers are */
-#define WARM_UNITS 128u    /* of each half: 8 MiB */
+#define WARM_UNITS 256u    /* of each half: 16 MiB */
 #define BACKLOG_NS 100000u /* ready rows that will be gone so soon are not worth a wake */
 
 void ipc_client_init(struct ipc_client *c, struct ipc_segment *s) {
