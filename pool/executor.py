@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _new = tuple.__new__  # a third of the price of Task(...)
 _NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
 _MOST_WORKERS = 512
+_ROOM_SECONDS = 10.0  # how long a map waits for room for its function
 _MOST_RETRIES = 65_000  # an attempt's number has 16 bits
 
 
@@ -205,6 +206,10 @@ class _Calls(Executor):
             client.check_open()
             client.start()
         function = client.function(fn, once=True)
+        end = time.monotonic() + _ROOM_SECONDS
+        while function.id == 0 and not client.idle_or_closed() and time.monotonic() < end:
+            client.wait_for(lambda: False, 0.01)  # results are in the way until they are collected
+            function = client.function(fn, once=True)
         if function.id == 0:
             raise MemoryError(f"no room in the payload segment to store {function.name}")
         return MapRun(client, function, call, self._policy, chunksize, buffersize)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
-_MANY_BYTES = 64 << 20  # and so much of their pickles
+_MANY_BYTES = 64 << 20  # and so much of their pickles, at most an eighth of the room
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType)
 
 
@@ -133,6 +133,10 @@ def _same(a: Any, b: Any) -> bool:
     return a is b
 
 
+def _room_of(function: Function) -> int:
+    return -(-function.length // _core.UNIT_SIZE) * _core.UNIT_SIZE
+
+
 class FunctionStore:
     """The client's side: callable → key. Not thread-safe; the client's ``functions_lock`` is held."""
 
@@ -171,7 +175,7 @@ class FunctionStore:
             # By reference means two short names and nothing of ours inside: such a pickle never changes.
             by_reference = len(fresh) < 512 and b"cloudpickle" not in fresh and _plain(fn)
             self._stored[fn] = (function, None if by_reference else fingerprint, by_reference)
-            self._bytes += function.length
+            self._bytes += _room_of(function)
             self._trim()
         return function
 
@@ -207,11 +211,12 @@ class FunctionStore:
 
     def _forget(self, fn: Any) -> None:
         if (known := self._stored.pop(fn, None)) is not None:
-            self._bytes -= known[0].length
+            self._bytes -= _room_of(known[0])
 
     def _trim(self) -> None:
         """Forget the oldest callables when there are many; what is in flight stays where it is until it is done."""
-        while len(self._stored) > _MANY or (self._bytes > _MANY_BYTES and len(self._stored) > 1):
+        most = min(_MANY_BYTES, _core.room(self.segment) // 8)
+        while len(self._stored) > _MANY or (self._bytes > most and len(self._stored) > 1):
             self._forget(next(iter(self._stored)))
 
     def forget_shared(self) -> None:

@@ -445,6 +445,7 @@ def array_storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
     lucky, stop, count, given = random.Random(seed), threading.Event(), 0, 0
     with processes.nothing_left(), payloads.started(WORKERS, 128, retries=MANY) as (pool, payload):
         segment, began = pool._client.segment, time.monotonic()
+        monitor = payloads.rss(processes.monitor_pid(pool))
 
         def kill() -> None:
             nonlocal count
@@ -482,8 +483,8 @@ def array_storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
             killer.join()
         grown = payloads.rss() - early
         assert grown < 64 << 20, f"the client has grown by {grown >> 20} MiB"
-        monitor = payloads.rss(processes.monitor_pid(pool), "RssAnon")
-        assert monitor < 64 << 20, f"the monitor has grown to {monitor >> 20} MiB"
+        more = payloads.rss(processes.monitor_pid(pool)) - monitor
+        assert more < 16 << 20, f"the monitor has grown by {more >> 20} MiB"
         futures, outcomes, outcome = [], [], None
         held.clear()
         _all_alive(pool)

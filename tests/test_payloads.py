@@ -11,8 +11,9 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import payloads
@@ -92,9 +93,9 @@ def test_what_a_killed_worker_has_kept_is_given_back() -> None:
 @pytest.mark.parametrize("length", [UNIT, 5 * UNIT, 20 * UNIT])
 def test_a_task_that_keeps_everything_stops_nobody(length: int) -> None:
     with small_pool(2, 64) as pool:
-        wanted = [digest(array(k, length)) for k in range(60)]
-        assert list(pool.imap(payloads.keep, (array(k, length) for k in range(60)), chunksize=1)) == wanted
-        assert list(pool.map(payloads.keep, (array(k, length) for k in range(60)))) == wanted
+        wanted = [digest(array(k, length)) for k in range(30)]
+        assert list(pool.imap(payloads.keep, (array(k, length) for k in range(30)), chunksize=1)) == wanted
+        assert list(pool.map(payloads.keep, (array(k, length) for k in range(30)))) == wanted
         pids = set(processes.worker_pids(pool))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -578,7 +579,7 @@ def test_new_classes_and_lambdas_travel_beside_arrays(tmp_path: Path) -> None:
 
 def test_maps_of_more_than_the_room_come_through() -> None:
     with small_pool(2, 64) as pool:
-        items = [array(k, 10 * UNIT) for k in range(60)]
+        items = [array(k, 10 * UNIT) for k in range(30)]
         wanted = [digest(item) for item in items]
         for chunksize in (1, 5):
             got = list(pool.map(tasks.identity, items, chunksize=chunksize))
@@ -654,6 +655,18 @@ def test_views_and_results_that_wait_for_room_stop_nobody() -> None:
             assert all(digest(f.result()) == digest(array(k, 12 * UNIT)) for k, f in enumerate(futures))
             chunks.close(), singles.close()  # type: ignore[attr-defined]
         assert [digest(h) for h in held] == _digests(10)
+
+
+def test_a_map_finds_room_for_its_function_among_results() -> None:
+    with small_pool(3, 64) as pool:
+        held = [pool.submit(payloads.make, k, 4 * UNIT - 500).result() for k in range(4)]  # all that may be views
+        futures = [pool.submit(payloads.make, k, 5 * UNIT) for k in range(30)]
+        for k in range(30):
+            fn = functools.partial(payloads.make, length=100_000 + k)
+            assert [len(value) for value in pool.imap(fn, range(3))] == [100_000 + k] * 3
+            futures.append(pool.submit(payloads.make, k, 5 * UNIT))
+        assert [len(future.result()) for future in futures] == [5 * UNIT] * 60
+        del held
 
 
 def _longer(turn: int, value: Any) -> Any:
@@ -760,4 +773,157 @@ def test_a_full_disk_is_the_tasks_error(files: Path) -> None:
         assert _names(files) == []
     with small_pool(1, 64) as pool:
         payloads.full_disk(pool, files)
+    assert os.listdir(files) == []
+
+
+# ---- other ends
+
+
+@pytest.mark.parametrize("how", ["kill", "time out", "cancel"])
+def test_what_was_stopped_gives_its_room_back(how: str) -> None:
+    with small_pool(2, 128) as pool:
+        options = pool.options(timeout=0.05 if how == "time out" else None)
+        for _ in range(5):
+            futures = [options.submit(_hang, array(k, 5 * UNIT)) for k in range(4)]
+            if how == "kill":
+                processes.wait_until(lambda: sum(f.running() for f in futures) == 2, "two run")  # noqa: B023
+            for future in futures if how != "time out" else []:
+                future.kill()
+            assert all(_ended_badly(future) for future in futures)
+        settle(pool, _functions(pool))
+
+
+def _hang(value: Any) -> None:
+    signal.pause()
+
+
+def _ended_badly(future: Any) -> bool:
+    try:
+        return future.exception(20) is not None
+    except CancelledError:
+        return True
+
+
+def test_a_pool_inside_of_a_task_takes_the_tasks_argument() -> None:
+    with small_pool(2, 128) as pool:
+        value = array(1, LARGE)
+        for _ in range(3):
+            assert pool.submit(_nested, value).result() == (digest(value + 1), digest(value), digest(value))
+        settle(pool, _functions(pool))
+
+
+def _nested(value: Any) -> tuple[int, int, int]:
+    with Pool(1) as inner:
+        changed = inner.submit(payloads.add_one, value).result()
+        return digest(changed), inner.submit(digest, inner.share(value)).result(), digest(value)
+
+
+def test_values_outlive_the_segment_that_is_replaced() -> None:
+    with small_pool(2, 128) as pool:
+        held = [pool.submit(payloads.make, k, LARGE).result() for k in range(5)]
+        with pool._client.lock:
+            pool._client._replace_segment(ValueError("as if it were damaged"))
+        assert digest(pool.submit(payloads.make, 1, LARGE).result()) == digest(array(1, LARGE))
+        assert [digest(h) for h in held] == _digests(5)
+
+
+def test_forks_that_pin_values_take_room_but_stop_nobody() -> None:
+    with small_pool(2, 64) as pool:
+        for _ in range(10):
+            held = [pool.submit(payloads.make, k, LARGE).result() for k in range(4)]
+            assert _code(_forked(lambda: [digest(h) for h in held] == _digests(4))) == 0  # noqa: B023
+            held.clear()
+        assert views(pool) <= 16
+        sizes = ((k, 14 * UNIT) for k in range(20))
+        assert [digest(v) for v in pool.imap(payloads.make_of, sizes)] == [
+            digest(array(k, 14 * UNIT)) for k in range(20)
+        ]
+
+
+def test_threads_that_share_a_pool_get_their_own_values() -> None:
+    errors: list[BaseException] = []
+    with small_pool(2, 64) as pool:
+
+        def use(n: int) -> None:
+            try:
+                for k in range(40):
+                    value = array(1000 * n + k, (k % 7) * UNIT + k)
+                    wanted = digest(value + np.uint8(1))
+                    future = pool.submit(payloads.add_one, value)
+                    value[:] = 0
+                    assert digest(future.result(30)) == wanted
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=use, args=(n,)) for n in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        settle(pool, _functions(pool))
+
+
+# ---- little memory
+
+
+@pytest.fixture
+def little_memory(lack: Callable[[str], NoReturn]) -> Iterator[Path]:
+    """A cgroup of 256 MiB."""
+    limit = 256 * MIB
+    for top, name in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        folder = top / f"pool-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            (folder / name).write_text(str(limit))
+        except OSError:  # no memory controller here
+            folder.rmdir()
+            continue
+        break
+    else:
+        lack("no cgroup can be made here: that takes root, and a memory controller")
+    yield folder
+    processes.wait_until(lambda: not (folder / "cgroup.procs").read_text(), "the cgroup is empty")
+    folder.rmdir()
+
+
+def _oom_kills(folder: Path) -> int:
+    for name in ("memory.events", "memory.oom_control"):
+        if (folder / name).exists():
+            lines = dict(line.split() for line in (folder / name).read_text().splitlines())
+            return int(lines.get("oom_kill", 0))
+    return 0
+
+
+def test_a_gigabyte_passes_through_a_quarter_of_it(little_memory: Path, files: Path, tmp_path: Path) -> None:
+    script = """
+        import os, sys
+        with open(sys.argv[1] + "/cgroup.procs", "w") as procs:
+            procs.write(str(os.getpid()))
+        import numpy as np
+        import payloads
+        from payloads import MIB, array, digest
+        from pool import Pool
+
+        def check(k, value, length):
+            assert digest(value) == digest(array(k, length) + 1), k
+
+        with Pool(2) as pool:
+            for count, length in ((250, MIB), (25, 10 * MIB)):
+                for size in (1, 3):
+                    results = pool.imap(payloads.add_one, (array(k, length) for k in range(count)), chunksize=size)
+                    for k, value in enumerate(results):
+                        check(k, value, length)
+            del value
+            for _ in range(5):
+                value = pool.submit(payloads.add_one, np.full(30 * MIB, 7, np.uint8)).result()
+                assert value.min() == value.max() == 8
+            print(pool._client.room >> 20)
+    """
+    room = int(scripts.run(tmp_path, script, str(little_memory)).stdout)
+    assert room < 128
+    assert _oom_kills(little_memory) == 0
     assert os.listdir(files) == []
