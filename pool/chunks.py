@@ -33,6 +33,7 @@ class Chunk:
     Attributes:
         items: what was read and can be encoded.
         failed: the item after these and its error, if it cannot.
+        alone: or the item after these, encoded, with itself: it is so large that it should go without others.
         ended: the input is exhausted.
         error: what the input raised; what it gave before still counts.
     """
@@ -40,6 +41,7 @@ class Chunk:
     def __init__(self, source: Iterator[Any], count: int) -> None:
         self.items: list[Any] = []
         self.failed: tuple[Any, Exception] | None = None
+        self.alone: tuple[Any, Any] | None = None
         self.ended = True
         self.error: Exception | None = None
         self._parts: list[bytes | bytearray] | None = None
@@ -55,10 +57,14 @@ class Chunk:
                 if self._parts is None:
                     self._parts = [_dumps(before, 5) for before in items]
                 try:
-                    part = encode_part(item)
+                    data = codec.encode_args(item)
                 except Exception as error:
                     self.failed, self.ended = (item, error), False
                     return
+                if type(data) is tuple and spill.size(data) > _MOST_BYTES:
+                    self.alone, self.ended = (data, item), False
+                    return
+                part = data if isinstance(data, bytes) else codec.join(data)
                 self._parts.append(part)
                 size += len(part)
             items.append(item)
@@ -75,12 +81,6 @@ class Chunk:
 def _fixed(item: Any) -> bool:
     kind = type(item)
     return kind in _FIXED or (kind is tuple and all(type(x) in _FIXED for x in item))
-
-
-def encode_part(item: Any) -> bytes | bytearray:
-    """One item: a bytearray, if it has out-of-band buffers. Raises what pickling raised."""
-    data = codec.encode_args(item)
-    return data if isinstance(data, bytes) else codec.join(data)
 
 
 def decode_part(part: bytes | bytearray) -> Any:

@@ -274,11 +274,9 @@ class Client(Waiting):
         if row == _core.TOO_LARGE:
             try:
                 return self._publish(self._spilled(task))
-            except OSError:
-                from pool.errors import PayloadTooLarge
-
+            except OSError as error:
                 what = f"the arguments of {function.name}"
-                task.sink.fail(task, PayloadTooLarge(what=what, size=spill.size(data), limit=self.room // 2))
+                task.sink.fail(task, codec.too_large(what, spill.size(data), self.room, error))
                 return True
         return False
 

@@ -94,28 +94,34 @@ def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     return pack(data, buffers) if buffers else data
 
 
-class _Noted(threading.local):
-    handles: list[Any] | None = None
+class Handles(threading.local):
+    """Notes the handles on shared objects that are pickled: they have to live as long as the bytes that name them,
+    whatever the caller does with its objects meanwhile."""
+
+    used = False  # somebody shares objects, so it is worth while
+    _now: dict[int, Any] | None = None
+
+    def note(self, handle: Any) -> None:
+        """Called by a handle that is pickled."""
+        if self._now is not None:
+            self._now[id(handle)] = handle
+
+    def of(self, call: Callable[..., Any], *args: Any) -> tuple[Any, list[Any]]:
+        """What ``call(*args)`` returns, and the handles that were pickled in it."""
+        before, self._now = self._now, {}
+        try:
+            return call(*args), list(self._now.values())
+        finally:
+            self._now = before
 
 
-_noted = _Noted()
-
-
-def note_handle(handle: Any) -> None:
-    """Called by a handle on a shared object that is pickled."""
-    if _noted.handles is not None:
-        _noted.handles.append(handle)
+handles = Handles()
 
 
 def encode_function(fn: Any) -> tuple[bytes, list[Any]]:
-    """A callable, which travels as one string of bytes, and the handles on shared objects in it: they have to live as
-    long as the bytes, whatever its names refer to meanwhile. Raises what pickling raised if nothing can take it."""
-    before, _noted.handles = _noted.handles, []
-    try:
-        data = _encode(fn, None)
-        return data, _noted.handles
-    finally:
-        _noted.handles = before
+    """A callable, which travels as one string of bytes, and the handles on shared objects in it. Raises what pickling
+    raised if nothing can take it."""
+    return handles.of(_encode, fn, None)
 
 
 def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
@@ -280,9 +286,9 @@ def fetch(kind: int, data: Any) -> tuple[int, Any]:
         return FAILED, error
 
 
-def encode_too_large(size: int) -> tuple[int, bytes]:
-    """The result of a task whose value of ``size`` bytes does not fit into the payload room."""
-    return TOO_LARGE, _dumps(size, 5)
+def encode_too_large(size: int, reason: str) -> tuple[int, bytes]:
+    """The result of a task whose value of ``size`` bytes fits neither into the payload room nor into a file."""
+    return TOO_LARGE, _dumps((size, reason), 5)
 
 
 class RemoteTraceback(Exception):
@@ -299,9 +305,8 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
         type_name, reason = loads(data)
         return ResultNotPicklable(task=task, type_name=type_name, reason=reason)
     if kind == TOO_LARGE:
-        from pool.errors import PayloadTooLarge
-
-        return PayloadTooLarge(what=f"the result of {task}", size=loads(data), limit=room // 2)
+        size, reason = loads(data)
+        return too_large(f"the result of {task}", size, room, reason)
     inner, name, message, trace = loads(data)
     error: BaseException | None = None
     if inner is not None:
@@ -314,6 +319,15 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
 
         error = RemoteError(type_name=name, message=message, traceback=trace)
     error.__cause__ = RemoteTraceback(trace)
+    return error
+
+
+def too_large(what: str, size: int, room: int, reason: object) -> BaseException:
+    """PayloadTooLarge; ``reason``: why there could be no file either."""
+    from pool.errors import PayloadTooLarge
+
+    error = PayloadTooLarge(what=what, size=size, limit=room // 2)
+    error.add_note(f"It does not fit into shared memory, and no file could be made for it: {reason}")
     return error
 
 

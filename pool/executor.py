@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, TypedDict, Unpack
 
+    from pool.functions import Function
     from pool.insights import Insights
     from pool.share import Shared
 
@@ -75,17 +76,10 @@ class _Calls(Executor):
                 client.start()
         future = Future(client, self._policy)
         try:  # not under the lock: pickling runs code of the caller
-            function = client.functions.by_reference(fn) if type(fn) in _NAMED else None
-            if function is None:
-                function = client.function(fn, once=False)
-            if function.id and not kwargs and len(args) == 1:
-                data, flags = codec.encode_args(args[0]), codec.CALL_ONE << 8
-            elif function.id and not kwargs:
-                data, flags = codec.encode_args(args), codec.CALL_STAR << 8
-            elif function.id:
-                data, flags = codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
+            if codec.handles.used:
+                (function, data, flags), future.handles = codec.handles.of(_encode_call, client, fn, args, kwargs)
             else:
-                data, flags = codec.encode_args((fn, args, kwargs)), codec.CALL_SELF << 8
+                function, data, flags = _encode_call(client, fn, args, kwargs)
         except Exception as error:
             future.fail_early(error)
             return future
@@ -397,6 +391,22 @@ class Options(_Calls):
         if wait:
             for future in futures:
                 self._client.wait_for(future.done)
+
+
+def _encode_call(
+    client: Client, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Function, Any, int]:
+    """The function's key, the arguments, and how to call it with them. Raises what pickling raised."""
+    function = client.functions.by_reference(fn) if type(fn) in _NAMED else None
+    if function is None:
+        function = client.function(fn, once=False)
+    if not function.id:
+        return function, codec.encode_args((fn, args, kwargs)), codec.CALL_SELF << 8
+    if kwargs:
+        return function, codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
+    if len(args) == 1:
+        return function, codec.encode_args(args[0]), codec.CALL_ONE << 8
+    return function, codec.encode_args(args), codec.CALL_STAR << 8
 
 
 def _client_for(workers: int, options: WorkerOptions) -> Client:

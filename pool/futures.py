@@ -61,6 +61,7 @@ class Future(concurrent.futures.Future["Any"]):
     _told = False
     _raw: tuple[int, Any] | None = None
     _facts: tuple[Any, ...] | None = None
+    handles: Any = ()  # on shared objects among its arguments
     row = -1
     dropped = False
     holds_call = True
@@ -115,6 +116,8 @@ class Future(concurrent.futures.Future["Any"]):
     def _end(self, fate: str = FINISHED) -> None:
         # Under the client's lock, as is the making of _late: whoever makes the Condition afterwards sees the state.
         self._fate = fate
+        if self.handles:
+            self.handles = ()
         client = self._client
         client.unfinished -= 1
         if self._late is not None:

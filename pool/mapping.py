@@ -93,6 +93,7 @@ class MapRun:
         self._item_us = 0.0
         self._item_bytes = 0.0
         self._sent: tuple[Task, list[bytes | bytearray]] | None = None  # the last chunk that was taken apart
+        self.handles: set[Any] = set()  # on shared objects among the items
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
@@ -310,7 +311,7 @@ class MapRun:
         """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""
         chunk = chunks.Chunk(source, count)
         index, items = self.given, chunk.items
-        number = len(items) + (chunk.failed is not None)
+        number = len(items) + (chunk.failed is not None) + (chunk.alone is not None)
         self.flying += number
         self.given += number
         if items:
@@ -319,6 +320,9 @@ class MapRun:
             self._offer(self._task(index, data, items, len(items), flags=flags))
         if chunk.failed is not None:
             self._fail_early(index + len(items), *chunk.failed)
+        if chunk.alone is not None:
+            data, item = chunk.alone
+            self._offer(self._task(index + len(items), data, item))
         if chunk.error is not None:
             raise chunk.error
         return chunk.ended
@@ -438,9 +442,12 @@ def _with_item(failure: Failure) -> BaseException:
 
 def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
     """Give away one batch. True if the input is exhausted. Raises what the input raises."""
-    if run.chunksize == 1:
-        return run.give_singles(source, min(room, _BATCH))
-    return run.give_chunk(source, min(run.chunksize, room))
+    give, most = (run.give_singles, _BATCH) if run.chunksize == 1 else (run.give_chunk, run.chunksize)
+    if not codec.handles.used:
+        return give(source, min(room, most))
+    ended, handles = codec.handles.of(give, source, min(room, most))
+    run.handles.update(handles)
+    return bool(ended)
 
 
 def check_buffersize(buffersize: int | None) -> None:

@@ -25,6 +25,9 @@ _live: weakref.WeakSet[Shared] = weakref.WeakSet()
 """Handles whose file this process has open."""
 
 
+codec.Handles.used = True
+
+
 class Shared:
     """A handle on a shared object. Pass it to tasks, in arguments or inside of the function: they get the object.
 
@@ -49,7 +52,7 @@ class Shared:
         return _attach(*self._where())
 
     def __reduce__(self) -> Any:
-        codec.note_handle(self)
+        codec.handles.note(self)
         return _attach, self._where()
 
     def _where(self) -> tuple[bytes, str, int]:

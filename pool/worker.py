@@ -319,8 +319,8 @@ def _spill(kind: int, data: Any) -> tuple[int, bytes]:
     """The same result as a file."""
     try:
         return _Process.results.spill(kind, data)
-    except OSError:
-        return codec.encode_too_large(spill.size(data))
+    except OSError as error:
+        return codec.encode_too_large(spill.size(data), str(error))
 
 
 class _Results:
