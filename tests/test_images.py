@@ -1166,6 +1166,20 @@ def test_running_asks_the_row(image: Image) -> None:
     assert _core.running(worker, 1) is None
 
 
+def test_the_start_of_an_earlier_task_is_not_taken_for_that_of_this_one(image: Image) -> None:
+    """The row words of two tasks of one worker are the same, if their rows were used equally often."""
+    worker = image.worker()
+    rows = [image.publish("timed", timeout_ms=5), image.publish("other")]
+    claim(worker)
+    earlier = _core.running(worker, 0)
+    assert earlier is not None
+    assert earlier[5] > 0
+    assert _core.complete(worker, 0, b"") == 0
+    claim(worker)
+    assert rows[0] != rows[1]
+    assert _core.running(worker, 0) == (0, 0, rows[1], 0, earlier[4], 0)
+
+
 def test_condemn_only_what_it_saw(image: Image) -> None:
     worker, row = image.worker(), image.publish("task")
     assert not _core.condemn(image.client, row, _core.row_word(image.client, row)[4])  # ready: cancel it

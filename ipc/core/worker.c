@@ -41,6 +41,8 @@ int ipc_claim(struct ipc_worker *w) {
         int claimed = 0;
         if (row < s->rows) {
             atomic_store_explicit(&line->intent, row, memory_order_relaxed); /* published by the CAS below */
+            /* The word does not name the row: the start of an earlier task must not be taken for that of this one. */
+            atomic_store_explicit(&line->started_word, 0, memory_order_relaxed);
             uint64_t ready = ipc_word(IPC_READY, 0, 0, seq, 0);
             w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);
             /* Strong: a spurious failure would be taken for "not ready", and head would move past a live entry. acq_rel: see the arguments. */
