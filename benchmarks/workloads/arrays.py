@@ -48,6 +48,7 @@ class Arrays(Workload):
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
         size = _KIB[case] * 1024
         with started(rival, sizes.workers):
+            _pass_through(rival, size, _KEPT)  # the workers have to start; the first tasks say nothing about the pace
             n = paced(lambda n: _pass_through(rival, size, n), sizes.seconds, least=_KEPT)
             # Memory costs more when it is first used than whatever is done to it later, so this is the warm-up too.
             peak = _pass_through(rival, size, n, looks=8)
