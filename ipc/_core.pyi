@@ -62,9 +62,7 @@ STARTING: Final = 0
 """Forked, not ready yet."""
 IDLE: Final = 1
 """Ready, without a task."""
-BUSY: Final = 2
-"""Has a task."""
-LEAVING: Final = 3
+LEAVING: Final = 2
 """Claims nothing more."""
 
 # ---- sizes and masks
@@ -231,7 +229,7 @@ def open_worker(segment: _Segment, slot: int, generation: int, /) -> None:
     """Take the role of the worker of that slot and generation (all 32 bits of it). MemoryError."""
 
 def set_phase(segment: _Segment, phase: int, /) -> None:
-    """Tell the monitor and `slot_info`: STARTING, IDLE, BUSY, LEAVING."""
+    """Tell the monitor and `slot_info`: STARTING, IDLE, LEAVING."""
 
 def claim(
     segment: _Segment, spin_us: int, timeout_ms: int, /

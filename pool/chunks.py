@@ -57,7 +57,7 @@ class Chunk:
                 if self._parts is None:
                     self._parts = [_dumps(before, 5) for before in items]
                 try:
-                    data = codec.encode_args(item)
+                    data: Any = codec.encode_args(item)
                 except Exception as error:
                     self.failed, self.ended = (item, error), False
                     return
@@ -67,6 +67,7 @@ class Chunk:
                 part = data if isinstance(data, bytes) else codec.join(data)
                 self._parts.append(part)
                 size += len(part)
+                data = None  # the input may resize its bytearray, which it cannot while we look into it
             items.append(item)
             full = len(items) >= count or size > _MOST_BYTES
             if full or (len(items) & 15 == 0 and time.monotonic() > end):  # a slow source is not waited for

@@ -267,21 +267,21 @@ class MapRun:
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
-        note, pack_array = buffers.append, codec.pack_array
-        array_type = None if self.policy.retries else codec.array_type()
+        note, packers = buffers.append, {} if self.policy.retries else codec.PACKERS
         try:
             for item in itertools.islice(source, count):
                 given += 1
-                array = pack_array(item) if type(item) is array_type else None
+                pack = packers.get(type(item))
+                bare = pack(item) if pack is not None else None
                 try:
-                    data: Any = array or _dumps(item, 5, buffer_callback=note)
+                    data: Any = bare or _dumps(item, 5, buffer_callback=note)
                 except Exception:
                     data = b""
-                if array is not None and len(array[1]) <= large:
-                    kept, how = len(array[1]), flags | _core.PACKED
+                if bare is not None and len(bare[1]) <= large:
+                    kept, how = len(bare[1]), flags | _core.PACKED
                     size += kept
                     self._saw(kept)
-                elif not data or array or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                elif not data or bare or buffers or len(data) > large or data.find(_MAIN) >= 0:
                     buffers.clear()
                     if not self._give_one(index + given - 1, item):
                         return False
@@ -297,11 +297,12 @@ class MapRun:
                     or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1) < 0
                 ):
                     with client.lock:
-                        client.offer(task if array is None else task._replace(data=data))
-                    if array is not None and client.queue:
+                        client.offer(task if bare is None else task._replace(data=data))
+                    if bare is not None and client.queue:
                         return False  # no room for large arguments: more of the input would only wait in memory
                 if size > _FLYING_BYTES:
                     return False
+                bare = data = None  # the input may resize its bytearray, which it cannot while we look into it
         finally:
             self.flying += given
             self.given += given

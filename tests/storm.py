@@ -451,7 +451,7 @@ def array_storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
             nonlocal count
             while not stop.wait(every):
                 info = _core.slot_info(segment, lucky.randrange(WORKERS))
-                if info["pid"] and info["phase"] in (_core.IDLE, _core.BUSY) and info["reaped"] <= info["generation"]:
+                if info["pid"] and info["phase"] == _core.IDLE and info["reaped"] <= info["generation"]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(info["pid"], signal.SIGKILL)
                         count += 1

@@ -927,3 +927,38 @@ def test_a_gigabyte_passes_through_a_quarter_of_it(little_memory: Path, files: P
     assert room < 128
     assert _oom_kills(little_memory) == 0
     assert os.listdir(files) == []
+
+
+# ---- bytes by themselves
+
+
+def _refilled(kind: type[bytes] | type[bytearray], n: int) -> Iterator[Any]:
+    """One and the same bytearray, which could not be resized while somebody looks into it; or fresh bytes."""
+    buffer = bytearray()
+    for k in range(n):
+        buffer.clear()
+        buffer.extend(bytes([k % 256]) * (20_000 + 1000 * k))
+        yield buffer if kind is bytearray else bytes(buffer)
+
+
+@pytest.mark.parametrize("workers", [2, 0])
+@pytest.mark.parametrize("chunksize", [1, 3, "auto"])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_long_bytes_go_and_come_as_they_were(workers: int, chunksize: int, kind: type) -> None:
+    want = [bytes(x) for x in _refilled(kind, 40)]
+    with Pool(workers) as pool:
+        for policy in (pool, pool.options(retries=1)):
+            results = list(policy.imap(tasks.identity, _refilled(kind, 40), chunksize=chunksize))
+            assert {type(result) for result in results} == {kind}
+            assert results == want
+
+
+def test_a_bytearray_may_be_resized_as_soon_as_submit_returns() -> None:
+    with Pool(1) as pool:
+        futures = []
+        for k in range(1500):  # more than there are rows
+            data = bytearray([k % 256]) * 40_000
+            futures.append(pool.submit(tasks.identity, data))
+            data.extend(b"more")
+        for k, future in enumerate(futures):
+            assert future.result() == bytes([k % 256]) * 40_000

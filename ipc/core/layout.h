@@ -87,7 +87,7 @@ struct ipc_death { /* one entry of the death log: {generation, pid, wait status,
     uint32_t reason;
 };
 
-enum ipc_phase { IPC_STARTING = 0, IPC_IDLE = 1, IPC_BUSY = 2, IPC_LEAVING = 3 };
+enum ipc_phase { IPC_STARTING = 0, IPC_IDLE = 1, IPC_LEAVING = 2 };
 
 struct ipc_slot {
     /* worker line: hints for the monitor and for insights, never used to settle */
