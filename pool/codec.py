@@ -46,6 +46,8 @@ _dumps = pickle.dumps
 loads = pickle.loads
 _WORD = struct.Struct("<QQ")
 _BARE = 1 << 63  # in place of the number of buffers: one object without a pickle
+SCALARS = frozenset({int, float, bool, complex, type(None)})
+"""Types whose pickles are plain, and never raise."""
 _LONG = 32 * 1024  # bytes that are worth it
 _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
@@ -88,6 +90,8 @@ def by_value(obj: Any, buffer_callback: Callable[[Any], object] | None = None) -
 def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
     """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). Raises what pickling raised
     if nothing can take them."""
+    if type(obj) in SCALARS:
+        return _dumps(obj, 5)
     bare = PACKERS.get(type(obj))
     if bare is not None and (packed := bare(obj)) is not None:
         return packed
@@ -149,6 +153,8 @@ def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
 def encode_value(value: Any) -> tuple[int, Any]:
     """A task's result: (kind, bytes or pieces). By reference where possible, so that the client finds its own classes
     again."""
+    if type(value) in SCALARS:
+        return VALUE, _dumps(value, 5)
     bare = PACKERS.get(type(value))
     if bare is not None and (packed := bare(value)) is not None:
         return PACKED, packed

@@ -63,6 +63,7 @@ class Future(concurrent.futures.Future["Any"]):
     _facts: tuple[Any, ...] | None = None
     handles: Any = ()  # on shared objects among its arguments
     row = -1
+    idempotent = True
     dropped = False
     holds_call = True
 

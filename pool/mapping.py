@@ -34,7 +34,7 @@ _SMALL = 4096  # bytes of an item that need no such care
 _FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
-_VALUES = frozenset(codec.VALUES)
+_VALUES, _SCALARS = frozenset(codec.VALUES), codec.SCALARS
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
@@ -76,6 +76,7 @@ class MapRun:
         self.function = function
         self.policy = policy
         self.row = -1
+        self.idempotent = False
         self.dropped = False
         self.holds_call = False
         self.chunksize = chunksize or 1
@@ -271,13 +272,20 @@ class MapRun:
         try:
             for item in itertools.islice(source, count):
                 given += 1
-                pack = packers.get(type(item))
-                bare = pack(item) if pack is not None else None
+                kind = type(item)
+                bare = None
                 try:
-                    data: Any = bare or _dumps(item, 5, buffer_callback=note)
+                    if kind in _SCALARS:
+                        data: Any = _dumps(item, 5)
+                    else:
+                        if kind in packers:
+                            bare = packers[kind](item)
+                        data = bare or _dumps(item, 5, buffer_callback=note)
                 except Exception:
                     data = b""
-                if bare is not None and len(bare[1]) <= large:
+                if kind in _SCALARS:
+                    kept, how = data, flags
+                elif bare is not None and len(bare[1]) <= large:
                     kept, how = len(bare[1]), flags | _core.PACKED
                     size += kept
                     self._saw(kept)

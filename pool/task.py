@@ -36,6 +36,7 @@ class Sink:
 
     policy: Policy
     row: int  # of its last publication; -1: in the queue
+    idempotent: bool  # it may arrive a second time: that changes nothing
     dropped: bool  # nobody wants it: the queue skips its tasks
     holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
 

@@ -225,7 +225,7 @@ def _loop(segment: object, recycle_after: int) -> int:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
-        if _core.kept(segment) > kept + limit:
+        if claim[4] is None and _core.kept(segment) > kept + limit:
             gc.collect()
             kept = _core.kept(segment)
             if kept > 4 * limit:
