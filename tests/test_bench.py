@@ -81,9 +81,8 @@ def test_arrays_are_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     results = suite.run(TINY, ["arrays"], ["pool", RIVAL, "executor"])
     rivals = results["workloads"]["arrays"]["cases"]["64 KiB"]["rivals"]
     assert all(set(WORKLOADS["arrays"].metrics) <= set(values) for values in rivals.values())
-    ratios = [
-        results["workloads"]["arrays"]["cases"]["64 KiB"]["ratios"]["gb_per_s"][n]["median"] for n in (RIVAL, "executor")
-    ]
+    by_rival = results["workloads"]["arrays"]["cases"]["64 KiB"]["ratios"]["gb_per_s"]
+    ratios = [by_rival[name]["median"] for name in (RIVAL, "executor")]
     told = {t["target"]: t["value"] for t in results["targets"]}
     assert told["arrays of 64 KiB: x the best peer"] == min(ratios)
 
