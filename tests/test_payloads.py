@@ -932,7 +932,7 @@ def test_a_gigabyte_passes_through_a_quarter_of_it(little_memory: Path, files: P
 # ---- bytes by themselves
 
 
-def _refilled(kind: type[bytes] | type[bytearray], n: int) -> Iterator[Any]:
+def _bytes_of(kind: type[bytes] | type[bytearray], n: int) -> Iterator[Any]:
     """One and the same bytearray, which could not be resized while somebody looks into it; or fresh bytes."""
     buffer = bytearray()
     for k in range(n):
@@ -945,10 +945,10 @@ def _refilled(kind: type[bytes] | type[bytearray], n: int) -> Iterator[Any]:
 @pytest.mark.parametrize("chunksize", [1, 3, "auto"])
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 def test_long_bytes_go_and_come_as_they_were(workers: int, chunksize: int, kind: type) -> None:
-    want = [bytes(x) for x in _refilled(kind, 40)]
+    want = [bytes(x) for x in _bytes_of(kind, 40)]
     with Pool(workers) as pool:
         for policy in (pool, pool.options(retries=1)):
-            results = list(policy.imap(tasks.identity, _refilled(kind, 40), chunksize=chunksize))
+            results = list(policy.imap(tasks.identity, _bytes_of(kind, 40), chunksize=chunksize))
             assert {type(result) for result in results} == {kind}
             assert results == want
 

@@ -29,7 +29,7 @@ def _without_numbers_of_processes(text: str) -> str:
 
 def test_readme_has_examples() -> None:
     assert len(_examples(README)) >= 8
-    assert len(_examples(README.parent / "docs" / "payloads.md")) == 3
+    assert len(_examples(README.parent / "docs" / "payloads.md")) == 4
 
 
 @pytest.mark.parametrize(("script", "printed"), [example for page in PAGES for example in _examples(page)])
