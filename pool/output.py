@@ -69,3 +69,16 @@ def remove_unfinished(fd: int, pid: int) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
     os.pwrite(fd, bytes(4), 0)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Remove unfinished files anywhere below ``folder`` whose processes are gone: a worker and its monitor that are
+    killed at the same moment leave them."""
+    import re
+
+    unfinished = re.compile(r"\..+\.part-(\d+)-\d+(\..*)?")
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if (found := unfinished.fullmatch(name)) and not os.path.exists(f"/proc/{found[1]}"):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(where, name))

@@ -1,0 +1,232 @@
+"""The work of one ``pool map``: what is given to workers, what they run, what becomes of its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+from pool.cli import target
+from pool.cli.inputs import Inputs
+from pool.cli.journal import Journal, Stamp, stamp
+from pool.cli.target import Target
+from pool.errors import PoolBroken
+from pool.mapping import Failure
+from pool.output import output
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_KEPT = 1000  # failures, for the list at the end
+_LONGEST = 300  # characters of a reason in it
+
+
+class OutputError(Exception):
+    """An output cannot be where it would be."""
+
+
+class Call:
+    """What a worker runs for one input: (number, input, output)."""
+
+    def __init__(self, found: Target, has_outputs: bool) -> None:
+        self._function = found.function
+        self._name = found.name
+        # errors name the function, not us
+        self.__module__, _, self.__qualname__ = found.name.partition(".")
+        self._keywords = found.keywords
+        self._input_type = found.input_type
+        self._takes_output = found.takes_output
+        self._output_type = found.output_type
+        self._has_outputs = has_outputs
+
+    def __call__(self, item: tuple[Any, ...]) -> tuple[Any, ...]:
+        """(number, seconds), and the value if it is not None."""
+        began = time.perf_counter()
+        path = item[1] if self._input_type is None else target.convert(item[1], self._input_type)
+        value = self._with_output(path, item[2]) if self._has_outputs else self._function(path, **self._keywords)
+        seconds = time.perf_counter() - began
+        return (item[0], seconds) if value is None else (item[0], seconds, value)
+
+    def _with_output(self, path: Any, final: str) -> Any:
+        os.makedirs(os.path.dirname(final), exist_ok=True)
+        with output(final) as temporary:
+            if not self._takes_output:
+                return self._write(self._function(path, **self._keywords), temporary)
+            where = temporary if self._output_type is None else target.convert(temporary, self._output_type)
+            value = self._function(path, where, **self._keywords)
+            if not os.path.lexists(temporary):
+                raise FileNotFoundError(f"{self._name} wrote nothing to the path that it was given")
+            return value
+
+    def _write(self, value: Any, temporary: str) -> None:
+        if isinstance(value, str):
+            value = value.encode()
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise TypeError(
+                f"{self._name} takes no path to write to and returned {type(value).__name__}, not bytes or str"
+            )
+        Path(temporary).write_bytes(value)
+
+
+class Ended:
+    """What became of one input: ``value``, or ``error``."""
+
+    __slots__ = ("error", "output", "path", "seconds", "value")
+
+    def __init__(self, path: str, output: str | None, seconds: float, value: Any, error: BaseException | None) -> None:
+        self.path = path
+        self.output = output
+        self.seconds = seconds
+        self.value = value
+        self.error = error
+
+    def record(self) -> dict[str, Any]:
+        """For ``--json``."""
+        record: dict[str, Any] = {"input": self.path, "ok": self.error is None}
+        if self.error is not None:
+            return {**record, "error": type(self.error).__name__, "message": str(self.error)}
+        record |= {"value": self.value, "seconds": round(self.seconds, 6)}
+        return record if self.output is None else {**record, "output": self.output}
+
+
+class Batch:
+    """The source of a map, and the end of its results.
+
+    ``report`` is called with each input that has ended in this run.
+
+    Attributes:
+        call: what workers run.
+        out: the folder of the outputs, or None.
+        journal: may be set before the iteration begins.
+        done, failed, before: inputs that have succeeded, that have failed, and how many of both were recorded by
+            earlier runs.
+        failures: (input, reason) of the first of those that failed.
+    """
+
+    def __init__(
+        self, found: Target, source: Inputs, out: str | None, base: str | None, suffix: str | None,
+        report: Callable[[Ended], None],
+    ) -> None:  # fmt: skip
+        self.call = Call(found, out is not None)
+        self.out = None if out is None else os.path.abspath(out)
+        self.journal: Journal | None = None
+        self.done = self.failed = self.before = 0
+        self.failures: list[tuple[str, str]] = []
+        self._report = report
+        self._keywords = found.keywords
+        self._source = source
+        self._base = os.path.abspath(base or ".")
+        self._suffix = suffix
+        self._given = 0
+        self._running: dict[int, tuple[str, Stamp, str | None]] = {}
+        self._outputs: set[int] = set()
+        self._began = time.monotonic()
+
+    def key(self) -> str:
+        """Beside the function, what makes this another piece of work for the journal."""
+        words = {key: str(value) for key, value in sorted(self._keywords.items())}
+        where = {} if self.out is None else {"--out": self.out, "--base": self._base, "--suffix": self._suffix}
+        return json.dumps({**words, **{k: v for k, v in where.items() if v is not None}}, ensure_ascii=False)
+
+    # ---- what is given away
+
+    def __iter__(self) -> Batch:
+        return self
+
+    def __next__(self) -> tuple[Any, ...]:
+        while True:
+            path = next(self._source)  # NotYet goes through
+            then = (-1, -1) if self.journal is None else stamp(path)
+            if self.journal is not None and (known := self.journal.find(path, then)) is not None:
+                self.before += 1
+                if known:
+                    self.done += 1
+                else:
+                    self._failed(path, self.journal.failed(path))
+                continue
+            number, self._given = self._given, self._given + 1
+            if self.out is None:
+                self._running[number] = path, then, None
+                return number, path
+            final = self._output(path)
+            if self._is_new(path, final, then):
+                self._running[number] = path, then, final
+                return number, path, final
+
+    def _output(self, path: str) -> str:
+        """Where its output goes: always inside of ``out``."""
+        assert self.out is not None
+        relative = os.path.relpath(path, self._base)
+        if relative == ".." or relative.startswith("../"):  # not below the base: its whole path
+            relative = os.path.abspath(path).lstrip("/")
+        if self._suffix is not None:
+            relative = os.path.splitext(relative)[0] + self._suffix
+        return os.path.join(self.out, relative)
+
+    def _is_new(self, path: str, final: str, then: Stamp) -> bool:
+        if final == os.path.abspath(path):
+            raise OutputError(f"the output of {path!r} would overwrite it: choose another --out or --suffix")
+        if (mark := hash(final)) not in self._outputs:
+            self._outputs.add(mark)
+            return True
+        error = OutputError(f"an earlier input has the same output {final!r}")
+        self._ended(Ended(path, final, 0.0, None, error), then)
+        return False
+
+    # ---- what comes back
+
+    def end(self, result: Any) -> None:
+        """Take a result of the map. Raises PoolBroken if it has none because the pool has ended."""
+        if not isinstance(result, Failure):
+            number, seconds, *value = result
+            path, then, final = self._running.pop(number)
+            self._ended(Ended(path, final, seconds, value[0] if value else None, None), then)
+            return
+        if isinstance(result.error, PoolBroken):
+            raise result.error
+        path, then, final = self._running.pop(result.item[0])
+        self._ended(Ended(path, final, 0.0, None, result.error), then)
+
+    def _ended(self, ended: Ended, then: Stamp) -> None:
+        reason = None
+        if ended.error is None:
+            self.done += 1
+        else:
+            reason = describe(ended.error)
+            self._failed(ended.path, reason)
+        if self.journal is not None:
+            self.journal.record(ended.path, then, reason, ended.seconds)
+        self._report(ended)
+
+    def _failed(self, path: str, reason: str) -> None:
+        self.failed += 1
+        if len(self.failures) < _KEPT:
+            self.failures.append((path, reason))
+
+    def commit(self) -> None:
+        if self.journal is not None:
+            self.journal.commit()
+
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "done": self.done, "failed": self.failed, "before": self.before,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }  # fmt: skip
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line, without the input, beside which it will stand."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if arguments := getattr(error, "args_repr", ""):
+        text = text.replace(f"({arguments})", "", 1)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+
+
+__all__ = ["Batch", "Call", "Ended", "OutputError", "describe"]

@@ -1,0 +1,217 @@
+"""The journal of ``pool map``: which inputs are done, in an SQLite file that survives kill -9.
+
+An input is recorded under what was done with it (function, its arguments, where the outputs go), with its size and time
+of change: the same path with other bytes is another input. What is recorded is not done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+
+import click
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+
+    class Recorded(NamedTuple):
+        """One recorded input."""
+
+        input: str
+        error: str | None
+        seconds: float
+        ended: float
+
+
+_APPLICATION = 0x706F6F6C  # "pool", so that another program's database is not taken for a journal
+_VERSION = 1
+_MOST_WAITING = 20_000  # records that wait for their commit
+_SCHEMA = """
+CREATE TABLE work (id INTEGER PRIMARY KEY, function TEXT NOT NULL, arguments TEXT NOT NULL,
+    UNIQUE (function, arguments));
+CREATE TABLE run (id INTEGER PRIMARY KEY, work INTEGER NOT NULL REFERENCES work, pid INTEGER NOT NULL,
+    pid_began REAL NOT NULL, began REAL NOT NULL, ended REAL);
+CREATE TABLE item (work INTEGER NOT NULL REFERENCES work, input BLOB NOT NULL, size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL, ended REAL NOT NULL,
+    PRIMARY KEY (work, input)) WITHOUT ROWID;
+"""
+
+Stamp = tuple[int, int]
+"""Size and time of change in ns of an input; (-1, -1) if it is no file."""
+
+
+class JournalError(click.ClickException):
+    """The journal cannot be used."""
+
+
+def stamp(path: str) -> Stamp:
+    """What tells whether a file has changed."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+class Journal:
+    """The records of one piece of work, open for this run.
+
+    Attributes:
+        unclean: an earlier run of the same work was killed; it may have left temporary files.
+    """
+
+    def __init__(self, path: str, function: str, arguments: str, retry_failed: bool = False) -> None:
+        """Opens or makes the file. Raises JournalError if it is no journal, in use, or not writable."""
+        self._path = path
+        self._retry_failed = retry_failed
+        self._waiting: list[tuple[Any, ...]] = []
+        with self._failing():
+            self._db = db = _open(path, make=True)
+            db.execute("BEGIN IMMEDIATE")  # two that start at the same moment shall not both find nobody there
+            self._refuse_second_run()
+            db.execute("INSERT OR IGNORE INTO work (function, arguments) VALUES (?, ?)", (function, arguments))
+            (self._work,) = db.execute(
+                "SELECT id FROM work WHERE function = ? AND arguments = ?", (function, arguments)
+            ).fetchone()
+            self.unclean = self._one("SELECT count(*) FROM run WHERE work = ? AND ended IS NULL") > 0
+            db.execute("UPDATE run SET ended = 0 WHERE work = ? AND ended IS NULL", (self._work,))
+            began = (self._work, os.getpid(), _began(os.getpid()), time.time())
+            self._run = db.execute("INSERT INTO run (work, pid, pid_began, began) VALUES (?, ?, ?, ?)", began).lastrowid
+            db.execute("COMMIT")
+            self._empty = self._one("SELECT NOT EXISTS (SELECT 1 FROM item WHERE work = ?)") == 1
+
+    def _refuse_second_run(self) -> None:
+        for pid, pid_began in self._db.execute("SELECT pid, pid_began FROM run WHERE ended IS NULL"):
+            if _began(pid) == pid_began:
+                self._db.close()
+                raise JournalError(f"the journal {self._path!r} is in use by process {pid}")
+
+    def _one(self, query: str) -> Any:
+        return self._db.execute(query, (self._work,)).fetchone()[0]
+
+    def find(self, path: str, now: Stamp) -> bool | None:
+        """Whether the input is recorded, as it is now: True as done, False as failed, None if it is to be done."""
+        if self._empty:
+            return None
+        found = self._db.execute(
+            "SELECT error IS NULL FROM item WHERE work = ? AND input = ? AND size = ? AND mtime_ns = ?",
+            (self._work, os.fsencode(path), *now),
+        ).fetchone()
+        if found is None or (self._retry_failed and not found[0]):
+            return None
+        return bool(found[0])
+
+    def failed(self, path: str) -> str:
+        """The error that is recorded for the input."""
+        query = "SELECT error FROM item WHERE work = ? AND input = ?"
+        return str(self._db.execute(query, (self._work, os.fsencode(path))).fetchone()[0])
+
+    def record(self, path: str, then: Stamp, error: str | None, seconds: float) -> None:
+        """Note the end of an input; ``then``: what it was when it was given away. ``commit`` makes it safe."""
+        self._waiting.append((self._work, os.fsencode(path), *then, error, seconds, time.time()))
+        if len(self._waiting) >= _MOST_WAITING:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what was noted. It survives any death of this process then, and is at most as old as the file system's
+        last flush after a power failure. Raises JournalError (a full disk)."""
+        if not self._waiting:
+            return
+        with self._failing():
+            if self._db.in_transaction:  # an interrupt came in between: the same records once more
+                self._db.execute("ROLLBACK")
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?)", self._waiting)
+            self._db.execute("COMMIT")
+            self._waiting.clear()
+
+    def close(self) -> None:
+        """Commit, and note that this run has ended by itself."""
+        self.commit()
+        with self._failing():
+            self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (time.time(), self._run))
+            self._db.close()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self._path!r} cannot be used: {error}") from error
+
+
+def _open(path: str, make: bool) -> sqlite3.Connection:
+    if not make and not os.path.exists(path):
+        raise JournalError(f"no such journal: {path!r}")
+    db = sqlite3.connect(path, isolation_level=None, timeout=10)
+    (application,), (version,) = (
+        db.execute("PRAGMA application_id").fetchone(),
+        db.execute("PRAGMA user_version").fetchone(),
+    )
+    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if not empty and application != _APPLICATION:
+        raise JournalError(f"{path!r} is a database, but no journal of pool map")
+    if not empty and version != _VERSION:
+        raise JournalError(f"the journal {path!r} was made by another version of pool")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    if empty:
+        db.executescript(
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = {_VERSION};{_SCHEMA}COMMIT"
+        )
+    return db
+
+
+def _began(pid: int) -> float:
+    """When the process began, so that a number which was given again is not taken for it; 0: there is none."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
+@click.command("journal")
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--failed", is_flag=True, help="List the inputs that failed, with their reasons.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each recorded input.")
+def command(file: str, failed: bool, as_json: bool) -> None:
+    """Show what the journal FILE of `pool map --journal` has recorded."""
+    import json
+
+    try:
+        db = _open(file, make=False)
+        works = db.execute("SELECT id, function, arguments FROM work ORDER BY id").fetchall()
+        for work, function, arguments in works:
+            if not as_json:
+                click.echo(_summary(db, work, function, arguments))
+            if not (failed or as_json):
+                continue
+            which = "work = ? AND (error NOTNULL OR NOT ?)"
+            query = f"SELECT input, error, seconds, ended FROM item WHERE {which} ORDER BY ended"
+            for name, error, seconds, ended in db.execute(query, (work, failed)):
+                path = os.fsdecode(name)
+                if as_json:
+                    row = {"function": function, "input": path, "ok": error is None, "error": error}
+                    click.echo(json.dumps({**row, "seconds": round(seconds, 6), "ended": ended}))
+                else:
+                    click.echo(f"  {path}: {error}")
+        db.close()
+    except sqlite3.Error as error:
+        raise JournalError(f"the journal {file!r} cannot be read: {error}") from error
+
+
+def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -> str:
+    done, failed, seconds = db.execute(
+        "SELECT count(*) - count(error), count(error), total(seconds) FROM item WHERE work = ?", (work,)
+    ).fetchone()
+    (runs,) = db.execute("SELECT count(*) FROM run WHERE work = ?", (work,)).fetchone()
+    return f"{function} {arguments}: {done:,} done, {failed:,} failed, {seconds:,.1f} s of work, {runs} runs"
+
+
+__all__ = ["Journal", "JournalError", "Stamp", "command", "stamp"]
