@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterable
 
@@ -30,6 +31,17 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """A question about the known name that looks like ``word``, to end a message with; empty if none does."""
     found = difflib.get_close_matches(word, list(known), 1)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def reader_gone() -> None:
+    """Nobody reads standard output any more: what is still to be flushed goes nowhere, instead of failing at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+class Stopped(Exception):
+    """The command cannot go on. The text is for people."""
 
 
 class _Commands(click.Group):
@@ -86,9 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code if error.exit_code != 1 else 2
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:  # who read our output has gone; nothing of it may be flushed into the void at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+    except BrokenPipeError:
+        reader_gone()
+        return 128 + signal.SIGPIPE
 
 
-__all__ = ["COMPLETE_VARIABLE", "cli", "main", "nearest"]
+__all__ = ["COMPLETE_VARIABLE", "Stopped", "cli", "main", "nearest", "reader_gone"]

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from pool.cli import target
+from pool.cli import Stopped, target
 from pool.cli.inputs import Inputs
 from pool.cli.journal import Journal, Stamp, stamp
 from pool.cli.target import Target
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 _KEPT = 1000  # failures, for the list at the end
 _LONGEST = 300  # characters of a reason in it
-
-
-class OutputError(Exception):
-    """An output cannot be where it would be."""
 
 
 class Call:
@@ -168,11 +164,11 @@ class Batch:
 
     def _is_new(self, path: str, final: str, then: Stamp) -> bool:
         if final == os.path.abspath(path):
-            raise OutputError(f"the output of {path!r} would overwrite it: choose another --out or --suffix")
+            raise Stopped(f"the output of {path!r} would overwrite it: choose another --out or --suffix")
         if (mark := hash(final)) not in self._outputs:
             self._outputs.add(mark)
             return True
-        error = OutputError(f"an earlier input has the same output {final!r}")
+        error = ValueError(f"an earlier input has the same output {final!r}")
         self._ended(Ended(path, final, 0.0, None, error), then)
         return False
 
@@ -229,4 +225,4 @@ def describe(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
-__all__ = ["Batch", "Call", "Ended", "OutputError", "describe"]
+__all__ = ["Batch", "Call", "Ended", "describe"]

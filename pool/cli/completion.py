@@ -18,4 +18,6 @@ def command(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
+    if shell == "bash":
+        click.echo("COMP_WORDBREAKS=${COMP_WORDBREAKS//:}  # module:function is one word")
     click.echo(kind(cli, {}, "pool", COMPLETE_VARIABLE).source())

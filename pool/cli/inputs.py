@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import click
 
+from pool.cli import Stopped
 from pool.mapping import NotYet
 
 _BLOCK = 1 << 16
@@ -124,7 +125,10 @@ class Lines:
     def _read(self) -> None:
         if not self._file and not select.select((self._fd,), (), (), 0)[0]:
             raise NotYet
-        block = os.read(self._fd, _BLOCK)
+        try:
+            block = os.read(self._fd, _BLOCK)
+        except OSError as error:
+            raise Stopped(f"the inputs cannot be read: {error.strerror}") from error
         lines = (self._rest + block).split(self._separator)
         self._rest = lines.pop()
         if not block:

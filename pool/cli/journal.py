@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import click
 
+from pool.cli import Stopped
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NamedTuple
@@ -44,10 +46,6 @@ Stamp = tuple[int, int]
 """Size and time of change in ns of an input; (-1, -1) if it is no file."""
 
 
-class JournalError(click.ClickException):
-    """The journal cannot be used."""
-
-
 def stamp(path: str) -> Stamp:
     """What tells whether a file has changed."""
     try:
@@ -65,11 +63,11 @@ class Journal:
     """
 
     def __init__(self, path: str, function: str, arguments: str, retry_failed: bool = False) -> None:
-        """Opens or makes the file. Raises JournalError if it is no journal, in use, or not writable."""
+        """Opens or makes the file. Raises click.UsageError if it is no journal, in use, or not writable."""
         self._path = path
         self._retry_failed = retry_failed
         self._waiting: list[tuple[Any, ...]] = []
-        with self._failing():
+        with _usable(path):
             self._db = db = _open(path, make=True)
             db.execute("BEGIN IMMEDIATE")  # two that start at the same moment shall not both find nobody there
             self._refuse_second_run()
@@ -82,21 +80,18 @@ class Journal:
             began = (self._work, os.getpid(), _began(os.getpid()), time.time())
             self._run = db.execute("INSERT INTO run (work, pid, pid_began, began) VALUES (?, ?, ?, ?)", began).lastrowid
             db.execute("COMMIT")
-            self._empty = self._one("SELECT NOT EXISTS (SELECT 1 FROM item WHERE work = ?)") == 1
 
     def _refuse_second_run(self) -> None:
         for pid, pid_began in self._db.execute("SELECT pid, pid_began FROM run WHERE ended IS NULL"):
             if _began(pid) == pid_began:
                 self._db.close()
-                raise JournalError(f"the journal {self._path!r} is in use by process {pid}")
+                raise click.UsageError(f"the journal {self._path!r} is in use by process {pid}")
 
     def _one(self, query: str) -> Any:
         return self._db.execute(query, (self._work,)).fetchone()[0]
 
     def find(self, path: str, now: Stamp) -> bool | None:
         """Whether the input is recorded, as it is now: True as done, False as failed, None if it is to be done."""
-        if self._empty:
-            return None
         found = self._db.execute(
             "SELECT error IS NULL FROM item WHERE work = ? AND input = ? AND size = ? AND mtime_ns = ?",
             (self._work, os.fsencode(path), *now),
@@ -118,7 +113,7 @@ class Journal:
 
     def commit(self) -> None:
         """Write what was noted. It survives any death of this process then, and is at most as old as the file system's
-        last flush after a power failure. Raises JournalError (a full disk)."""
+        last flush after a power failure. Raises Stopped (a full disk)."""
         if not self._waiting:
             return
         with self._failing():
@@ -141,12 +136,20 @@ class Journal:
         try:
             yield
         except sqlite3.Error as error:
-            raise JournalError(f"the journal {self._path!r} cannot be used: {error}") from error
+            raise Stopped(f"the journal {self._path!r} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _usable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise click.UsageError(f"the journal {path!r} cannot be used: {error}") from error
 
 
 def _open(path: str, make: bool) -> sqlite3.Connection:
     if not make and not os.path.exists(path):
-        raise JournalError(f"no such journal: {path!r}")
+        raise click.UsageError(f"no such journal: {path!r}")
     db = sqlite3.connect(path, isolation_level=None, timeout=10)
     (application,), (version,) = (
         db.execute("PRAGMA application_id").fetchone(),
@@ -154,9 +157,9 @@ def _open(path: str, make: bool) -> sqlite3.Connection:
     )
     empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     if not empty and application != _APPLICATION:
-        raise JournalError(f"{path!r} is a database, but no journal of pool map")
+        raise click.UsageError(f"{path!r} is a database, but no journal of pool map")
     if not empty and version != _VERSION:
-        raise JournalError(f"the journal {path!r} was made by another version of pool")
+        raise click.UsageError(f"the journal {path!r} was made by another version of pool")
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     if empty:
@@ -184,7 +187,7 @@ def command(file: str, failed: bool, as_json: bool) -> None:
     """Show what the journal FILE of `pool map --journal` has recorded."""
     import json
 
-    try:
+    with _usable(file):
         db = _open(file, make=False)
         works = db.execute("SELECT id, function, arguments FROM work ORDER BY id").fetchall()
         for work, function, arguments in works:
@@ -202,8 +205,6 @@ def command(file: str, failed: bool, as_json: bool) -> None:
                 else:
                     click.echo(f"  {path}: {error}")
         db.close()
-    except sqlite3.Error as error:
-        raise JournalError(f"the journal {file!r} cannot be read: {error}") from error
 
 
 def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -> str:
@@ -214,4 +215,4 @@ def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -
     return f"{function} {arguments}: {done:,} done, {failed:,} failed, {seconds:,.1f} s of work, {runs} runs"
 
 
-__all__ = ["Journal", "JournalError", "Stamp", "command", "stamp"]
+__all__ = ["Journal", "Stamp", "command", "stamp"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from collections.abc import Callable
 import click
 
 from pool import Pool
-from pool.cli import inputs, target
-from pool.cli.batch import Batch, Ended, OutputError
-from pool.cli.journal import Journal, JournalError
+from pool.cli import Stopped, inputs, reader_gone, target
+from pool.cli.batch import Batch, Ended
+from pool.cli.journal import Journal
 from pool.errors import PoolError
 from pool.output import remove_abandoned
 
@@ -86,9 +87,9 @@ def command(**options: Any) -> int:
 
     \b
     INPUTS are words, quoted patterns ('photos/**/*.jpg'), @FILE (a line each),
-    or - for standard input. The function gets one as its first argument; with --out
-    also the path to write to, which becomes the output only when it is whole. What
-    it returns, if not None, is printed.
+    or - for standard input. The function gets one as its first argument; with
+    --out also the path to write to, which becomes the output only when it is
+    whole. What it returns, if not None, is printed.
 
     \b
     Exit code: 0 every input succeeded, 1 some failed, 2 the command was wrong,
@@ -119,6 +120,8 @@ class _Command:
         self.pool = self._pool()
         self.calls = self._policy()
         self.journal_options = (journal, retry_failed)
+        if out is not None:
+            _make_folder(out)
         where = base or self.inputs.base
         self.batch = Batch(self.target, self.inputs, out, where, suffix, self._report)
         self.signal = signal.SIGINT
@@ -151,14 +154,18 @@ class _Command:
                 code = 0
             except KeyboardInterrupt:
                 stopped, code = "interrupted", 128 + self.signal
-            except (JournalError, OutputError, PoolError) as error:
+            except BrokenPipeError:  # `| head` has what it wants
                 self.pool.kill_workers()
-                stopped = getattr(error, "message", None) or f"{type(error).__name__}: {error}"
+                reader_gone()
+                code = 128 + signal.SIGPIPE
+            except (Stopped, PoolError) as error:
+                self.pool.kill_workers()
+                stopped = str(error)
             try:
                 self.batch.close()
-            except JournalError as error:
-                stopped = error.message
-        return self._end(stopped, code)
+            except Stopped as error:
+                stopped, code = str(error), 1
+        return code if code == 128 + signal.SIGPIPE else self._end(stopped, code)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
         """As Ctrl-C: the pool puts that off where it has to."""
@@ -227,6 +234,13 @@ class _Command:
         if options["plot"]:
             self.pool.insights().plot(options["plot"])
         return code
+
+
+def _make_folder(path: str) -> None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--out {path!r}: {error.strerror}") from None
 
 
 def _json_line(record: dict[str, Any]) -> str:
