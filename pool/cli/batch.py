@@ -124,7 +124,7 @@ class Batch:
     def key(self) -> str:
         """Beside the function, what makes this another piece of work for the journal."""
         words = {key: str(value) for key, value in sorted(self._keywords.items())}
-        where = {} if self.out is None else {"--out": self.out, "--base": self._base, "--suffix": self._suffix}
+        where = {} if self.out is None else {"--base": self._base, "--out": self.out, "--suffix": self._suffix}
         return json.dumps({**words, **{k: v for k, v in where.items() if v is not None}}, ensure_ascii=False)
 
     # ---- what is given away

@@ -20,7 +20,7 @@ from pool.cli import Stopped
 from pool.mapping import NotYet
 
 _BLOCK = 1 << 16
-_COUNTED = 100_000  # files of a pattern that are listed beforehand, so that their number is known
+_COUNTED = 100_000  # files of a pattern that are listed beforehand: sorted, and their number is known
 
 
 class Inputs:
@@ -48,6 +48,7 @@ class Inputs:
                 if not head:
                     raise click.UsageError(f"no file matches {word!r}")
                 count = len(head) if len(head) < _COUNTED else None
+                head.sort()
                 sources.append(itertools.chain(head, found))
                 if shared is not None:
                     shared.add(_before_magic(word))

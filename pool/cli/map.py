@@ -254,14 +254,14 @@ def _sentence(summary: dict[str, Any], journal: str | None) -> str:
     """The summary for people."""
     done, failed, seconds = summary["done"], summary["failed"], summary["seconds"]
     of = "" if summary["inputs"] is None else f" of {summary['inputs']:,}"
-    parts = [f"{done:,}{of} done in {seconds:.1f} s"]
+    parts = [f"{done:,}{of} done"]
     if failed:
         parts.append(f"{failed:,} failed")
     if summary["crashes"]:
         parts.append(f"{summary['crashes']:,} crash{'es' * (summary['crashes'] > 1)}")
+    text = f"{', '.join(parts)} in {seconds:.1f} s"
     if summary["before"]:
-        parts.append(f"{summary['before']:,} of them in earlier runs")
-    text = ", ".join(parts)
+        text += f"; {summary['before']:,} recorded before"
     if summary["stopped"] is None:
         return text
     again = "; the same command goes on from here" if journal is not None else ""
