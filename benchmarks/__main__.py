@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import report, suite
+from benchmarks import plot, report, suite
 from benchmarks.rivals import OURS, RIVALS
 from benchmarks.sizes import FULL, QUICK, TINY
 from benchmarks.workloads import WORKLOADS
@@ -25,7 +25,10 @@ def main() -> int:
     rivals = _chosen("rival", options.rivals, list(RIVALS))
     if OURS not in rivals:
         rivals.insert(0, OURS)
-    results = suite.run(sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True))
+    if options.again:
+        results = json.loads(Path(options.again).read_text())
+    else:
+        results = suite.run(sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True))
     text = report.markdown(results)
     print(text)
     data = json.dumps(results, indent=1) + "\n"
@@ -35,6 +38,7 @@ def main() -> int:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "latest.json").write_text(data)
         (RESULTS / "README.md").write_text(text)
+        plot.draw(results, RESULTS / "ratios.svg")
     return 0
 
 
@@ -46,7 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")
     parser.add_argument("--runs", type=int, help="fresh processes for each figure")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/: figures, table, picture")
+    parser.add_argument("--again", metavar="FILE", help="measure nothing, show what --json has written")
     return parser
 
 

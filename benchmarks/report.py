@@ -20,6 +20,7 @@ def markdown(results: dict[str, Any]) -> str:
         "Median, in brackets the lowest and the highest run. CPU and context switches are those of all processes of a "
         "pool: client, helpers, workers. *x ours* is theirs by ours where less is better and ours by theirs where more "
         "is better, so above 1 ours is ahead; made within each run.\n",
+        "![How many times as good, by workload and rival](ratios.svg)\n",
         "## Targets\n",
         targets(results),
         *(_workload(name, w) for name, w in results["workloads"].items()),
@@ -79,8 +80,12 @@ def _workload(name: str, workload: dict[str, Any]) -> str:
 def _advantage(rival: str, ratios: dict[str, Any], higher: bool) -> str:
     if rival == OURS or rival not in ratios:
         return ""
-    ratio: float = ratios[rival]["median"]
-    return number(ratio if higher else 1 / ratio if ratio else 0.0)
+    return number(advantage(ratios[rival]["median"], higher))
+
+
+def advantage(ratio: float, higher: bool) -> float:
+    """A ratio, ours by theirs, as how many times ours is as good."""
+    return ratio if higher else 1 / ratio if ratio else 0.0
 
 
 def _spread(value: dict[str, Any]) -> str:
