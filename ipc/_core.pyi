@@ -6,7 +6,7 @@ that is negative or too large for its field (a row, a slot, 32 bits) is an `Over
 large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
 """
 
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -263,8 +263,9 @@ def attempt(segment: _Segment, /) -> tuple[int, float | None]:
     """Which attempt the claimed row is, from 1 (0: nothing was claimed yet), and how many seconds are left until the
     deadline of the running item; None: it has none. Works in a child that a task has forked, too."""
 
-def progress(segment: _Segment, number: float, /) -> None:
-    """What the running item says of itself, for `busy`; until the next one starts. NaN: nothing. TypeError."""
+def progress(segment: _Segment, number: SupportsFloat | SupportsIndex, /) -> None:
+    """What the running item says of itself, for `busy`; until the next one starts. NaN: nothing. TypeError. Nothing
+    happens in a child that a task has forked."""
 
 # ---- monitor
 

@@ -735,11 +735,13 @@ FUNCTION(attempt) { /* attempt(segment) -> (number of the attempt, seconds until
     return Py_BuildValue("(Id)", w->attempt, w->timeout_ms / 1e3 - (double)(int64_t)(ipc_now() - w->started) / 1e9);
 }
 
-FUNCTION(progress) { /* progress(segment, number): what the running item says of itself */
-    VIEW(2, WORKER);
+FUNCTION(progress) { /* progress(segment, number): what the running item says of itself; nothing happens in children that the task has forked */
+    (void)module;
+    struct view *v = n == 2 ? PyCapsule_GetPointer(args[0], CAPSULE) : NULL;
+    if (!v || !v->worker) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "progress(segment, number): not a worker");
     double x = PyFloat_AsDouble(args[1]);
     CHECK;
-    ipc_progress(v->worker, x);
+    if (v->control) ipc_progress(v->worker, x);
     Py_RETURN_NONE;
 }
 
