@@ -6,7 +6,7 @@ that is negative or too large for its field (a row, a slot, 32 bits) is an `Over
 large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
 """
 
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -259,6 +259,14 @@ def commit(segment: _Segment, kind: int, data: Buffer | tuple[Buffer, ...], /) -
 def complete(segment: _Segment, kind: int, data: Buffer | tuple[Buffer, ...], /) -> int:
     """The result of a single task: 0, LOST, STOP, or TOO_LARGE, and then it is still running. May wait for room."""
 
+def attempt(segment: _Segment, /) -> tuple[int, float | None]:
+    """Which attempt the claimed row is, from 1 (0: nothing was claimed yet), and how many seconds are left until the
+    deadline of the running item; None: it has none. Works in a child that a task has forked, too."""
+
+def progress(segment: _Segment, number: SupportsFloat | SupportsIndex, /) -> None:
+    """What the running item says of itself, for `busy`; until the next one starts. NaN: nothing. TypeError. Nothing
+    happens in a child that a task has forked."""
+
 # ---- monitor
 
 def may_fork(segment: _Segment, slot: int, generation: int, /) -> bool:
@@ -276,6 +284,9 @@ def record_death(segment: _Segment, slot: int, generation: int, pid: int, status
 def running(segment: _Segment, slot: int, /) -> _Running | None:
     """(slot, generation, row, timeout_ms, word, started_ns) of the RUNNING or CONDEMNED row of the slot's present
     generation, else None. `started_ns`: CLOCK_MONOTONIC, 0 while the worker has not said."""
+
+def busy(segment: _Segment, /) -> tuple[int, tuple[tuple[int, float], ...]]:
+    """How many workers run something now, and (slot, number) for each of them that has told its `progress`."""
 
 def deadlines(segment: _Segment, idle: bool, /) -> tuple[int, float | None, list[_Running]]:
     """(tasks with a deadline in flight; seconds until the next look, or None: until it is told to; what is over its

@@ -726,6 +726,45 @@ FUNCTION(kept) { /* bytes of arguments that tasks of this worker have kept */
     return PyLong_FromUnsignedLongLong((uint64_t)v->kept * IPC_UNIT_SIZE);
 }
 
+FUNCTION(attempt) { /* attempt(segment) -> (number of the attempt, seconds until its deadline | None); works in children that the task has forked */
+    (void)module;
+    struct view *v = n == 1 ? PyCapsule_GetPointer(args[0], CAPSULE) : NULL;
+    if (!v || !v->worker) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "attempt(segment): not a worker");
+    struct ipc_worker *w = v->worker; /* private memory, so a child has it too */
+    if (!w->timeout_ms || !w->started) return Py_BuildValue("(IO)", w->attempt, Py_None);
+    return Py_BuildValue("(Id)", w->attempt, w->timeout_ms / 1e3 - (double)(int64_t)(ipc_now() - w->started) / 1e9);
+}
+
+FUNCTION(progress) { /* progress(segment, number): what the running item says of itself; nothing happens in children that the task has forked */
+    (void)module;
+    struct view *v = n == 2 ? PyCapsule_GetPointer(args[0], CAPSULE) : NULL;
+    if (!v || !v->worker) return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "progress(segment, number): not a worker");
+    double x = PyFloat_AsDouble(args[1]);
+    CHECK;
+    if (v->control) ipc_progress(v->worker, x);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(busy) { /* busy(segment) -> (workers that run something, ((slot, progress), ...) of those that have said something) */
+    VIEW(1, ANY);
+    unsigned long busy = 0;
+    PyObject *parts = PyList_New(0);
+    for (uint32_t slot = 0; parts && slot < v->s.slots; slot++) {
+        struct ipc_running r;
+        if (!ipc_running(&v->s, slot, &r)) continue;
+        busy++;
+        if (r.progress == IPC_NO_PROGRESS) continue;
+        double x;
+        memcpy(&x, &r.progress, sizeof(x));
+        PyObject *part = Py_BuildValue("(Id)", slot, x);
+        if (!part || PyList_Append(parts, part) < 0) Py_CLEAR(parts);
+        Py_XDECREF(part);
+    }
+    PyObject *tuple = parts ? PyList_AsTuple(parts) : NULL;
+    Py_XDECREF(parts);
+    return tuple ? Py_BuildValue("(kN)", busy, tuple) : NULL;
+}
+
 /* ---- monitor */
 
 FUNCTION(may_fork) {
@@ -820,7 +859,7 @@ static PyMethodDef methods[] = {
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
     ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
-    ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
+    ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
     ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };

@@ -29,6 +29,7 @@ __all__ = [
     "kill_sessions",
     "mark",
     "marked",
+    "memory",
     "open_pidfd",
     "reap",
     "session_members",
@@ -176,6 +177,16 @@ def children_of(pid: int) -> list[int]:
     except (FileNotFoundError, ProcessLookupError):  # it ended, or the kernel has no such file: a look at everybody
         return [stat.pid for stat in _processes() if stat.parent == pid]
     return sorted(found)
+
+
+def memory(pid: int) -> int:
+    """Bytes of memory that a process uses, its share of what it has in common with others (PSS); all of that where the
+    kernel does not say. 0: it has ended. Takes 40 µs, and 7 ms for each GiB in small pages."""
+    share = _read(pid, "smaps_rollup").partition(b"\nPss:")[2].split()
+    if share:
+        return int(share[0]) * 1024
+    pages = _read(pid, "statm").split()
+    return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else 0
 
 
 class _Stat(namedtuple("_Stat", "pid parent session runs")):

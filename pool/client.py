@@ -28,7 +28,7 @@ from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
 from pool.task import Death, Policy, Task, trim_stack
 from pool.waiting import Waiting
-from pool.worker import WorkerOptions
+from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -425,6 +425,24 @@ class Client(Waiting):
             self._fail_all(self.error)
             return
         self._publish_queue()
+
+    # ---- looks at what goes on, for who shows it; without the lock
+
+    def at_work(self) -> tuple[int, tuple[tuple[int, float], ...]]:
+        """How many workers run something, and (slot, number) of those whose tasks tell their progress."""
+        segment = self.segment
+        return (0, ()) if segment is None else _core.busy(segment)
+
+    def processes(self) -> list[int]:
+        """Process ids of this program, the monitor and the workers."""
+        running = self._running
+        others = [] if running is None else [running.pid, *running.worker_pids()]
+        return [os.getpid(), *(pid for pid in others if pid > 0)]
+
+    def tell_terminal(self, path: str) -> None:
+        """Whose scroll region the monitor is to end if this process is killed; empty: none."""
+        if len(name := os.fsencode(path)) <= monitor.LONGEST_PATH:
+            self._command(monitor.TERMINAL + name)
 
     # ---- one task
 

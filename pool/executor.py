@@ -19,7 +19,7 @@ from pool.futures import Future
 from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
 from pool.task import Policy, Task
-from pool.worker import WorkerOptions
+from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pool.functions import Function
     from pool.insights import Insights
+    from pool.progress import Progress
     from pool.share import Shared
 
     class MapOptions(TypedDict, total=False):
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         buffersize: int | None
         chunksize: int | Literal["auto"]
         on_error: Literal["raise", "return", "skip"]
+        progress: bool | Callable[[Progress], object]
 
 
 _new = tuple.__new__  # a third of the price of Task(...)
@@ -155,6 +157,10 @@ class _Calls(Executor):
             chunksize: items handed over at a time; ``"auto"`` (default) measures. An error, a crash or a timeout is
                 charged to its item alone. on_error: ``"raise"`` (default) stops at the first failure, ``"return"``
                 yields a ``Failure`` in its place, ``"skip"`` drops it.
+            progress: True shows how far it is while it is iterated: ``pool.progress.display()``. A callable gets a
+                ``Progress`` instead, at most 50 ms apart, as far as the next result is asked for and the input does not
+                block, and once at the end, also of an iteration that is abandoned or raises (then ``ended`` is true).
+                What it raises stops the map. Default: False.
 
         A stopped or abandoned iteration takes back what has not started; what runs finishes and is dropped; the pool
         stays usable."""
@@ -187,10 +193,11 @@ class _Calls(Executor):
     def _imap(
         self, fn: Callable[..., Any], iterable: Iterable[Any], call: int, ordered: bool, *, buffersize: int | None =
             None, chunksize: int | str = "auto", on_error: str = "raise",
+            progress: bool | Callable[[Progress], object] = False,
     ) -> Iterator[Any]:  # fmt: skip
-        run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize), buffersize)
+        run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize, progress), buffersize)
         run.owner = self
-        return run_map(run, iterable, ordered, on_error)
+        return run_map(run, iterable, ordered, on_error, progress=progress)
 
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
         if not callable(fn):

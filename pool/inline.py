@@ -7,17 +7,19 @@ enforced: nobody is there to stop the caller.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 
 from pool import chunks, codec
 from pool.client import Client
+from pool.context import Worker, playing
 from pool.functions import Function
 from pool.task import Task
-from pool.worker import WorkerOptions
+from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, SupportsFloat, SupportsIndex
 
 
 class _Target(Function):
@@ -49,19 +51,44 @@ class _Functions:
         return None
 
 
+class _Here(Worker):
+    """What `worker()` returns here: the caller, who plays the worker of slot 0."""
+
+    __slots__ = ("_attempt", "_end")
+
+    def __init__(self, state: dict[Any, Any], attempt: int = 0, timeout_ms: int = 0) -> None:
+        super().__init__(None, 0, 0)
+        self.state = state
+        self._attempt = attempt
+        self._end = time.monotonic() + timeout_ms / 1000 if timeout_ms else None
+
+    @property
+    def attempt(self) -> int:
+        return self._attempt
+
+    @property
+    def deadline_left(self) -> float | None:
+        return None if self._end is None else self._end - time.monotonic()
+
+    def progress(self, x: SupportsFloat | SupportsIndex) -> None:
+        float(x)  # nobody can look meanwhile
+
+
 class InlineClient(Client):
     """A client without processes: publishing a task runs it, so nothing is ever pending and nobody has to collect."""
 
     def __init__(self, options: WorkerOptions) -> None:
         super().__init__(1, options)
         self._started = False
+        self._state: dict[Any, Any] = {}
 
     def start(self) -> None:
         if not self._started:
             self._started = True
             self.functions = _Functions()  # type: ignore[assignment]
             if self.options.initializer is not None:
-                self.options.initializer(*self.options.initargs)
+                with playing(_Here(self._state)):
+                    self.options.initializer(*self.options.initargs)
 
     def offer(self, task: Task) -> None:
         self._publish(task)
@@ -71,6 +98,9 @@ class InlineClient(Client):
         while self.queue:  # further attempts
             self._publish(self.queue.popleft())
         return False
+
+    def at_work(self) -> tuple[int, tuple[tuple[int, float], ...]]:
+        return 0, ()  # nobody can ask while something runs
 
     def submitted(self) -> None:
         pass
@@ -98,10 +128,11 @@ class InlineClient(Client):
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]
         try:
             argument = chunks.decode_part(part)
-            if call == codec.CALL_ARGS:
-                value = fn(*argument[0], **argument[1])
-            else:
-                value = fn(argument) if call == codec.CALL_ONE else fn(*argument)
+            with playing(_Here(self._state, task.attempt, task.timeout_ms)):
+                if call == codec.CALL_ARGS:
+                    value = fn(*argument[0], **argument[1])
+                else:
+                    value = fn(argument) if call == codec.CALL_ONE else fn(*argument)
             kind, data = codec.encode_value(value)
             return kind, codec.join(data) if type(data) is tuple else data
         except (Exception, SystemExit) as error:

@@ -15,9 +15,9 @@ import warnings
 
 from ipc import _core, process
 from ipc.segment import Segment
-from pool import codec, monitor, spill, worker
+from pool import codec, monitor, spill, worker_process
 from pool.cpus import available_cpus
-from pool.worker import WorkerOptions
+from pool.worker_process import WorkerOptions
 
 _STOP_SECONDS = 5.0
 _SWEEP_SECONDS = 1.0  # how long killed processes may take to be gone (one can hang in the kernel)
@@ -65,7 +65,7 @@ def start(workers: int, options: WorkerOptions) -> Running:
         _core.dont_fork(view)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         codec.snapshot_main()
-        worker.import_title()
+        worker_process.import_title()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()

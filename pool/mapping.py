@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import pickle
 import reprlib
+import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ipc import _core
 from pool import chunks, codec, spill
@@ -26,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pool.progress import Progress, Ticker
+
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
 _CHUNK_MOST = 512
@@ -36,7 +40,17 @@ _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
 _VALUES, _SCALARS = frozenset(codec.VALUES), codec.SCALARS
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
+_NEVER = sys.maxsize
+_ASK_SECONDS = 0.020  # how long an input that has nothing now is left alone
+_SLOW_SECONDS = 0.020  # an input that takes so long for a batch is read one by one where somebody watches
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
+
+
+class NotYet(Exception):
+    """For an input of ``imap`` and its forms to raise in its ``__next__``: it has nothing now, ask again later.
+
+    The map goes on with what it has: what was read is given to the workers at once, results are delivered. The input is
+    asked again after the next result, after 20 ms at the latest. Not for generators, which an exception ends."""
 
 
 class Failure:
@@ -81,6 +95,8 @@ class MapRun:
         self.holds_call = False
         self.chunksize = chunksize or 1
         self.given = 0  # items so far
+        self.failed = 0  # of those that are back
+        self.crashes = 0  # attempts at them whose worker died
         self.flying = 0  # items given away and not yet back
         self.ready: deque[tuple[int, int, Any, Any]] = deque()
         self.eager = (
@@ -152,6 +168,8 @@ class MapRun:
         if not self.dropped:
             if kind in codec.VALUES:
                 self.held += len(data)
+            else:
+                self.failed += 1
             self.ready.append((index, kind, data, item))
 
     def came(self, count: int) -> None:
@@ -184,6 +202,7 @@ class MapRun:
         return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, 1)
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
+        self.crashes += not death.condemned
         if not task.items:
             if not self._item_crashed(task.position, task.item, task.attempt, death):
                 self.client.again(task._replace(attempt=task.attempt + 1))
@@ -226,6 +245,7 @@ class MapRun:
                 return None
             error = codec.decode_error(kind, data, self.function.name, self.client.room)
         except Exception as failed:
+            self.failed += kind in codec.VALUES  # it counts as a value so far
             error = failed
         return Failure(item, index, error)
 
@@ -365,15 +385,24 @@ class MapRun:
 
 
 def run_map(
-    run: MapRun, iterable: Iterable[Any], ordered: bool, on_error: str, end: float | None = None
+    run: MapRun,
+    iterable: Iterable[Any],
+    ordered: bool,
+    on_error: str,
+    end: float | None = None,
+    progress: bool | Callable[[Progress], object] = False,
 ) -> Iterator[Any]:
     """The dispatch loop: give while the window has room, collect, yield what has come, wait.
 
-    ``end``: time.monotonic() after which waiting for a result raises TimeoutError."""
+    ``end``: time.monotonic() after which waiting for a result raises TimeoutError. ``progress``: see ``imap``."""
     client, ready = run.client, run.ready
+    ticker = _ticker(run, iterable, progress) if progress else None
     source = iter(iterable)
     taken = 0
+    look = _NEVER if ticker is None else 0  # the number of taken results at which the ticker looks at the clock
+    quick = True  # the last batch did not take the input long
     ended = False  # the input is exhausted, or has raised
+    dry = False  # it has nothing now
     failed: BaseException | None = None
     early: dict[int, tuple[int, Any, Any]] = {}
     own: list[Any] = []
@@ -386,17 +415,27 @@ def run_map(
                     client.check_open()
                 except Exception as error:  # what was given before still counts
                     failed, ended = error, True
+            dry = False
             if not ended and (room := run.wants(len(ready) + len(early))) > 0:
+                began = 0.0 if ticker is None else time.monotonic()
                 try:
-                    ended = _give(run, source, room)
+                    ended = _give(run, source, room if quick else 1)
+                except NotYet:
+                    dry = True
                 except Exception as error:  # the input raised: what it gave before still counts
                     failed, ended = error, True
+                if ticker is not None:
+                    quick = time.monotonic() - began < _SLOW_SECONDS
+                    if ended:
+                        ticker.total = run.given
             with client.lock:
                 client.pump(run, own)
                 own = run.take(own, plain)
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
+            if ticker is not None:
+                look = ticker.look(taken)
             for task, kind, data, _, _ in own:
                 try:
                     hand.append(codec.loads_packed(data) if kind else _loads(data))
@@ -405,6 +444,8 @@ def run_map(
                     continue
                 data = None
                 taken += 1
+                if taken >= look and ticker is not None:
+                    look = ticker.look(taken)
                 yield hand.pop()
             own.clear()
             while ready:
@@ -414,6 +455,8 @@ def run_map(
                     continue
                 while True:
                     taken += 1
+                    if taken >= look and ticker is not None:
+                        look = ticker.look(taken)
                     if (failure := run.outcome(index, kind, data, item, hand)) is None:
                         yield hand.pop()
                     elif on_error == "return":
@@ -425,19 +468,41 @@ def run_map(
                     index = taken
                     kind, data, item = early.pop(taken)
             failure = data = item = task = None  # what is the caller's is not ours to keep
-            if not ended and run.wants(len(early)) > 0:
+            if not ended and not dry and run.wants(len(early)) > 0:
                 continue
-            if taken == run.given:
+            if taken == run.given and not dry:
                 if failed is not None:
                     raise failed
                 return
-            if not client.wait_for(lambda: ready, None if end is None else end - time.monotonic()):
+            if dry and client.segment is None:  # without workers there is nothing to wait for
+                time.sleep(_ASK_SECONDS)
+                continue
+            left = None if end is None else end - time.monotonic()
+            pauses = [left] if ticker is None else [left, ticker.seconds()]
+            if dry:
+                pauses.append(_ASK_SECONDS)
+            pause = min((p for p in pauses if p is not None), default=None)
+            if not client.wait_for(lambda: ready, pause) and pause == left:
                 client.check_open()
                 raise TimeoutError
     finally:
-        if run.flying:
-            client.drop(run)
-        client.tidy()
+        try:
+            if ticker is not None:
+                ticker.end()
+        finally:
+            if run.flying:
+                client.drop(run)
+            client.tidy()
+
+
+def _ticker(run: MapRun, iterable: Iterable[Any], progress: bool | Callable[[Progress], object]) -> Ticker:
+    from pool.progress import Ticker, display
+
+    try:
+        total = operator.length_hint(iterable, -1)
+    except Exception:  # it is the caller's code, or says more than fits into a number
+        total = -1
+    return Ticker(run, display() if progress is True else progress, None if total < 0 else total)  # type: ignore[arg-type]
 
 
 def _with_item(failure: Failure) -> BaseException:
@@ -454,9 +519,19 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
     give, most = (run.give_singles, _BATCH) if run.chunksize == 1 else (run.give_chunk, run.chunksize)
     if not codec.handles.used:
         return give(source, min(room, most))
-    ended, handles = codec.handles.of(give, source, min(room, most))
+    (ended, error), handles = codec.handles.of(_caught, give, source, min(room, most))
     run.handles.update(handles)
+    if error is not None:
+        raise error
     return bool(ended)
+
+
+def _caught(give: Callable[[Iterator[Any], int], bool], source: Iterator[Any], count: int) -> Any:
+    """(ended, what the input raised): what it gave before may name shared objects."""
+    try:
+        return give(source, count), None
+    except Exception as error:
+        return False, error
 
 
 def check_buffersize(buffersize: int | None) -> None:
@@ -467,8 +542,10 @@ def check_buffersize(buffersize: int | None) -> None:
         raise ValueError("buffersize must be None or > 0")
 
 
-def check_map_options(chunksize: int | str, on_error: str, buffersize: int | None) -> int | None:
+def check_map_options(chunksize: int | str, on_error: str, buffersize: int | None, progress: object) -> int | None:
     """The chunk size (None: automatic). Raises ValueError or TypeError for what is not allowed."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a callable, not {progress!r}")
     if on_error not in ("raise", "return", "skip"):
         raise ValueError(f'on_error must be "raise", "return" or "skip", not {on_error!r}')
     check_buffersize(buffersize)
@@ -481,4 +558,4 @@ def check_map_options(chunksize: int | str, on_error: str, buffersize: int | Non
     return min(chunksize, _core.MAX_ITEMS)
 
 
-__all__ = ["Failure", "MapRun", "check_buffersize", "check_map_options", "run_map"]
+__all__ = ["Failure", "MapRun", "NotYet", "check_buffersize", "check_map_options", "run_map"]

@@ -24,18 +24,20 @@ import sys
 import time
 
 from ipc import _core, process
-from pool import output, spill, worker
+from pool import output, spill, terminal, worker_process
 from pool.restart import Restarts
-from pool.worker import WorkerOptions
+from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from typing import NoReturn
 
-STOP, KILL_ALL, LOOK = b"S", b"K", b"L"
+STOP, KILL_ALL, LOOK, TERMINAL = b"S", b"K", b"L", b"T"
 """Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
-socket full need not be sent: what is in there is read later, and then the monitor looks."""
+socket full need not be sent: what is in there is read later, and then the monitor looks. TERMINAL, with a path or
+nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py)."""
+LONGEST_PATH = 200
 NOTICE, FAILED = b"n", b"f"
 """Messages to the client: a dead worker's log (after a packed WHO), and why the pool cannot start workers."""
 WHO = struct.Struct("<II")  # slot, generation
@@ -88,6 +90,7 @@ class Monitor:
         self._workers = [_Worker(slot, mark) for slot, mark in enumerate(marks[1:])]
         self._restarts = Restarts(len(self._workers))
         self._stop_by: float | None = None
+        self._terminal = ""
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
@@ -111,7 +114,7 @@ class Monitor:
             _core.become_subreaper()  # daemons that a task's process leaves behind come to us
         for variable in _THREAD_VARIABLES:
             os.environ.setdefault(variable, str(self._options.threads_per_worker))
-        worker.set_title(f"{self._options.name}: monitor")
+        worker_process.set_title(f"{self._options.name}: monitor")
         gc.freeze()
         try:
             while True:
@@ -124,6 +127,8 @@ class Monitor:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         self._kill_everything()
+        if self._terminal and os.getppid() != self._client:  # it was killed
+            terminal.give_back(self._terminal)
         os._exit(0)
 
     # ---- one turn: what is due now, and how long until the next thing is
@@ -174,7 +179,7 @@ class Monitor:
                 w.reason = _core.DEADLINE
                 w.kill_at, w.kill_by = now + _DUMP_SECONDS, now + _DUMP_MOST
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(w.pid, worker.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
+                    os.kill(w.pid, worker_process.DUMP_SIGNAL)  # not yet reaped, so the pid is ours
         if condemned:
             return 0.0
         if armed:
@@ -203,7 +208,7 @@ class Monitor:
 
     def _command(self) -> None:
         try:
-            message = self._commands.recv(64)
+            message = self._commands.recv(1 + LONGEST_PATH)
         except BlockingIOError:
             return
         except OSError:
@@ -216,6 +221,8 @@ class Monitor:
         elif message == LOOK:
             self._quiet_since = None
             self._kill_condemned()
+        elif message[:1] == TERMINAL:
+            self._terminal = os.fsdecode(message[1:])
 
     def _kill_condemned(self) -> None:
         """Kill the workers whose rows the client has condemned, and only those whose rows still say so."""
@@ -247,8 +254,8 @@ class Monitor:
                 process.mark(w.mark)
                 self._close_for_worker(w)
             except BaseException:  # never back into the monitor's loop, which would kill its siblings
-                os._exit(worker.BOOT_FAILED)
-            worker.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
+                os._exit(worker_process.BOOT_FAILED)
+            worker_process.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
         _core.slot_forked(self._segment, w.slot, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
         w.pid = pid
@@ -378,7 +385,7 @@ def main(segment: object, marks: range, commands: socket, client: int, options: 
         os.setsid()
         # In a task of another pool: its mark would have us killed before we can end what our workers have started.
         process.mark(marks[0])
-        worker.default_handlers()
+        worker_process.default_handlers()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         sys.settrace(None)

@@ -115,7 +115,7 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         )
 
 
-_WORKER_FILE = f'File "{os.path.join(os.path.dirname(__file__), "worker.py")}"'
+_WORKER_FILE = f'File "{os.path.join(os.path.dirname(__file__), "worker_process.py")}"'
 
 
 def trim_stack(text: str) -> str:

@@ -571,6 +571,30 @@ PLANTED = [
         "-w 2 -t 5 crowded",
     ),
     Planted(
+        "a task inherits the progress of the one before",
+        "worker.c",
+        [
+            (
+                "            atomic_store_explicit(&line->progress, IPC_NO_PROGRESS, memory_order_relaxed); "
+                "/* nor its progress */\n",
+                "",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "an item of a chunk inherits the progress of the one before",
+        "worker.c",
+        [
+            (
+                "    atomic_store_explicit(&w->s->slot[w->slot].progress, IPC_NO_PROGRESS, memory_order_relaxed);\n"
+                "    int code",
+                "    int code",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
         "READY published without release",
         "client.c",
         [

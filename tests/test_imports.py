@@ -33,7 +33,7 @@ def test_a_run_without_errors_of_the_pool_imports_nothing_heavy(tmp_path: Path) 
             for _ in range(10):
                 seen |= workers.submit(eval, look).result()
         seen |= set(sys.modules)
-        assert "pool.worker" in seen and "pool.errors" not in seen
+        assert "pool.worker_process" in seen and "pool.errors" not in seen
         print(*sorted(set(sys.argv[1:]) & seen - before))
     """
     assert scripts.run(tmp_path, script, *HEAVY).stdout == "\n"

@@ -143,7 +143,7 @@ struct ipc_worker {
     struct ipc_segment *s;
     uint64_t word, started, used; /* current row word; start of the current item; bytes of results in the area */
     uint32_t slot, generation, row;
-    uint32_t items, timeout_ms, flags, args_unit, args_units;
+    uint32_t items, timeout_ms, flags, args_unit, args_units, attempt;
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
     uint64_t busy_ns, tasks;
@@ -159,8 +159,10 @@ int ipc_begin_items(struct ipc_worker *w);                    /* 0, IPC_LOST: ch
 int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces); /* 0, IPC_LOST, IPC_STOP, IPC_TOO_LARGE */
 int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces); /* the same, for a single task */
 
+void ipc_progress(struct ipc_worker *w, double x);            /* what the running item says of itself, until the next one starts; NaN: nothing */
+
 /* ---- monitor.c */
-struct ipc_running { uint32_t slot, generation, row, timeout_ms; uint64_t word, started; };
+struct ipc_running { uint32_t slot, generation, row, timeout_ms; uint64_t word, started, progress; };
 struct ipc_watch { uint64_t word[IPC_MAX_SLOTS], seen[IPC_MAX_SLOTS]; }; /* first sight of a claim whose slot line is not written yet */
 int ipc_may_fork(struct ipc_segment *s, uint32_t slot, uint32_t generation); /* 0: its death log is full, wait for the client */
 void ipc_slot_begin(struct ipc_segment *s, uint32_t slot, uint32_t generation);

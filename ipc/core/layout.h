@@ -24,6 +24,7 @@
 #define IPC_SLOT_SIZE 384u
 #define IPC_UNIT_SIZE 65536u
 #define IPC_NO_UNIT UINT32_MAX
+#define IPC_NO_PROGRESS UINT64_MAX /* a NaN, and no number */
 #define IPC_DEATHS 4u /* deaths of one slot that may wait to be settled; the monitor forks no further generation before */
 
 /* Row word: { state, slot, generation, seq, item }, one word, so that every change is one compare-and-swap. */
@@ -98,6 +99,7 @@ struct ipc_slot {
     _Atomic uint64_t tasks;      /* items finished */
     _Atomic uint64_t busy_ns;    /* run time of timed rows */
     _Atomic uint64_t parks;      /* times it went to sleep */
+    _Atomic uint64_t progress;   /* what the running item says of itself: the bits of a double; IPC_NO_PROGRESS: nothing */
     /* bell line: the futex its wakers ring */
     _Alignas(IPC_LINE) _Atomic uint32_t bell;
     /* monitor line; settled is the client's */

@@ -45,7 +45,8 @@ int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
     if (ipc_word_slot(word) != slot || ipc_word_generation(word) != (generation & IPC_MASK(IPC_GENERATION_BITS))) return 0;
     uint64_t stamped = atomic_load_explicit(&line->started_word, memory_order_acquire);
     *out = (struct ipc_running){slot, generation, row, atomic_load_explicit(&s->row[row].timeout_ms, memory_order_relaxed), word,
-                                stamped == word ? atomic_load_explicit(&line->started, memory_order_relaxed) : 0};
+                                stamped == word ? atomic_load_explicit(&line->started, memory_order_relaxed) : 0,
+                                atomic_load_explicit(&line->progress, memory_order_relaxed)};
     return 1;
 }
 

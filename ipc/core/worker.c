@@ -43,6 +43,7 @@ int ipc_claim(struct ipc_worker *w) {
             atomic_store_explicit(&line->intent, row, memory_order_relaxed); /* published by the CAS below */
             /* The word does not name the row: the start of an earlier task must not be taken for that of this one. */
             atomic_store_explicit(&line->started_word, 0, memory_order_relaxed);
+            atomic_store_explicit(&line->progress, IPC_NO_PROGRESS, memory_order_relaxed); /* nor its progress */
             uint64_t ready = ipc_word(IPC_READY, 0, 0, seq, 0);
             w->word = ipc_word(IPC_RUNNING, w->slot, w->generation, seq, 0);
             /* Strong: a spurious failure would be taken for "not ready", and head would move past a live entry. acq_rel: see the arguments. */
@@ -65,6 +66,7 @@ int ipc_claim(struct ipc_worker *w) {
         w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
         w->flags = r->flags;
+        w->attempt = r->attempt;
         w->used = 0;
         w->offering = w->keep = 0;
         w->args_units = 0;
@@ -219,6 +221,8 @@ int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piec
     int last = item == w->items;
     account(w, last);
     if (last) return finish(w);
+    /* Before the word: who sees the next item running does not take this one's progress for its. */
+    atomic_store_explicit(&w->s->slot[w->slot].progress, IPC_NO_PROGRESS, memory_order_relaxed);
     int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), item + 1));
     if (code == 0) stamp(w);
     return code;
@@ -237,6 +241,12 @@ int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *pi
     atomic_store_explicit(&r->result_len, length, memory_order_relaxed);
     account(w, 1);
     return finish(w);
+}
+
+void ipc_progress(struct ipc_worker *w, double x) {
+    uint64_t bits = IPC_NO_PROGRESS;
+    if (x == x) memcpy(&bits, &x, sizeof(bits));
+    atomic_store_explicit(&w->s->slot[w->slot].progress, bits, memory_order_relaxed);
 }
 
 /* ---- sleep */

@@ -639,6 +639,43 @@ static void a_claim_without_its_start_time_is_timed_from_first_sight(void) {
     CHECK(driver_settle(&D) == 1, "charged");
 }
 
+/* ---- progress */
+
+static double progress_of(uint32_t slot) {
+    struct ipc_running r = {0};
+    double x = -1;
+    if (ipc_running(&S, slot, &r) && r.progress != IPC_NO_PROGRESS) memcpy(&x, &r.progress, sizeof(x));
+    return x;
+}
+static void nothing_is_said_yet(void) { CHECK(progress_of(0) == -1, "what runs now has said nothing, whatever ran here before"); }
+static void what_an_item_says_of_itself_is_not_said_of_the_next_one(void) {
+    begin(2, 4);
+    publish(small);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && progress_of(0) == -1, "nothing is said");
+    ipc_progress(&A, 0.5);
+    CHECK(progress_of(0) == 0.5, "half");
+    ipc_progress(&A, 0);
+    CHECK(progress_of(0) == 0, "zero is something");
+    ipc_progress(&A, 0.0 / 0.0);
+    CHECK(progress_of(0) == -1, "no number is nothing");
+    ipc_progress(&A, 1);
+    CHECK(work(&A, &desk) == 0 && progress_of(0) == -1, "done");
+    at("claim:owned", nothing_is_said_yet);
+    CHECK(ipc_claim(&A) == 0 && act == NULL && work(&A, &desk) == 0, "the next task");
+    driver_collect(&D);
+    struct job chunk = {.size = 10, .items = 2}, j;
+    publish(chunk);
+    CHECK(ipc_claim(&A) == 0, "a chunk");
+    read_order(&A, &j);
+    CHECK(ipc_begin_items(&A) == 0, "decoded");
+    for (uint32_t k = 1; k <= 2; k++) {
+        ipc_progress(&A, 7);
+        pattern_fill(desk.out, 10, j.id, k);
+        CHECK(commit(&A, kind_of(j.id, k), desk.out, 10) == 0 && progress_of(0) == -1, "the next item, or none");
+    }
+}
+
 #define TEST(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_stalled_claimer_cannot_claim_a_later_use_through_an_old_entry), TEST(a_cancelled_task_is_never_claimed),
@@ -661,6 +698,7 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(two_deaths_of_a_slot_before_the_client_looks_are_both_settled), TEST(a_death_rings_everybody_whoever_took_which_bit),
     TEST(a_task_published_before_the_bit_is_seen), TEST(a_task_published_behind_the_bit_is_seen), TEST(a_flush_wakes_a_worker_for_each_ready_task),
     TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
+    TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
 };
 
 int main(int argc, char **argv) {

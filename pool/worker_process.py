@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from ipc import _core
-from pool import chunks, codec, spill
+from pool import chunks, codec, context, spill
 from pool.functions import FunctionCache
 from pool.output import record_to
 
@@ -62,6 +62,7 @@ class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
+    starting = False  # its initializer runs
     results: _Results
     spoilt = False  # a task has used up the memory: the next one shall not suffer for it
 
@@ -83,6 +84,7 @@ def main(
     log_fd, outputs_fd = _move_up(log_fd), _move_up(outputs_fd)
     try:
         _isolate(segment, slot, generation, log_fd, monitor)
+        context.be_worker(context.Worker(segment, slot, generation), lambda: _in_task or _Process.starting)
         _settle_in(slot, outputs_fd, options)
         _Process.results = _Results(options.folder, slot, generation)
         _core.set_phase(segment, _core.IDLE)
@@ -169,7 +171,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
         multiprocessing._children = set()  # type: ignore[attr-defined]  # the client's children are not ours to poll
     gc.enable()
     if options.initializer is not None:
+        _Process.starting = True
         options.initializer(*options.initargs)
+        _Process.starting = False
 
 
 def _limit_threads(threads: int) -> None:
