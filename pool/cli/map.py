@@ -212,7 +212,10 @@ class _Command:
         batch = self.batch
         batch.commit()
         sys.stdout.flush()
-        show(counts._replace(total=self.inputs.total, before=batch.before, failed=batch.failed))
+        total = self.inputs.total
+        left = None if total is None else total - batch.before
+        eta = max(0, left - counts.done) / counts.rate if left is not None and counts.rate > 0 else None
+        show(counts._replace(total=left, eta=eta, before=batch.before, failed=batch.failed))
 
     def _end(self, stopped: str | None, code: int) -> int:
         batch, options = self.batch, self.options
