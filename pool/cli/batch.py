@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 from pool.cli import Stopped, target
 from pool.cli.inputs import Inputs
-from pool.cli.journal import Journal, Stamp, stamp
+from pool.cli.journal import NO_FILE, Journal, Recorded, Stamp, stamp
 from pool.cli.target import Target
 from pool.errors import PoolBroken
-from pool.mapping import Failure
+from pool.mapping import Failure, NotYet
 from pool.output import output
 
 TYPE_CHECKING = False
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+_AHEAD = 256  # inputs that are looked up in the journal at a time
 _KEPT = 1000  # failures, for the list at the end
 _LONGEST = 300  # characters of a reason in it
 
@@ -119,6 +123,7 @@ class Batch:
         self._given = 0
         self._running: dict[int, tuple[str, Stamp, str | None]] = {}
         self._outputs: set[int] = set()
+        self._ahead: deque[tuple[str, Stamp, Recorded | None]] = deque()
         self._began = time.monotonic()
 
     def key(self) -> str:
@@ -134,23 +139,43 @@ class Batch:
 
     def __next__(self) -> tuple[Any, ...]:
         while True:
-            path = next(self._source)  # NotYet goes through
-            then = (-1, -1) if self.journal is None else stamp(path)
-            if self.journal is not None and (known := self.journal.find(path, then)) is not None:
-                self.before += 1
-                if known:
-                    self.done += 1
-                else:
-                    self._failed(path, self.journal.failed(path))
+            path, then = (next(self._source), NO_FILE) if self.journal is None else self._unrecorded(self.journal)
+            final = None if self.out is None else self._output(path)
+            if final is not None and not self._is_new(path, final):
+                error = ValueError(f"an earlier input has the same output {final!r}")
+                self._ended(Ended(path, final, 0.0, None, error), then)
                 continue
             number, self._given = self._given, self._given + 1
-            if self.out is None:
-                self._running[number] = path, then, None
-                return number, path
-            final = self._output(path)
-            if self._is_new(path, final, then):
-                self._running[number] = path, then, final
-                return number, path, final
+            self._running[number] = path, then, final
+            return (number, path) if final is None else (number, path, final)
+
+    def _unrecorded(self, journal: Journal) -> tuple[str, Stamp]:
+        """The next input that is not recorded as it is now, and what it is now."""
+        while True:
+            while self._ahead:
+                path, then, known = self._ahead.popleft()
+                if known is None or known[0] != then or (known[1] is not None and journal.retry_failed):
+                    return path, then
+                self.before += 1
+                if self.out is not None:
+                    self._is_new(path, self._output(path))
+                if known[1] is None:
+                    self.done += 1
+                else:
+                    self._failed(path, known[1])
+            self._look_ahead(journal)
+
+    def _look_ahead(self, journal: Journal) -> None:
+        """Some more inputs, and what is recorded of them: one query for all costs a fraction. Raises StopIteration, and
+        what the source raises if it has none at all."""
+        paths: list[str] = []
+        with contextlib.suppress(NotYet):
+            for path in itertools.islice(self._source, _AHEAD):
+                paths.append(path)  # noqa: PERF402  what was read before an exception counts
+        if not paths:
+            paths.append(next(self._source))
+        known = journal.find(paths)
+        self._ahead.extend((path, stamp(path), known.get(path)) for path in paths)
 
     def _output(self, path: str) -> str:
         """Where its output goes: always inside of ``out``."""
@@ -162,15 +187,13 @@ class Batch:
             relative = os.path.splitext(relative)[0] + self._suffix
         return os.path.join(self.out, relative)
 
-    def _is_new(self, path: str, final: str, then: Stamp) -> bool:
+    def _is_new(self, path: str, final: str) -> bool:
+        """Whether no earlier input has this output."""
         if final == os.path.abspath(path):
             raise Stopped(f"the output of {path!r} would overwrite it: choose another --out or --suffix")
-        if (mark := hash(final)) not in self._outputs:
-            self._outputs.add(mark)
-            return True
-        error = ValueError(f"an earlier input has the same output {final!r}")
-        self._ended(Ended(path, final, 0.0, None, error), then)
-        return False
+        mark, before = hash(final), len(self._outputs)
+        self._outputs.add(mark)
+        return len(self._outputs) > before
 
     # ---- what comes back
 

@@ -6,7 +6,9 @@ has nothing to say, results still come out.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import glob
 import itertools
 import os
@@ -19,7 +21,8 @@ import click
 from pool.cli import Stopped
 from pool.mapping import NotYet
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 20
+_PATIENCE = 0.002  # seconds: who writes without pause is only a little late
 _COUNTED = 100_000  # files of a pattern that are listed beforehand: sorted, and their number is known
 
 
@@ -94,6 +97,9 @@ class Lines:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except OSError as error:
             raise click.UsageError(f"cannot read {name or 'standard input'!r}: {error.strerror}") from None
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _BLOCK)  # so that who writes is not woken for every few lines
+        self._patience = _PATIENCE
         self._lines: list[bytes] = []
         self._rest = b""
         self._ended = False
@@ -124,8 +130,10 @@ class Lines:
             self._read()
 
     def _read(self) -> None:
-        if not self._file and not select.select((self._fd,), (), (), 0)[0]:
+        if not self._file and not select.select((self._fd,), (), (), self._patience)[0]:
+            self._patience = 0.0  # for no more than one moment in which results could be handed over
             raise NotYet
+        self._patience = _PATIENCE
         try:
             block = os.read(self._fd, _BLOCK)
         except OSError as error:

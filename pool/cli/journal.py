@@ -18,16 +18,7 @@ from pool.cli import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NamedTuple
-
-    class Recorded(NamedTuple):
-        """One recorded input."""
-
-        input: str
-        error: str | None
-        seconds: float
-        ended: float
-
+    from typing import Any
 
 _APPLICATION = 0x706F6F6C  # "pool", so that another program's database is not taken for a journal
 _VERSION = 1
@@ -43,7 +34,10 @@ CREATE TABLE item (work INTEGER NOT NULL REFERENCES work, input BLOB NOT NULL, s
 """
 
 Stamp = tuple[int, int]
-"""Size and time of change in ns of an input; (-1, -1) if it is no file."""
+"""Size and time of change in ns of an input."""
+Recorded = tuple[Stamp, "str | None"]
+"""What an input was, and its error if it failed."""
+NO_FILE: Stamp = -1, -1
 
 
 def stamp(path: str) -> Stamp:
@@ -51,7 +45,7 @@ def stamp(path: str) -> Stamp:
     try:
         found = os.stat(path)
     except (OSError, ValueError):
-        return -1, -1
+        return NO_FILE
     return found.st_size, found.st_mtime_ns
 
 
@@ -59,13 +53,14 @@ class Journal:
     """The records of one piece of work, open for this run.
 
     Attributes:
+        retry_failed: what is recorded as failed is to be done again.
         unclean: an earlier run of the same work was killed; it may have left temporary files.
     """
 
     def __init__(self, path: str, function: str, arguments: str, retry_failed: bool = False) -> None:
         """Opens or makes the file. Raises click.UsageError if it is no journal, in use, or not writable."""
         self._path = path
-        self._retry_failed = retry_failed
+        self.retry_failed = retry_failed
         self._waiting: list[tuple[Any, ...]] = []
         with _usable(path):
             self._db = db = _open(path, make=True)
@@ -90,20 +85,15 @@ class Journal:
     def _one(self, query: str) -> Any:
         return self._db.execute(query, (self._work,)).fetchone()[0]
 
-    def find(self, path: str, now: Stamp) -> bool | None:
-        """Whether the input is recorded, as it is now: True as done, False as failed, None if it is to be done."""
-        found = self._db.execute(
-            "SELECT error IS NULL FROM item WHERE work = ? AND input = ? AND size = ? AND mtime_ns = ?",
-            (self._work, os.fsencode(path), *now),
-        ).fetchone()
-        if found is None or (self._retry_failed and not found[0]):
-            return None
-        return bool(found[0])
-
-    def failed(self, path: str) -> str:
-        """The error that is recorded for the input."""
-        query = "SELECT error FROM item WHERE work = ? AND input = ?"
-        return str(self._db.execute(query, (self._work, os.fsencode(path))).fetchone()[0])
+    def find(self, paths: list[str]) -> dict[str, Recorded]:
+        """What is recorded of these inputs."""
+        query = (
+            f"SELECT input, size, mtime_ns, error FROM item WHERE work = ? AND input IN ({','.join('?' * len(paths))})"
+        )
+        return {
+            os.fsdecode(name): ((size, mtime_ns), error)
+            for name, size, mtime_ns, error in self._db.execute(query, (self._work, *map(os.fsencode, paths)))
+        }
 
     def record(self, path: str, then: Stamp, error: str | None, seconds: float) -> None:
         """Note the end of an input; ``then``: what it was when it was given away. ``commit`` makes it safe."""
@@ -215,4 +205,4 @@ def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -
     return f"{function} {arguments}: {done:,} done, {failed:,} failed, {seconds:,.1f} s of work, {runs} runs"
 
 
-__all__ = ["Journal", "Stamp", "command", "stamp"]
+__all__ = ["NO_FILE", "Journal", "Recorded", "Stamp", "command", "stamp"]
