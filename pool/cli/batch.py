@@ -171,7 +171,7 @@ class Batch:
         paths: list[str] = []
         with contextlib.suppress(NotYet):
             for path in itertools.islice(self._source, _AHEAD):
-                paths.append(path)  # noqa: PERF402  what was read before an exception counts
+                paths.append(path)  # one by one: what was read before an exception counts
         if not paths:
             paths.append(next(self._source))
         known = journal.find(paths)
