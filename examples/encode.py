@@ -1,10 +1,8 @@
-"""Photos into video clips that zoom in on them, on all cores: `python examples/encode.py [PHOTO...]`.
+"""Photos become video clips that zoom in on them, on all cores: `python examples/encode.py [PHOTO...]`.
 
-Without arguments the photos are those inside the scikit-image package. A clip is encoded by the libraries of FFmpeg
-through PyAV, or by the program `ffmpeg`, or, when neither is there, by Pillow as an animated WebP; by one core in each
-case, for the pool has a worker for each core. What concerns the pool is in `encode_all`.
-
-`encode` is an ordinary function, so the command line of the pool can call it, too:
+Without arguments it takes the images inside the scikit-image package. Each clip is encoded by one core: through PyAV,
+through the program ffmpeg, or as animated WebP if neither is there. What concerns the pool is in `encode_whole` and in
+`encode_all`. For your own photos the command line has more to offer; it calls `encode` with names of files:
 `python -m pool map examples/encode.py:encode 'photos/*.jpg' --out clips --suffix .mp4 -a seconds=5`
 """
 
@@ -31,16 +29,13 @@ Job = tuple[Path, Path, float, str]  # photo, clip, seconds, encoder
 
 
 def zoom(photo: Path, seconds: float) -> Frames:
-    """The frames of the clip: from the widest view that has its shape to the middle half of that."""
+    """The frames of a clip: at first as much of the photo as has its shape, at last the middle of that."""
     with Image.open(photo) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
-    widest = min(image.width, image.height * WIDTH / HEIGHT)
+        image = ImageOps.fit(ImageOps.exif_transpose(opened).convert("RGB"), (2 * WIDTH, 2 * HEIGHT))
     count = max(1, round(seconds * RATE))
     for k in range(count):
-        width = widest * (1 - k / count / 2)
-        height = width * HEIGHT / WIDTH
-        left, top = (image.width - width) / 2, (image.height - height) / 2
-        yield image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        x, y = k / count * WIDTH / 2, k / count * HEIGHT / 2
+        yield image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, (x, y, image.width - x, image.height - y))
 
 
 def through_av(frames: Frames, clip: Path) -> None:
@@ -56,18 +51,16 @@ def through_av(frames: Frames, clip: Path) -> None:
 
 
 def through_ffmpeg(frames: Frames, clip: Path) -> None:
-    """A task may start programs: they end with it, also if its worker is killed."""
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{WIDTH}x{HEIGHT}", "-r", str(RATE), "-i", "-"]
-    one_core = ["-filter_threads", "1", "-threads", "1"]
-    command = ["ffmpeg", "-v", "error", "-y", *raw, *one_core, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(clip)]
+    """A task may start programs. They end with it, even if its worker is killed."""
+    raw = f"-f rawvideo -pix_fmt rgb24 -s {WIDTH}x{HEIGHT} -r {RATE} -i - -filter_threads 1 -threads 1".split()
+    command = ["ffmpeg", "-v", "error", "-y", *raw, "-c:v", "libx264", "-pix_fmt", "yuv420p", str(clip)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as ffmpeg:
-        assert ffmpeg.stdin is not None
         with suppress(BrokenPipeError):  # it ended early; below it says why
             for frame in frames:
                 ffmpeg.stdin.write(frame.tobytes())
         _, complaints = ffmpeg.communicate()
     if ffmpeg.returncode:
-        raise RuntimeError(f"ffmpeg: {complaints.decode(errors='replace').strip()}")
+        raise RuntimeError(complaints.decode(errors="replace").strip())
 
 
 def through_webp(frames: Frames, clip: Path) -> None:
@@ -79,12 +72,12 @@ BEST = "av" if importlib.util.find_spec("av") else "ffmpeg" if shutil.which("ffm
 
 
 def encode(photo: Path, clip: Path, seconds: float = 2, encoder: str = BEST) -> None:
-    """The task: make a clip of a photo."""
+    """The task: an ordinary function. It runs in a worker, and again if that is killed."""
     ENCODERS[encoder](zoom(photo, seconds), clip)
 
 
 def encode_whole(photo: Path, clip: Path, seconds: float, encoder: str) -> Path:
-    """The task of this script: the clip is there when it is whole, and not before. Killed workers leave no half of it."""
+    """The same, but a worker that is killed leaves no half: the temporary file becomes `clip` after the block."""
     with Pool.output(clip) as temporary:
         encode(photo, Path(temporary), seconds, encoder)
     return clip
@@ -101,19 +94,22 @@ def encode_all(pool: Pool, jobs: list[Job]) -> list[Failure]:
     return failures
 
 
-def rate_of_one_core(jobs: list[Job], folder: str) -> float:
-    """Seconds of video in a second, in this process, without any pool. Photos that fail are left out."""
+def rate_of_one_core(jobs: list[Job]) -> float:
+    """Seconds of video in a second, in this process, without any pool; NaN if no photo can be read."""
     done, start = 0.0, time.perf_counter()
-    for photo, clip, seconds, encoder in jobs:
+    for job in jobs:
         with suppress(Exception):
-            encode(photo, Path(folder, clip.name), seconds, encoder)
-            done += seconds
-    return done / (time.perf_counter() - start)
+            encode_whole(*job)
+            done += job[2]
+    return done / (time.perf_counter() - start) or float("nan")
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Encode photos into video clips with a pool of worker processes.")
-    parser.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="default: those of scikit-image")
+    images = sorted(Path(data_dir).glob("*.[jp][pn]g"))
+    parser.add_argument(
+        "photos", nargs="*", type=Path, default=images, metavar="PHOTO", help="default: the images of scikit-image"
+    )
     parser.add_argument("--with", dest="encoder", choices=ENCODERS, default=BEST, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=2, metavar="S", help="of a clip (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=available_cpus(), metavar="N", help="default: %(default)s")
@@ -123,28 +119,25 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
-    photos = options.photos or sorted(Path(data_dir).glob("*.[jp][pn]g"))
     out = options.out or Path(tempfile.mkdtemp(prefix="clips-"))
     out.mkdir(parents=True, exist_ok=True)
     suffix = ".webp" if options.encoder == "webp" else ".mp4"
-    jobs = [(p, out / f"{k:03}-{p.stem}{suffix}", options.seconds, options.encoder) for k, p in enumerate(photos)]
-    sample = jobs[::8]
+    clips = [out / f"{k:03}-{photo.stem}{suffix}" for k, photo in enumerate(options.photos)]
+    jobs = [(photo, clip, options.seconds, options.encoder) for photo, clip in zip(options.photos, clips, strict=True)]
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            one_core = rate_of_one_core(sample, folder)
+        one_core = rate_of_one_core(jobs[::8])
         start = time.perf_counter()
         with Pool(options.workers) as pool:
             failures = encode_all(pool, jobs)
             seconds = time.perf_counter() - start
     except KeyboardInterrupt:
-        print(f"interrupted: {sum(job[1].exists() for job in jobs)} of {len(jobs)} clips are in {out}")
+        print(f"interrupted: the clips in {out} are whole")
         return 130
     made = len(jobs) - len(failures)
     rate = made * options.seconds / seconds
-    faster = f", {rate / one_core:.2f} times as fast as one core" if one_core else ""
-    print(f"""{made} of {len(jobs)} clips, {made * options.seconds:g} s of video in {seconds:.1f} s
-speed      {rate:.1f} s of video a second{faster}
-one core   {one_core:.1f} s of video a second: {len(sample)} of the clips, in this process, before the workers started
+    print(f"""{made} of {len(jobs)} clips in {seconds:.1f} s
+speed      {rate:.1f} s of video a second, {rate / one_core:.2f} times as fast as one core
+one core   {one_core:.1f} s of video a second: every 8th clip, in this process, before the workers started
 workers    {options.workers}, crashes survived: {pool.crashes}
 files      {out}""")
     for failure in failures:
