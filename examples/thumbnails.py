@@ -30,7 +30,8 @@ Job = tuple[Path, Path, int]  # original, thumbnail, pixels
 def thumbnail(original: Path, target: Path, size: int = 256) -> None:
     """The task: an ordinary function. It runs in a worker, and again if that is killed."""
     with Image.open(original) as photo:
-        ImageOps.contain(photo, (size, size), Image.Resampling.LANCZOS).save(target, "JPEG")
+        small = ImageOps.contain(photo, (size, size), Image.Resampling.LANCZOS)
+    small.convert("RGB").save(target, "JPEG")
 
 
 def whole_thumbnail(original: Path, target: Path, size: int) -> None:

@@ -22,6 +22,8 @@ try:
 except ImportError as error:  # a skip would hide that nobody runs the example
     pytest.fail(f"the examples need their packages, pip install '.[examples]': {error}", pytrace=False)
 
+PHOTOS = [Path(data_dir, name) for name in ("astronaut.png", "camera.png", "logo.png", "rocket.jpg")]
+
 
 @contextmanager
 def example(*options: object, script: str = "thumbnails.py") -> Iterator[subprocess.Popen[str]]:
@@ -157,9 +159,6 @@ def test_arrays_are_filtered_as_in_one_process() -> None:
     assert titles == ["unsharp mask", "colour table of 0.1 MiB, in memory once for 2 workers"]
     assert printed.count("  results  the same as in this process\n") == 2
     assert len(re.findall(r"^  speed    \d+ MiB/s of arguments and results, [\d.]+ times", printed, re.M)) == 2
-
-
-PHOTOS = [Path(data_dir, name) for name in ("astronaut.png", "camera.png", "logo.png", "rocket.jpg")]
 
 
 def encode(folder: Path, *options: object) -> tuple[int, str]:
