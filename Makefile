@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 SETTINGS := setup.cfg setup.py pyproject.toml
 C_SOURCES := $(wildcard ipc/*.c ipc/core/*.c ipc/core/*.h)
 # program:package, for what tests use and Python's packages don't bring
-DEBIAN_TOOLS := spin:spin gdb:gdb
+DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,7 +1,10 @@
 """Thumbnails of many photos on all cores, with workers that may be killed at any time: `make run`.
 
-The photos are those inside the scikit-image package, enlarged to 2000 pixels. What concerns the pool is in `thumbnail`
-and in `make_thumbnails`; the rest is input and print.
+The photos are those inside the scikit-image package, enlarged to 2000 pixels. What concerns the pool is in
+`whole_thumbnail` and in `make_thumbnails`; the rest is input and print.
+
+For your own photos there is the command line, which calls `thumbnail` with names of files, and does the rest itself:
+`python -m pool map examples/thumbnails.py:thumbnail 'photos/*.jpg' --out thumbs -a size=512`
 """
 
 import argparse
@@ -24,17 +27,22 @@ CLEAR = "\r\033[K" if sys.stdout.isatty() else ""  # a progress line is overwrit
 Job = tuple[Path, Path, int]  # original, thumbnail, pixels
 
 
-def thumbnail(original: Path, target: Path, size: int) -> None:
+def thumbnail(original: Path, target: Path, size: int = 256) -> None:
     """The task: an ordinary function. It runs in a worker, and again if that is killed."""
     with Image.open(original) as photo:
         small = ImageOps.contain(photo, (size, size), Image.Resampling.LANCZOS)
-    with Pool.output(target) as temporary:  # becomes `target` when the block is done: a killed worker leaves no half
-        small.save(temporary, "JPEG")
+    small.convert("RGB").save(target, "JPEG")
+
+
+def whole_thumbnail(original: Path, target: Path, size: int) -> None:
+    """The same, but a worker that is killed leaves no half: the temporary file becomes `target` after the block."""
+    with Pool.output(target) as temporary:
+        thumbnail(original, Path(temporary), size)
 
 
 def make_thumbnails(pool: Pool, jobs: list[Job], on_error: str) -> list[Failure]:
     """Have all thumbnails made. A photo whose worker dies gets two more attempts; what fails is returned."""
-    results = pool.options(retries=2).istarmap_unordered(thumbnail, jobs, on_error=on_error)
+    results = pool.options(retries=2).istarmap_unordered(whole_thumbnail, jobs, on_error=on_error)
     return [result for result in with_progress(results, len(jobs)) if isinstance(result, Failure)]
 
 

@@ -1,11 +1,11 @@
-"""The examples as their user runs them: the thumbnails whole, with workers killed, interrupted, with a bad photo."""
+"""The examples as their user runs them: with real input, with workers killed, interrupted, with input that is bad."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,19 +13,22 @@ import processes
 import psutil
 import pytest
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "thumbnails.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 try:
-    import skimage  # noqa: F401
-    from PIL import Image
+    import av
+    from PIL import Image, ImageChops, ImageOps, ImageStat
+    from skimage import data_dir
 except ImportError as error:  # a skip would hide that nobody runs the example
     pytest.fail(f"the examples need their packages, pip install '.[examples]': {error}", pytrace=False)
 
+PHOTOS = [Path(data_dir, name) for name in ("astronaut.png", "camera.png", "logo.png", "rocket.jpg")]
+
 
 @contextmanager
-def example(*options: object) -> Iterator[subprocess.Popen[str]]:
+def example(*options: object, script: str = "thumbnails.py") -> Iterator[subprocess.Popen[str]]:
     """The running example; whatever the test does, no process of it is left at the end."""
-    command = [sys.executable, EXAMPLE, "--workers", "2", *options]
+    command = [sys.executable, EXAMPLES / script, "--workers", "2", *options]
     ran = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     family = psutil.Process(ran.pid)
     try:
@@ -36,8 +39,8 @@ def example(*options: object) -> Iterator[subprocess.Popen[str]]:
         ran.communicate()
 
 
-def run(*options: object) -> tuple[int, str]:
-    with example(*options) as ran:
+def run(*options: object, script: str = "thumbnails.py") -> tuple[int, str]:
+    with example(*options, script=script) as ran:
         printed, errors = ran.communicate(timeout=90)
     assert errors == ""
     assert ran.returncode is not None
@@ -150,10 +153,208 @@ def test_bad_photo_is_reported(tmp_path: Path, on_error: str, reported: str) -> 
 
 
 def test_arrays_are_filtered_as_in_one_process() -> None:
-    command = [sys.executable, EXAMPLE.with_name("arrays.py"), "--workers", "2", "--images", "5"]
-    ran = subprocess.run([*command, "--side", "300", "--bits", "5"], capture_output=True, text=True, timeout=90)
-    assert (ran.returncode, ran.stderr) == (0, "")
-    titles = re.findall(r"^(\S.*)$", ran.stdout, re.M)
+    code, printed = run("--images", 5, "--side", 300, "--bits", 5, script="arrays.py")
+    assert code == 0
+    titles = re.findall(r"^(\S.*)$", printed, re.M)
     assert titles == ["unsharp mask", "colour table of 0.1 MiB, in memory once for 2 workers"]
-    assert ran.stdout.count("  results  the same as in this process\n") == 2
-    assert len(re.findall(r"^  speed    \d+ MiB/s of arguments and results, [\d.]+ times", ran.stdout, re.M)) == 2
+    assert printed.count("  results  the same as in this process\n") == 2
+    assert len(re.findall(r"^  speed    \d+ MiB/s of arguments and results, [\d.]+ times", printed, re.M)) == 2
+
+
+def encode(folder: Path, *options: object) -> tuple[int, str]:
+    return run("--out", folder, *options, script="encode.py")
+
+
+def frames_of(clip: Path) -> list[Image.Image]:
+    """All frames of a clip, decoded."""
+    if clip.suffix == ".webp":
+        with Image.open(clip) as image:
+            return [image.seek(k) or image.convert("RGB") for k in range(image.n_frames)]
+    with av.open(str(clip)) as container:
+        return [frame.to_image() for frame in container.decode(video=0)]
+
+
+def check_clips(folder: Path, photos: list[Path], suffix: str, count: int) -> None:
+    """A clip of so many frames for each photo, which begins with that photo, and nothing else."""
+    clips = sorted(folder.iterdir())
+    assert [clip.name for clip in clips] == [f"{k:03}-{photo.stem}{suffix}" for k, photo in enumerate(photos)]
+    for clip, photo in zip(clips, photos, strict=True):
+        frames = frames_of(clip)
+        assert (len(frames), {frame.size for frame in frames}) == (count, {(640, 360)})
+        with Image.open(photo) as opened:
+            wanted = ImageOps.fit(opened.convert("RGB"), (640, 360))
+        differences = ImageStat.Stat(ImageChops.difference(frames[0], wanted)).mean
+        assert max(differences) < 10, f"{clip}: {differences}"
+        assert max(ImageStat.Stat(ImageChops.difference(frames[0], frames[-1])).mean) > 5  # it moves
+
+
+@pytest.mark.parametrize(("encoder", "suffix"), [("av", ".mp4"), ("ffmpeg", ".mp4"), ("webp", ".webp")])
+def test_encodes_photos(tmp_path: Path, encoder: str, suffix: str, require: Callable[[str], str]) -> None:
+    if encoder == "ffmpeg":
+        require("ffmpeg")
+    code, printed = encode(tmp_path / "new", "--with", encoder, "--seconds", 0.4, *PHOTOS)
+    assert code == 0
+    assert re.search(r"^4 of 4 clips in [\d.]+ s$", printed, re.M)
+    assert re.search(r"^speed +[\d.]+ s of video a second, [\d.]+ times as fast as one core$", printed, re.M)
+    assert "workers    2, crashes survived: 0\n" in printed
+    check_clips(tmp_path / "new", PHOTOS, suffix, 10)
+
+
+def test_encodes_images_of_a_package_by_default(tmp_path: Path) -> None:
+    code, _ = encode(tmp_path, "--seconds", 0.04)
+    assert code == 0
+    assert len(list(tmp_path.glob("*.mp4"))) > 20
+
+
+@pytest.mark.parametrize(
+    ("hidden", "path", "best"), [("", "", "av"), ("av", "", "webp"), ("av", os.environ["PATH"], "ffmpeg")]
+)
+def test_encodes_with_what_is_there(hidden: str, path: str, best: str, require: Callable[[str], str]) -> None:
+    if best == "ffmpeg":
+        require("ffmpeg")
+    script = f"import sys; sys.modules[{hidden!r}] = None; import encode; print(encode.BEST)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=EXAMPLES, env={"PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert (found.stdout, found.stderr) == (f"{best}\n", "")
+
+
+def stop_a_worker(ran: subprocess.Popen[str], folder: Path) -> int:
+    """The pid of a worker that was stopped in the middle of a clip."""
+
+    def stopped() -> int | None:
+        for file in folder.glob(".*.part-*"):
+            pid = int(file.name.split(".part-")[1].split("-")[0])
+            if pid == ran.pid:  # it works itself at first, to have a figure of one core
+                continue
+            os.kill(pid, signal.SIGSTOP)
+            processes.wait_until(lambda pid=pid: processes.is_stopped(pid), "it is stopped")
+            if file.exists():
+                return pid
+            os.kill(pid, signal.SIGCONT)
+        return None
+
+    return processes.wait_until(stopped, "a worker is encoding", 60)
+
+
+def test_clips_are_whole_although_a_worker_is_killed(tmp_path: Path) -> None:
+    # Of the encoders this one makes its file first, so the file tells for how long it is at work.
+    with example("--with", "webp", "--seconds", 1, "--out", tmp_path, *PHOTOS, script="encode.py") as ran:
+        os.kill(stop_a_worker(ran, tmp_path), signal.SIGKILL)
+        printed, errors = ran.communicate(timeout=90)
+    assert (ran.returncode, errors) == (0, "")
+    assert "crashes survived: 1\n" in printed
+    check_clips(tmp_path, PHOTOS, ".webp", 25)
+
+
+def test_ffmpeg_ends_with_its_worker(tmp_path: Path, require: Callable[[str], str]) -> None:
+    require("ffmpeg")
+    with example("--with", "ffmpeg", "--seconds", 1, "--out", tmp_path, *PHOTOS, script="encode.py") as ran:
+
+        def stop_a_program() -> tuple[int, int] | None:
+            for child in psutil.Process(ran.pid).children(recursive=True):
+                try:
+                    if child.name() == "ffmpeg" and child.ppid() != ran.pid:
+                        worker = child.ppid()
+                        child.suspend()
+                        processes.wait_until(lambda pid=child.pid: processes.is_stopped(pid), "it is stopped")
+                        return child.pid, worker
+                except psutil.NoSuchProcess:
+                    continue
+            return None
+
+        program, worker = processes.wait_until(stop_a_program, "a worker has started ffmpeg", 60)
+        os.kill(worker, signal.SIGKILL)
+        processes.wait_until(lambda: not processes.runs(program), "ffmpeg has ended")
+        printed, errors = ran.communicate(timeout=90)
+    assert (ran.returncode, errors) == (0, "")
+    assert "crashes survived: 1\n" in printed
+    check_clips(tmp_path, PHOTOS, ".mp4", 25)
+
+
+def test_photo_that_is_none_costs_no_other(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"this is no photo")
+    code, printed = encode(tmp_path / "clips", "--seconds", 0.2, bad, *PHOTOS[:2])
+    assert code == 1
+    assert f"failed     {bad}: cannot identify image file" in printed
+    assert "2 of 3 clips" in printed
+    assert [clip.name for clip in sorted((tmp_path / "clips").iterdir())] == ["001-astronaut.mp4", "002-camera.mp4"]
+
+
+def test_program_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "ffmpeg"
+    program.parent.mkdir()
+    program.write_text("""#!/bin/sh\necho "Unknown encoder 'libx264'" >&2; exit 1""")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    code, printed = encode(tmp_path / "clips", "--with", "ffmpeg", PHOTOS[0])
+    assert code == 1
+    assert f"failed     {PHOTOS[0]}: Unknown encoder 'libx264'\n" in printed
+    assert not list((tmp_path / "clips").iterdir())
+
+
+def test_encoding_can_be_interrupted(tmp_path: Path) -> None:
+    with example("--seconds", 1, "--out", tmp_path, *PHOTOS * 6, script="encode.py") as ran:
+        processes.wait_until((tmp_path / "001-camera.mp4").exists, "a worker has made a clip", 60)
+        others = psutil.Process(ran.pid).children(recursive=True)
+        ran.send_signal(signal.SIGINT)
+        printed, errors = ran.communicate(timeout=30)
+    assert (ran.returncode, errors) == (130, "")
+    assert printed.endswith(f"interrupted: the clips in {tmp_path} are whole\n")
+    assert others
+    assert not any(other.is_running() for other in others)
+    assert {len(frames_of(clip)) for clip in tmp_path.iterdir()} == {25}
+
+
+def count_words(*options: object) -> tuple[int, str]:
+    return run(*options, script="words.py")
+
+
+def test_counts_words_in_names(tmp_path: Path) -> None:
+    files = {
+        "one.py": b"def getHTTPError(x_1): return get_http_error\n",
+        "folder/two.py": b"# no name\nerror = 'get'\n",
+        "folder/late.py": b"a = 1\nb = 2\nc = '\xff'\n",
+        "early.py": b"a = '\xff'\n",
+        "none.txt": b"get",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    code, printed = count_words(tmp_path, "--top", 2)
+    assert code == 0
+    assert re.findall(r"^ +(\w+) +(\d+) ▇+$", printed, re.M) == [("error", "3"), ("get", "2")]
+    assert re.search(r"^2 of 4 files in [\d.]+ s$", printed, re.M)
+    assert re.search(r"^words +8, 4 of them different$", printed, re.M)
+    assert re.search(
+        r"^failed +1 (UnicodeDecodeError, 1 SyntaxError|SyntaxError, 1 UnicodeDecodeError)$", printed, re.M
+    )
+    assert f"{tmp_path}/early.py: " in printed
+    assert f"{tmp_path}/folder/late.py: 'utf-8' codec can't decode" in printed
+
+
+def test_words_of_the_standard_library() -> None:
+    code, printed = count_words("--files", 200)
+    assert code == 0
+    assert re.search(r"^ +self +[\d,]+ ▇{40}$", printed, re.M)
+    assert re.search(r"^speed +[\d.]+ MB/s, [\d.]+ times as fast as one core$", printed, re.M)
+    assert "200 of 200 files" in printed
+
+
+def test_no_words_are_a_failure(tmp_path: Path) -> None:
+    code, printed = count_words(tmp_path)
+    assert code == 1
+    assert "0 of 0 files" in printed
+
+
+def test_script_lists_its_failures() -> None:
+    ran = subprocess.run([sys.executable, EXAMPLES / "failures.py"], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (1, "")
+    *found, wrong, slow, crashed = ran.stdout.splitlines()
+    assert [re.match(r"(\S+) +found [1-9]\d* times$", line)[1] for line in found] == [
+        "\\w+", "[A-Z]\\w+", "\\bin\\b", "\\d+",
+    ]  # fmt: skip
+    assert wrong == "(unclosed    wrong: missing ), unterminated subpattern at position 0"
+    assert re.match(r"\(.* too slow: __main__\.count ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
+    assert re.match(r"crash +crashed: worker died in __main__\.count\('crash'\): SIGSEGV \(.*, attempt 2\)$", crashed)
