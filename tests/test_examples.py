@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,24 @@ def test_counts_the_crashes_it_survived(tmp_path: Path) -> None:
     check_whole(tmp_path, 100)
 
 
+def from_the_command_line(function: str, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pool", "map", EXAMPLES / function, *options, "--workers", "2"]
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=90)
+
+
+def test_thumbnails_from_the_command_line(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in PHOTOS:
+        shutil.copy(photo, photos)
+    (photos / "bad.jpg").write_bytes(b"this is no photo")
+    out = ("--out", tmp_path / "thumbs", "--suffix", ".jpg", "-a", "size=128")
+    ran = from_the_command_line("thumbnails.py:thumbnail", f"{photos}/*", *out)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert re.search(r"^failed +\S*bad\.jpg +UnidentifiedImageError: ", ran.stderr, re.M)
+    check_whole(tmp_path / "thumbs", 4)
+
+
 def test_interrupt_is_one_line_and_exit_code_130(tmp_path: Path) -> None:
     with example("--photos", 2000, "--size", 128, "--out", tmp_path) as ran:
         family = psutil.Process(ran.pid)
@@ -198,6 +217,13 @@ def test_encodes_photos(tmp_path: Path, encoder: str, suffix: str, require: Call
     assert re.search(r"^speed +[\d.]+ s of video a second, [\d.]+ times as fast as one core$", printed, re.M)
     assert "workers    2, crashes survived: 0\n" in printed
     check_clips(tmp_path / "new", PHOTOS, suffix, 10)
+
+
+def test_encodes_from_the_command_line(tmp_path: Path) -> None:
+    out = ("--out", tmp_path, "--suffix", ".mp4", "-a", "seconds=0.2")
+    ran = from_the_command_line("encode.py:encode", f"{data_dir}/motorcycle_*.png", *out)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert [len(frames_of(clip)) for clip in sorted(tmp_path.iterdir())] == [5, 5]
 
 
 def test_encodes_images_of_a_package_by_default(tmp_path: Path) -> None:
