@@ -117,6 +117,8 @@ class Ticker:
 
     def end(self) -> None:
         """The last call. Its exceptions are dropped if one of them has ended the map."""
+        if sys.is_finalizing():  # somebody held the iteration until there is nothing left to call
+            return
         try:
             self._tick(time.monotonic(), True)
         except Exception:
