@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 0.045  # a little less than the promised 50 ms: waits are in whole milliseconds
 _LEAST_PAUSE = 0.01  # after a slow callable, before the next call
-_STRIDE = 16  # items between two looks at the clock, while they come fast
+_STRIDE = 64  # most items between two looks at the clock,
+_STRIDE_SECONDS = 0.002  # which shall take so long at most
 _RATE_SECONDS, _RATE_ITEMS = 10.0, 10  # the rate is that of so long, and of so many items, whichever is longer
 _SAMPLE_SECONDS = 0.5
 _MEMORY_SECONDS = 1.0
@@ -92,6 +93,7 @@ class Ticker:
     def __init__(self, run: MapRun, call: Callable[[Progress], object], total: int | None) -> None:
         now = time.monotonic()
         self.total = total
+        self.quick = True  # whether the input is; see `run_map`
         self._run = run
         self._call = call
         self._raised = False
@@ -109,7 +111,7 @@ class Ticker:
         self._looked = now, taken
         if now >= self._due:
             self._tick(now, False)
-        return taken + (_STRIDE if (now - since) * _STRIDE < _TICK_SECONDS / 2 * (taken - before) else 1)
+        return taken + (_STRIDE if (now - since) * _STRIDE < _STRIDE_SECONDS * (taken - before) else 1)
 
     def seconds(self) -> float:
         """Until the next call is due."""
