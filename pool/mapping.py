@@ -464,7 +464,7 @@ def run_map(
                         yield failure
                     elif on_error == "raise":
                         raise _with_item(failure)
-                    if taken not in early:
+                    if not early or taken not in early:
                         break
                     index = taken
                     kind, data, item = early.pop(taken)
