@@ -42,6 +42,7 @@ _VALUES, _SCALARS = frozenset(codec.VALUES), codec.SCALARS
 _new, _dumps, _loads, _MAIN = tuple.__new__, pickle.dumps, pickle.loads, b"__main__"
 _NEVER = sys.maxsize
 _ASK_SECONDS = 0.020  # how long an input that has nothing now is left alone
+_FEW = 16  # results in a turn
 _SLOW_SECONDS = 0.020  # an input that takes so long for a batch is read one by one where somebody watches
 _AHEAD = 4096  # an ordered map keeps at most so many results that wait for an earlier one
 
@@ -398,9 +399,9 @@ def run_map(
     client, ready = run.client, run.ready
     ticker = _ticker(run, iterable, progress) if progress else None
     source = iter(iterable)
-    taken = 0
+    taken = before = 0
     look = _NEVER if ticker is None else 0  # the number of taken results at which the ticker looks at the clock
-    quick = True  # the last batch did not take the input long
+    watch: Ticker | None = None  # the ticker, unless so much comes that it need not look at each turn
     ended = False  # the input is exhausted, or has raised
     dry = False  # it has nothing now
     failed: BaseException | None = None
@@ -415,27 +416,27 @@ def run_map(
                     client.check_open()
                 except Exception as error:  # what was given before still counts
                     failed, ended = error, True
+            if ticker is not None:
+                watch = ticker if taken - before < _FEW else None  # in a rain of results, a look now and then will do
+                before = taken
             dry = False
             if not ended and (room := run.wants(len(ready) + len(early))) > 0:
-                began = 0.0 if ticker is None else time.monotonic()
                 try:
-                    ended = _give(run, source, room if quick else 1)
+                    ended = _give(run, source, room) if watch is None else _give_watched(watch, run, source, room)
                 except NotYet:
                     dry = True
                 except Exception as error:  # the input raised: what it gave before still counts
                     failed, ended = error, True
-                if ticker is not None:
-                    quick = time.monotonic() - began < _SLOW_SECONDS
-                    if ended:
-                        ticker.total = run.given
+                if ended and ticker is not None:
+                    ticker.total = run.given
             with client.lock:
                 client.pump(run, own)
                 own = run.take(own, plain)
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
-            if ticker is not None:
-                look = ticker.look(taken)
+            if watch is not None:
+                look = watch.look(taken)
             for task, kind, data, _, _ in own:
                 try:
                     hand.append(codec.loads_packed(data) if kind else _loads(data))
@@ -463,7 +464,7 @@ def run_map(
                         yield failure
                     elif on_error == "raise":
                         raise _with_item(failure)
-                    if taken not in early:
+                    if not early or taken not in early:
                         break
                     index = taken
                     kind, data, item = early.pop(taken)
@@ -477,11 +478,10 @@ def run_map(
             if dry and client.segment is None:  # without workers there is nothing to wait for
                 time.sleep(_ASK_SECONDS)
                 continue
-            left = None if end is None else end - time.monotonic()
-            pauses = [left] if ticker is None else [left, ticker.seconds()]
-            if dry:
-                pauses.append(_ASK_SECONDS)
-            pause = min((p for p in pauses if p is not None), default=None)
+            left = pause = None if end is None else end - time.monotonic()
+            if ticker is not None or dry:
+                tick = _NEVER if ticker is None else ticker.seconds()
+                pause = min(_NEVER if left is None else left, tick, _ASK_SECONDS if dry else _NEVER)
             if not client.wait_for(lambda: ready, pause) and pause == left:
                 client.check_open()
                 raise TimeoutError
@@ -524,6 +524,15 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
     if error is not None:
         raise error
     return bool(ended)
+
+
+def _give_watched(ticker: Ticker, run: MapRun, source: Iterator[Any], room: int) -> bool:
+    """The same, one item at a time if the input has taken long for the last batch: somebody waits for the ticks."""
+    began = time.monotonic()
+    try:
+        return _give(run, source, room if ticker.quick else 1)
+    finally:
+        ticker.quick = time.monotonic() - began < _SLOW_SECONDS
 
 
 def _caught(give: Callable[[Iterator[Any], int], bool], source: Iterator[Any], count: int) -> Any:

@@ -24,7 +24,7 @@ import sys
 import time
 
 from ipc import _core, process
-from pool import output, spill, terminal, worker_process
+from pool import output, spill, worker_process
 from pool.restart import Restarts
 from pool.worker_process import WorkerOptions
 
@@ -128,7 +128,10 @@ class Monitor:
             sys.excepthook(*sys.exc_info())
         self._kill_everything()
         if self._terminal and os.getppid() != self._client:  # it was killed
-            terminal.give_back(self._terminal)
+            with contextlib.suppress(Exception):  # no file descriptor left to import it with
+                from pool import terminal
+
+                terminal.give_back(self._terminal)
         os._exit(0)
 
     # ---- one turn: what is due now, and how long until the next thing is

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections import deque, namedtuple
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ipc import process
 from pool import context, terminal
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 _TICK_SECONDS = 0.045  # a little less than the promised 50 ms: waits are in whole milliseconds
 _LEAST_PAUSE = 0.01  # after a slow callable, before the next call
-_STRIDE = 16  # items between two looks at the clock, while they come fast
+_STRIDE = 64  # most items between two looks at the clock,
+_STRIDE_SECONDS = 0.002  # which shall take so long at most
 _RATE_SECONDS, _RATE_ITEMS = 10.0, 10  # the rate is that of so long, and of so many items, whichever is longer
 _SAMPLE_SECONDS = 0.5
 _MEMORY_SECONDS = 1.0
 _MEMORY_SHARE = 100  # looking at memory takes at most one part in so many of the time
 _BAR_SECONDS, _NOTEBOOK_SECONDS, _LOG_SECONDS = 0.1, 0.25, 60.0
-_LEAST_BAR, _MOST_BAR = 10, 40
+_LEAST_BAR, _MOST_BAR = 10, 40  # columns; it grows in steps, or it would twitch with each digit more or less beside it
 
 
 class Progress(
@@ -92,6 +93,7 @@ class Ticker:
     def __init__(self, run: MapRun, call: Callable[[Progress], object], total: int | None) -> None:
         now = time.monotonic()
         self.total = total
+        self.quick = True  # whether the input is; see `run_map`
         self._run = run
         self._call = call
         self._raised = False
@@ -109,7 +111,7 @@ class Ticker:
         self._looked = now, taken
         if now >= self._due:
             self._tick(now, False)
-        return taken + (_STRIDE if (now - since) * _STRIDE < _TICK_SECONDS / 2 * (taken - before) else 1)
+        return taken + (_STRIDE if (now - since) * _STRIDE < _STRIDE_SECONDS * (taken - before) else 1)
 
     def seconds(self) -> float:
         """Until the next call is due."""
@@ -117,6 +119,8 @@ class Ticker:
 
     def end(self) -> None:
         """The last call. Its exceptions are dropped if one of them has ended the map."""
+        if sys.is_finalizing():  # somebody held the iteration until there is nothing left to call
+            return
         try:
             self._tick(time.monotonic(), True)
         except Exception:
@@ -401,16 +405,13 @@ def bar_line(
         (0, _counts(p), ""),
         (7, _per_second(p.rate), ""),
     ]
-    fields.append((4, _time(p), ""))
-    if not p.ended:
-        fields.append((8, f"{p.busy}/{p.workers} busy", ""))
-    fields += [(2, f"{p.failed:,} failed" if p.failed else "", "31"), (3, _crashes(p.crashes), "31")]
-    fields += [(10, _size(p.memory), ""), (9, parts_text(p.parts, columns), "")]
+    fields += [(4, _time(p), ""), (8, _busy(p), ""), (2, f"{p.failed:,} failed" if p.failed else "", "31")]
+    fields += [(3, _crashes(p.crashes), "31"), (10, _size(p.memory), ""), (9, parts_text(p, columns), "")]
     shown = [f for f in fields if f[1] or (f[0] == 5 and percent is not None)]
     while (room := columns - 1 - _needed(shown)) < 0 and len(shown) > 1:
         shown.remove(max(shown))
     return "  ".join(
-        _bar(percent or 0.0, min(_MOST_BAR, _LEAST_BAR + room), unicode, colours)
+        _bar(percent or 0.0, min(_MOST_BAR, _LEAST_BAR + room // _LEAST_BAR * _LEAST_BAR), unicode, colours)
         if rank == 5
         else _coloured(str(text)[: columns - 1], colour if colours else "")
         for rank, text, colour in shown
@@ -422,21 +423,16 @@ def log_line(p: Progress) -> str:
     counts = _counts(p, " of ")
     if p.total:
         counts += f" ({_percent((p.before + p.done) / (p.before + p.total)).strip()})"
-    texts = [counts, _per_second(p.rate), _time(p), "" if p.ended else f"{p.busy}/{p.workers} busy"]
-    texts += [
-        f"{p.failed:,} failed" if p.failed else "",
-        _crashes(p.crashes),
-        _size(p.memory),
-        parts_text(p.parts, 100),
-    ]
+    texts = [counts, _per_second(p.rate), _time(p), _busy(p), f"{p.failed:,} failed" if p.failed else ""]
+    texts += [_crashes(p.crashes), _size(p.memory), parts_text(p, 100)]
     return ", ".join(text for text in texts if text)
 
 
-def parts_text(parts: Iterable[tuple[int, float]], columns: int) -> str:
+def parts_text(p: Progress, columns: int) -> str:
     """``[0: 35 %, 1: 80 %]``; the mean, if that is longer than a third of the columns."""
-    parts = list(parts)
+    parts = () if p.ended else p.parts
     text = ", ".join(f"{slot}: {_part(x)}" for slot, x in parts)
-    if len(text) + 2 > columns // 3:
+    if text and len(text) + 2 > columns // 3:
         text = f"{len(parts)} tasks: {_part(sum(x for _, x in parts) / len(parts))} on average"
     return f"[{text}]" if text else ""
 
@@ -482,6 +478,10 @@ def _counts(p: Progress, of: str = "/") -> str:
     return f"{done} items" if p.total is None else f"{done}{of}{p.before + p.total:,}"
 
 
+def _busy(p: Progress) -> str:
+    return "" if p.ended else f"{p.busy}/{p.workers} busy"
+
+
 def _per_second(rate: float) -> str:
     if rate <= 0:
         return ""
@@ -494,7 +494,8 @@ def _per_second(rate: float) -> str:
 def _time(p: Progress) -> str:
     """What is left; where that is not known, or is nothing, what has passed."""
     if p.ended or (p.eta is None and p.total is None):
-        return f"{p.elapsed:.1f} s" if p.elapsed < 10 else _seconds(p.elapsed)
+        passed = f"{p.elapsed:.1f} s" if p.elapsed < 10 else _seconds(p.elapsed)
+        return f"in {passed}" if p.ended else passed
     return "" if p.eta is None else f"eta {_seconds(math.ceil(p.eta))}"
 
 

@@ -80,7 +80,7 @@ def is_fit(fd: int) -> bool:
     try:
         return (
             os.isatty(fd)
-            and os.environ.get("TERM", "dumb") != "dumb"
+            and (os.environ.get("TERM") or "dumb") != "dumb"
             and os.get_terminal_size(fd).lines >= _LEAST_LINES
         )
     except OSError:

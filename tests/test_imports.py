@@ -34,6 +34,7 @@ def test_a_run_without_errors_of_the_pool_imports_nothing_heavy(tmp_path: Path) 
                 seen |= workers.submit(eval, look).result()
         seen |= set(sys.modules)
         assert "pool.worker_process" in seen and "pool.errors" not in seen
+        assert "pool.progress" not in seen
         print(*sorted(set(sys.argv[1:]) & seen - before))
     """
     assert scripts.run(tmp_path, script, *HEAVY).stdout == "\n"

@@ -1,0 +1,326 @@
+"""The bar on a real terminal (a pty, and an emulator that plays its screen), beside whoever else prints there."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import sys
+import termios
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import processes
+import pyte
+import pytest
+import scripts
+
+pytestmark = pytest.mark.timeout(60)
+
+BAR = re.compile(r"^ *(\d+)%  (?:[━╸─]+  )?([\d,]+)/([\d,]+)")
+
+
+class Terminal:
+    """A script whose controlling terminal is ``screen``."""
+
+    def __init__(self, folder: Path, script: str, columns: int = 80, lines: int = 12, **environment: str) -> None:
+        self.screen = pyte.HistoryScreen(columns, lines, history=1000)
+        self._stream = pyte.ByteStream(self.screen)
+        self._lock = threading.Lock()
+        self.raw = b""
+        file = folder / "script.py"
+        file.write_text(textwrap.dedent(script))
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            variables = {
+                **os.environ,
+                "PYTHONPATH": str(scripts.HERE),
+                "TERM": "xterm",
+                "LANG": "C.UTF-8",
+                **environment,
+            }
+            variables.pop("PYTHONUNBUFFERED", None)  # it writes each end of a line by itself
+            os.execve(sys.executable, [sys.executable, str(file)], variables)
+        self._set_size(columns, lines)
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _set_size(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def resize(self, columns: int, lines: int) -> None:
+        """The window has another size now; as terminals do, its scroll region is gone, and the last lines stay."""
+        with self._lock:
+            self.screen.resize(lines, columns)
+            self._set_size(columns, lines)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):  # the script has ended
+            while data := os.read(self.fd, 65536):
+                with self._lock:
+                    self.raw += data
+                    self._stream.feed(data)
+
+    def lines(self) -> list[str]:
+        """What is on the screen, without blanks at the ends."""
+        with self._lock:
+            return [line.rstrip() for line in self.screen.display]
+
+    def all_lines(self) -> list[str]:
+        """With what was scrolled off, without empty lines."""
+        with self._lock:
+            top = ["".join(row[x].data for x in range(self.screen.columns)).rstrip() for row in self.screen.history.top]
+        return [line for line in [*top, *self.lines()] if line]
+
+    def wait_for(self, condition: Callable[[list[str]], Any]) -> Any:
+        return processes.wait_until(lambda: condition(self.lines()), f"the screen is {self.lines()}", 20)
+
+    def type(self, keys: str) -> None:
+        os.write(self.fd, keys.encode())
+
+    def end(self) -> int:
+        """Wait for the end of the script, and of its output. Its exit code."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.pid = 0
+        self._reader.join(20)
+        return code
+
+    def close(self) -> None:
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._reader.join(20)
+        os.close(self.fd)
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    started: list[Terminal] = []
+
+    def start(script: str, *size: int, **environment: str) -> Terminal:
+        started.append(Terminal(tmp_path, script, *size, **environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+def _bar(line: str) -> tuple[int, int] | None:
+    """(done, total) if the line is a bar."""
+    found = BAR.match(line)
+    return (int(found[2].replace(",", "")), int(found[3].replace(",", ""))) if found else None
+
+
+NOISY = """
+    import subprocess, sys
+    from pool import Pool
+
+    def work(x):
+        print(f"task {x}")
+        subprocess.run(["sh", "-c", f"echo program {x}; sleep 0.02"])
+
+    def main():
+        print("before")
+        with Pool(2) as pool:
+            for x, _ in enumerate(pool.imap(work, range(60), progress=True)):
+                if x % 10 == 0:
+                    print(f"client {x}")
+        print("after")
+
+    main()
+"""
+ENDLESS = NOISY.replace("range(60)", "range(10**6)")
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 12), (120, 40), (40, 5)])
+def test_whatever_tasks_and_their_programs_print_the_bar_stays_below_it(
+    terminal: Callable[..., Terminal], columns: int, lines: int
+) -> None:
+    t = terminal(NOISY, columns, lines)
+    for count in (5, 30):
+        bar = t.wait_for(lambda shown: (b := _bar(shown[-1])) and b[0] > count and b)  # noqa: B023
+        assert bar[1] == 60
+    assert t.screen.margins == (0, lines - 2)
+    assert sum(_bar(line) is not None for line in t.lines()) == 1
+    assert t.end() == 0
+    everything = t.all_lines()
+    expected = [f"{who} {x}" for who in ("task", "program") for x in range(60)]
+    expected += ["before", "after", *(f"client {x}" for x in range(0, 60, 10))]
+    assert sorted(line for line in everything if _bar(line) is None) == sorted(expected)  # whole lines, nothing lost
+    assert [_bar(line) for line in everything if _bar(line)] == [(60, 60)]
+    assert everything[-2].startswith("100%")
+    assert everything[-1] == "after"
+    assert t.screen.margins in (None, (0, lines - 1))
+    after = t.lines().index("after")
+    assert (t.screen.cursor.y, t.screen.cursor.x) == (after + 1, 0)
+    assert _bar(t.lines()[after - 1])
+
+
+def test_it_is_drawn_a_few_times_a_second_in_one_write(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(NOISY)
+    assert t.end() == 0
+    drawings = t.raw.count(b"\0337\033[12;1H\033[m")
+    elapsed = float(re.search(r"in ([\d.]+) s", "\n".join(t.all_lines()))[1])  # type: ignore[index]
+    assert 2 <= drawings <= 10 * elapsed + 1
+    for drawing in t.raw.split(b"\0337\033[12;1H\033[m")[1:]:
+        assert b"\n" not in drawing[: drawing.index(b"\0338")]
+        assert b"\033[2" not in drawing[: drawing.index(b"\033[K")].replace(b"\033[2m", b"")  # not erased before
+
+
+def test_a_resize_moves_the_bar(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(ENDLESS, 80, 12)
+    t.wait_for(lambda shown: _bar(shown[-1]))
+    for columns, lines in ((100, 20), (50, 8), (80, 3)):
+        t.resize(columns, lines)
+        seen = t.wait_for(lambda shown: t.screen.margins == (0, len(shown) - 2) and _bar(shown[-1]))
+        shown = t.wait_for(lambda shown: (b := _bar(shown[-1])) and b[0] > seen[0] and shown)  # noqa: B023
+        assert sum(_bar(line) is not None for line in shown) == 1
+    t.resize(80, 2)  # too small for it
+    t.wait_for(lambda shown: not any(map(_bar, shown)))
+    t.type("\x03")
+    assert t.end() == -signal.SIGINT
+
+
+def test_ctrl_c_gives_the_terminal_back(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(ENDLESS, 120, 24)
+    t.wait_for(lambda shown: _bar(shown[-1]))
+    t.type("\x03")
+    assert t.end() == -signal.SIGINT
+    assert t.screen.margins in (None, (0, 23))
+    assert "KeyboardInterrupt" in t.lines()
+    assert t.screen.cursor.y == t.lines().index("KeyboardInterrupt") + 1 or t.screen.cursor.y == 23
+
+
+BODY = """
+    import sys, time
+    from pool import Pool
+
+    def main():
+        pool = Pool(2)
+        LOOP:
+            if x >= 1:
+                raise ValueError("in the body")
+
+    try:
+        main()
+    except ValueError as error:
+        kept = error  # with its traceback, and so with what main() holds
+    print("handled", flush=True)
+    HOW
+"""
+LOOP = "for x, _ in enumerate(pool.imap(time.sleep, [0.1] * 1000, progress=True))"
+
+
+@pytest.mark.parametrize("how", ["pass", "sys.exit(3)", "raise kept"])
+@pytest.mark.parametrize("held", [False, True])
+def test_an_iteration_that_an_error_has_left_gives_the_terminal_back(
+    terminal: Callable[..., Terminal], held: bool, how: str
+) -> None:
+    """At once; or, if somebody still holds it, at the exit."""
+    loop = "results = enumerate(pool.imap(time.sleep, [0.1] * 1000, progress=True))\n        for x, _ in results"
+    t = terminal(BODY.replace("LOOP", loop if held else LOOP).replace("HOW", how), 80, 24)
+    assert t.end() == {"pass": 0, "sys.exit(3)": 3, "raise kept": 1}[how]
+    assert t.screen.margins in (None, (0, 23))
+    shown = [line for line in t.lines() if line]
+    (at,) = (k for k, line in enumerate(shown) if _bar(line))
+    assert (shown.index("handled") < at) == held
+    assert at == len(shown) - 1 or not held, "the last thing"
+    assert t.screen.cursor.y == len(shown)
+
+
+def test_a_client_that_is_killed_leaves_no_scroll_region(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(ENDLESS, 100, 24)
+    t.wait_for(lambda shown: t.screen.margins == (0, 22) and shown[-1])
+    other_end = os.open(
+        os.readlink(f"/proc/{t.pid}/fd/0"), os.O_RDWR | os.O_NOCTTY
+    )  # as the shell would: the terminal is not hung up
+    try:
+        os.kill(t.pid, signal.SIGKILL)
+        t.wait_for(lambda shown: t.screen.margins in (None, (0, 23)) and not shown[-1])
+    finally:
+        os.close(other_end)
+    assert t.end() == -signal.SIGKILL
+
+
+PARTIAL = """
+    import time
+    from pool import Pool
+
+    def work(x):
+        if x == 3:
+            print("half a line", end="", flush=True)
+        time.sleep(0.1)
+
+    with Pool(1) as pool:
+        print("dots", end="", flush=True)
+        list(pool.imap(work, range(4), progress=True))
+    print("after")
+"""
+
+
+def test_a_half_line_of_somebody_is_not_written_over(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(PARTIAL, 80, 24)
+    assert t.end() == 0
+    shown = [line for line in t.lines() if line]
+    assert shown[0] == "dotshalf a line"
+    assert _bar(shown[1]) == (4, 4)
+    assert shown[2:] == ["after"]
+
+
+TWO = """
+    import os, sys, time
+    from pool import Pool
+    from pool.progress import display
+
+    def work(x):
+        time.sleep(0.1)
+        return x
+
+    with Pool(2) as pool:
+        inner = []
+        for x in pool.imap(work, range(60), progress=display(label="outer")):
+            if x == 4:
+                inner = list(pool.imap(work, range(10), progress=display(label="inner")))
+                if os.fork() == 0:
+                    sys.exit(0)  # and it runs the exit functions
+                os.wait()
+        print(len(inner))
+"""
+
+
+def test_a_second_bar_and_a_forked_child_leave_the_terminal_to_the_first(terminal: Callable[..., Terminal]) -> None:
+    t = terminal(TWO, 80, 24)
+    t.wait_for(lambda shown: any(line.startswith("inner  100%") for line in shown))
+    t.wait_for(lambda shown: re.match(r"outer  ( [5-9]\d|100)%", shown[-1]))
+    assert t.screen.margins == (0, 22)
+    assert t.end() == 0
+    shown = [line for line in t.lines() if line]
+    assert [line.split()[0] for line in shown] == ["inner", "outer", "10"]
+
+
+def test_colours_unless_they_are_unwanted_and_plain_signs_where_there_are_no_others(
+    terminal: Callable[..., Terminal],
+) -> None:
+    short = NOISY.replace("range(60)", "range(4)")
+    coloured = terminal(short)
+    assert coloured.end() == 0
+    assert b"\033[36m" in coloured.raw
+    plain = terminal(short, NO_COLOR="1", PYTHONIOENCODING="ascii")
+    assert plain.end() == 0
+    assert b"\033[36m" not in plain.raw
+    assert any(line.startswith("100%  ##########") for line in plain.lines())
+
+
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"TERM": ""}])
+def test_a_terminal_that_cannot_do_it_gets_lines(terminal: Callable[..., Terminal], variables: dict[str, str]) -> None:
+    t = terminal(NOISY.replace("range(60)", "range(4)"), **variables)
+    assert t.end() == 0
+    assert b"\033" not in t.raw
+    assert any(line.startswith("pool: 4 of 4 (100%), ") for line in t.lines())
