@@ -193,11 +193,14 @@ class _Calls(Executor):
     def _imap(
         self, fn: Callable[..., Any], iterable: Iterable[Any], call: int, ordered: bool, *, buffersize: int | None =
             None, chunksize: int | str = "auto", on_error: str = "raise",
-            progress: bool | Callable[[Progress], object] = False,
+            progress: bool | Callable[[Progress], object] = False, numbered: bool = False,
     ) -> Iterator[Any]:  # fmt: skip
+        """``numbered``: with the position of its item, as (position, result)."""
         run = self._run(fn, call, check_map_options(chunksize, on_error, buffersize, progress), buffersize)
         run.owner = self
-        return run_map(run, iterable, ordered, on_error, progress=progress)
+        run.numbered = numbered
+        results = run_map(run, iterable, ordered, on_error, progress=progress)
+        return ((run.index, result) for result in results) if numbered else results
 
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
         if not callable(fn):

@@ -116,6 +116,8 @@ class MapRun:
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
         self._since = time.monotonic()
+        self.numbered = False  # somebody reads `index`
+        self.index = -1  # of the result that was handed to the caller last
         self.owner: object = None  # the pool: an iteration keeps it, else it would be abandoned meanwhile
 
     # ---- the client's side; its lock is held
@@ -408,7 +410,7 @@ def run_map(
     early: dict[int, tuple[int, Any, Any]] = {}
     own: list[Any] = []
     hand: list[Any] = []  # a value on its way to the caller: no name of ours may hold it while the caller has it
-    plain = not ordered and not run.auto  # values may be yielded straight from what was collected
+    plain = not ordered and not run.auto and not run.numbered  # values may be yielded straight from what was collected
     try:
         while True:
             if not ended and client.state != OPEN:
@@ -456,6 +458,7 @@ def run_map(
                     continue
                 while True:
                     taken += 1
+                    run.index = index
                     if taken >= look and ticker is not None:
                         look = ticker.look(taken)
                     if (failure := run.outcome(index, kind, data, item, hand)) is None:

@@ -29,7 +29,7 @@ _LONGEST = 300  # characters of a reason in it
 
 
 class Call:
-    """What a worker runs for one input: (number, input, output)."""
+    """What a worker runs for one input; with outputs for (input, output)."""
 
     def __init__(self, found: Target, has_outputs: bool) -> None:
         self._function = found.function
@@ -42,13 +42,14 @@ class Call:
         self._output_type = found.output_type
         self._has_outputs = has_outputs
 
-    def __call__(self, item: tuple[Any, ...]) -> tuple[Any, ...]:
-        """(number, seconds), and the value if it is not None."""
+    def __call__(self, item: Any) -> Any:
+        """Its seconds; as (seconds, value) if the value is not None."""
         began = time.perf_counter()
-        path = item[1] if self._input_type is None else target.convert(item[1], self._input_type)
-        value = self._with_output(path, item[2]) if self._has_outputs else self._function(path, **self._keywords)
+        word, final = item if self._has_outputs else (item, "")
+        path = word if self._input_type is None else target.convert(word, self._input_type)
+        value = self._with_output(path, final) if self._has_outputs else self._function(path, **self._keywords)
         seconds = time.perf_counter() - began
-        return (item[0], seconds) if value is None else (item[0], seconds, value)
+        return seconds if value is None else (seconds, value)
 
     def _with_output(self, path: Any, final: str) -> Any:
         os.makedirs(os.path.dirname(final), exist_ok=True)
@@ -137,7 +138,7 @@ class Batch:
     def __iter__(self) -> Batch:
         return self
 
-    def __next__(self) -> tuple[Any, ...]:
+    def __next__(self) -> str | tuple[str, str]:
         while True:
             path, then = (next(self._source), NO_FILE) if self.journal is None else self._unrecorded(self.journal)
             final = None if self.out is None else self._output(path)
@@ -145,9 +146,9 @@ class Batch:
                 error = ValueError(f"an earlier input has the same output {final!r}")
                 self._ended(Ended(path, final, 0.0, None, error), then)
                 continue
-            number, self._given = self._given, self._given + 1
-            self._running[number] = path, then, final
-            return (number, path) if final is None else (number, path, final)
+            self._running[self._given] = path, then, final
+            self._given += 1
+            return path if final is None else (path, final)
 
     def _unrecorded(self, journal: Journal) -> tuple[str, Stamp]:
         """The next input that is not recorded as it is now, and what it is now."""
@@ -197,17 +198,17 @@ class Batch:
 
     # ---- what comes back
 
-    def end(self, result: Any) -> None:
-        """Take a result of the map. Raises PoolBroken if it has none because the pool has ended."""
+    def end(self, index: int, result: Any) -> None:
+        """Take the result of the input that was given away as number ``index``. Raises PoolBroken if it has none
+        because the pool has ended."""
+        path, then, final = self._running.pop(index)
         if not isinstance(result, Failure):
-            number, seconds, *value = result
-            path, then, final = self._running.pop(number)
-            self._ended(Ended(path, final, seconds, value[0] if value else None, None), then)
-            return
-        if isinstance(result.error, PoolBroken):
+            seconds, value = result if type(result) is tuple else (result, None)
+            self._ended(Ended(path, final, seconds, value, None), then)
+        elif isinstance(result.error, PoolBroken):
             raise result.error
-        path, then, final = self._running.pop(result.item[0])
-        self._ended(Ended(path, final, 0.0, None, result.error), then)
+        else:
+            self._ended(Ended(path, final, 0.0, None, result.error), then)
 
     def _ended(self, ended: Ended, then: Stamp) -> None:
         reason = None

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 import click
 
-from pool import Pool
+from pool import Pool, codec
 from pool.cli import Stopped, inputs, reader_gone, target
 from pool.cli.batch import Batch, Ended
 from pool.cli.journal import Journal
 from pool.errors import PoolError
 from pool.output import remove_abandoned
+from pool.progress import Display, Progress, display
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import Any
+    from typing import Any, Literal
 
 _LISTED = 50  # failures at the end; the journal and --json have all of them
 
@@ -145,7 +146,8 @@ class _Command:
                 signal.signal(number, self._terminated)
         stopped: str | None = None
         code = 1
-        with self._display() as show:
+        show = self._display()
+        with show if sys.stderr.isatty() else contextlib.nullcontext():  # a log needs no last line beside the summary
             try:
                 self.pool.start()  # first: workers shall not hold the journal
                 self._open_journal()
@@ -180,23 +182,21 @@ class _Command:
             if journal.unclean and self.batch.out is not None:
                 remove_abandoned(self.batch.out)
 
-    def _display(self) -> Any:
-        from pool.progress import display
-
+    def _display(self) -> Display:
+        kind: Literal["auto", "bar", "log", "none"]
         kind = "none" if self.options["quiet"] and self.options["progress"] == "auto" else self.options["progress"]
         return display(kind=kind)
 
-    def _work(self, show: Callable[[Any], None]) -> str | None:
+    def _work(self, show: Display) -> str | None:
         """Everything; returns why it ended early, if it did."""
         batch, calls = self.batch, self.calls
-        run = calls.imap if self.options["keep_order"] else calls.imap_unordered
-        results = run(
-            batch.call, batch, on_error="return", chunksize=self.options["chunksize"],
-            progress=lambda counts: self._tick(show, counts),
+        results = calls._imap(
+            batch.call, batch, codec.CALL_ONE, self.options["keep_order"], on_error="return", numbered=True,
+            chunksize=self.options["chunksize"], progress=lambda counts: self._tick(show, counts),
         )  # fmt: skip
         first = self.options["on_error"] == "raise"
-        for result in results:
-            batch.end(result)
+        for index, result in results:
+            batch.end(index, result)
             if first and batch.failed:
                 self.pool.kill_workers()
                 return "stopped at the first failure"
@@ -208,13 +208,15 @@ class _Command:
         elif ended.value is not None:
             sys.stdout.write(f"{ended.value}\n")
 
-    def _tick(self, show: Callable[[Any], None], counts: Any) -> None:
+    def _tick(self, show: Display, counts: Progress) -> None:
         batch = self.batch
         batch.commit()
         sys.stdout.flush()
         total = self.inputs.total
         left = None if total is None else total - batch.before
         eta = max(0, left - counts.done) / counts.rate if left is not None and counts.rate > 0 else None
+        if counts.ended:
+            return
         show(counts._replace(total=left, eta=eta, before=batch.before, failed=batch.failed))
 
     def _end(self, stopped: str | None, code: int) -> int:
