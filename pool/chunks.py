@@ -16,6 +16,7 @@ from pool import codec, spill
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FunctionType
     from typing import Any
 
 PARTS = 16
@@ -28,7 +29,7 @@ _dumps, _loads = pickle.dumps, pickle.loads
 
 
 class Chunk:
-    """Up to ``count`` items of ``source``, read now.
+    """Up to ``count`` items of ``source``, read now. ``inherited``: see ``codec.by_value``.
 
     Attributes:
         items: what was read and can be encoded.
@@ -38,13 +39,14 @@ class Chunk:
         error: what the input raised; what it gave before still counts.
     """
 
-    def __init__(self, source: Iterator[Any], count: int) -> None:
+    def __init__(self, source: Iterator[Any], count: int, inherited: frozenset[FunctionType]) -> None:
         self.items: list[Any] = []
         self.failed: tuple[Any, Exception] | None = None
         self.alone: tuple[Any, Any] | None = None
         self.ended = True
         self.error: Exception | None = None
         self._parts: list[bytes | bytearray] | None = None
+        self._inherited = inherited
         try:
             self._fill(source, count)
         except Exception as error:
@@ -57,7 +59,7 @@ class Chunk:
                 if self._parts is None:
                     self._parts = [_dumps(before, 5) for before in items]
                 try:
-                    data: Any = codec.encode_args(item)
+                    data: Any = codec.encode_args(item, self._inherited)
                 except Exception as error:
                     self.failed, self.ended = (item, error), False
                     return

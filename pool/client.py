@@ -32,6 +32,7 @@ from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FunctionType
     from typing import Any
 
 OPEN, DRAINING, CLOSED = range(3)
@@ -73,6 +74,7 @@ class Client(Waiting):
         self.inbox: list[tuple[Task, int, Any, int, int]] = []
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
+        self.inherited: frozenset[FunctionType] = frozenset()  # see codec.by_value
         self.spilled = 0  # values that went through files
         self.segment: Any = None
         self.room = 0
@@ -90,13 +92,16 @@ class Client(Waiting):
         memory."""
         if self._running is not None:
             return
+        if self.options.initializer is not None:
+            # What it sets are globals of the worker's __main__: functions that are there too must look there.
+            self.inherited = codec.main_functions()
         self._running = running = launch.start(self.workers, self.options)
         self.segment = running.segment
         self.room = running.room
         self.large = min(self.room // 2, spill.LARGE)
         self.tasks = [None] * running.rows
         if not hasattr(self, "functions"):
-            self.functions = FunctionStore(self.segment)
+            self.functions = FunctionStore(self.segment, self.inherited)
         else:
             self.functions.move(self.segment)
 

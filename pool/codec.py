@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 import traceback
+import types
 from collections.abc import Callable
 
 from ipc import _core
@@ -48,6 +49,7 @@ _WORD = struct.Struct("<QQ")
 _BARE = 1 << 63  # in place of the number of buffers: one object without a pickle
 SCALARS = frozenset({int, float, bool, complex, type(None)})
 """Types whose pickles are plain, and never raise."""
+_NONE: frozenset[types.FunctionType] = frozenset()
 _LONG = 32 * 1024  # bytes that are worth it
 _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
@@ -65,38 +67,56 @@ def snapshot_main() -> None:
     _MainNames.classes = frozenset(v for v in vars(main).values() if isinstance(v, type)) if main else frozenset()
 
 
+def main_functions() -> frozenset[types.FunctionType]:
+    """The functions that ``__main__`` has now under their own names."""
+    names = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
+    functions = [fn for fn in names.values() if isinstance(fn, types.FunctionType)]
+    return frozenset(fn for fn in functions if fn.__module__ == "__main__" and names.get(fn.__qualname__) is fn)
+
+
 @functools.cache
 def _pickler() -> type[Any]:
-    """cloudpickle's pickler, but classes that the workers have inherited go by reference. Made at first use: the
-    import costs."""
+    """cloudpickle's pickler, but classes that the workers have inherited go by reference, and ``inherited`` functions.
+    Made at first use: the import costs."""
     import cloudpickle
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        inherited = _NONE
+
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type) and obj in _MainNames.classes:
+                return NotImplemented
+            if isinstance(obj, types.FunctionType) and obj in self.inherited and obj in main_functions():
                 return NotImplemented
             return super().reducer_override(obj)
 
     return ByValue
 
 
-def by_value(obj: Any, buffer_callback: Callable[[Any], object] | None = None) -> bytes:
-    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now."""
+def by_value(
+    obj: Any,
+    buffer_callback: Callable[[Any], object] | None = None,
+    inherited: frozenset[types.FunctionType] = _NONE,
+) -> bytes:
+    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now; but
+    ``inherited`` functions, which workers have too, by name."""
     out = io.BytesIO()
-    _pickler()(out, protocol=5, buffer_callback=buffer_callback).dump(obj)
+    pickler = _pickler()(out, protocol=5, buffer_callback=buffer_callback)
+    pickler.inherited = inherited
+    pickler.dump(obj)
     return out.getvalue()
 
 
-def encode_args(obj: Any) -> bytes | tuple[Any, ...]:
-    """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). Raises what pickling raised
-    if nothing can take them."""
+def encode_args(obj: Any, inherited: frozenset[types.FunctionType] = _NONE) -> bytes | tuple[Any, ...]:
+    """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). ``inherited``: see
+    ``by_value``. Raises what pickling raised if nothing can take them."""
     if type(obj) in SCALARS:
         return _dumps(obj, 5)
     bare = PACKERS.get(type(obj))
     if bare is not None and (packed := bare(obj)) is not None:
         return packed
     buffers: list[Any] = []
-    data = _encode(obj, buffers)
+    data = _encode(obj, buffers, inherited)
     return pack(data, buffers) if buffers else data
 
 
@@ -124,13 +144,13 @@ class Handles(threading.local):
 handles = Handles()
 
 
-def encode_function(fn: Any) -> tuple[bytes, list[Any]]:
-    """A callable, which travels as one string of bytes, and the handles on shared objects in it. Raises what pickling
-    raised if nothing can take it."""
-    return handles.of(_encode, fn, None)
+def encode_function(fn: Any, inherited: frozenset[types.FunctionType]) -> tuple[bytes, list[Any]]:
+    """A callable, which travels as one string of bytes, and the handles on shared objects in it. ``inherited``: see
+    ``by_value``. Raises what pickling raised if nothing can take it."""
+    return handles.of(_encode, fn, None, inherited)
 
 
-def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
+def _encode(obj: Any, buffers: list[Any] | None, inherited: frozenset[types.FunctionType] = _NONE) -> bytes:
     note = None if buffers is None else buffers.append
     try:
         data = _dumps(obj, 5, buffer_callback=note)
@@ -140,7 +160,7 @@ def _encode(obj: Any, buffers: list[Any] | None) -> bytes:
         return data
     noted: list[Any] = []
     try:
-        by = by_value(obj, noted.append if buffers is not None else None)
+        by = by_value(obj, noted.append if buffers is not None else None, inherited)
     except Exception:
         if not data:
             raise  # its own error: plain pickle may complain about what this way can do

@@ -411,12 +411,12 @@ def _encode_call(
     if function is None:
         function = client.function(fn, once=False)
     if not function.id:
-        return function, codec.encode_args((fn, args, kwargs)), codec.CALL_SELF << 8
+        return function, codec.encode_args((fn, args, kwargs), client.inherited), codec.CALL_SELF << 8
     if kwargs:
-        return function, codec.encode_args((args, kwargs)), codec.CALL_ARGS << 8
+        return function, codec.encode_args((args, kwargs), client.inherited), codec.CALL_ARGS << 8
     if len(args) == 1:
-        return function, codec.encode_args(args[0]), codec.CALL_ONE << 8
-    return function, codec.encode_args(args), codec.CALL_STAR << 8
+        return function, codec.encode_args(args[0], client.inherited), codec.CALL_ONE << 8
+    return function, codec.encode_args(args, client.inherited), codec.CALL_STAR << 8
 
 
 def _client_for(workers: int, options: WorkerOptions) -> Client:

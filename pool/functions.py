@@ -140,8 +140,9 @@ def _room_of(function: Function) -> int:
 class FunctionStore:
     """The client's side: callable → key. Not thread-safe; the client's ``functions_lock`` is held."""
 
-    def __init__(self, segment: object) -> None:
+    def __init__(self, segment: object, inherited: frozenset[types.FunctionType]) -> None:
         self.segment = segment
+        self._inherited = inherited  # functions of __main__ that go by name, for the workers' own globals count
         self._unused: deque[tuple[object, int, int]] = deque()  # (segment, unit, length) to be freed
         self._next = 1
         self._stored: dict[Any, tuple[Function, _Fingerprint | None, bool]] = {}
@@ -157,7 +158,7 @@ class FunctionStore:
         try:
             known = self._stored.get(fn)
         except TypeError:  # unhashable callable
-            return self._store(None, fn, *codec.encode_function(fn)) if once else self.carried(fn)
+            return self._store(None, fn, *codec.encode_function(fn, self._inherited)) if once else self.carried(fn)
         if known is not None:
             function, fingerprint, by_reference = known
             if by_reference or (fingerprint is not None and fingerprint.still(fn)):  # type: ignore[arg-type]
@@ -165,7 +166,7 @@ class FunctionStore:
         elif not once and not _plain(fn):
             return self.carried(fn)  # partial, bound method, callable object: its state is part of each task
         fingerprint = self._fingerprint(fn)
-        fresh, handles = codec.encode_function(fn)
+        fresh, handles = codec.encode_function(fn, self._inherited)
         if known is not None and fresh == known[0].data:
             self._stored[fn] = (known[0], fingerprint, known[2])
             return known[0]

@@ -38,7 +38,7 @@ def _with_shared(fn: Callable[..., Any]) -> Callable[..., Any]:
     if "pool.share" not in sys.modules:
         return fn
     try:
-        data, handles = codec.encode_function(fn)
+        data, handles = codec.encode_function(fn, codec.main_functions())
         return codec.loads(data) if handles else fn
     except Exception:  # it need not travel
         return fn

@@ -341,7 +341,7 @@ class MapRun:
 
     def give_chunk(self, source: Iterator[Any], count: int) -> bool:
         """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""
-        chunk = chunks.Chunk(source, count)
+        chunk = chunks.Chunk(source, count, self.client.inherited)
         index, items = self.given, chunk.items
         number = len(items) + (chunk.failed is not None) + (chunk.alone is not None)
         self.flying += number
@@ -362,7 +362,7 @@ class MapRun:
     def _give_one(self, index: int, item: Any) -> bool:
         """False if it has to wait for a row or for room, or is so large that others might have to."""
         try:
-            task = self._task(index, codec.encode_args(item), item)
+            task = self._task(index, codec.encode_args(item, self.client.inherited), item)
         except Exception as error:
             self._fail_early(index, item, error)
             return True

@@ -215,6 +215,56 @@ def test_functions_of_main_see_its_globals_as_they_are_now(tmp_path: Path) -> No
     assert scripts.run(tmp_path, script).stdout == "ok\n"
 
 
+def test_with_an_initializer_functions_of_main_use_the_globals_of_the_worker(tmp_path: Path) -> None:
+    """As in multiprocessing.Pool: the commonest use of an initializer."""
+    script = """
+        from functools import partial
+        from pool import Pool
+
+        model = None
+        cache = {}
+
+        def load(name):
+            global model, unknown_here
+            model = unknown_here = name
+            cache[name] = len(name)
+
+        def use(x):
+            return helper(x), unknown_here, cache
+
+        def helper(x):
+            return x, model
+
+        def changed(x):
+            return "old"
+
+        expected = ((1, "net"), "net", {"net": 3})
+        with Pool(2, initializer=load, initargs=("net",)) as pool:
+            assert pool.submit(use, 1).result() == expected
+            assert list(pool.imap(use, [1, 1])) == [expected] * 2
+            assert pool.submit(partial(use, 1)).result() == expected
+            assert pool.submit(lambda x: use(x), 1).result() == expected
+            old = changed
+
+            def changed(x):
+                return "new"
+
+            def later(x):
+                return x, model
+
+            assert pool.submit(changed, 1).result() == "new"
+            assert pool.submit(old, 1).result() == "old"
+            model = "mine"
+            assert pool.submit(later, 1).result() == (1, "mine")  # sent with what it uses
+            assert pool.submit(use, 1).result() == expected
+        assert cache == {}
+        with Pool(0, initializer=load, initargs=("net",)) as pool:
+            assert pool.submit(use, 1).result() == expected
+        print("ok")
+        """
+    assert scripts.run(tmp_path, script).stdout == "ok\n"
+
+
 def test_classes_of_main_made_after_the_start_keep_their_identity(tmp_path: Path) -> None:
     script = """
         import dataclasses, enum
