@@ -431,7 +431,7 @@ class Client(Waiting):
             return
         self._publish_queue()
 
-    # ---- looks at what goes on, for who shows it; without the lock
+    # ---- for who shows what goes on; called without the lock
 
     def at_work(self) -> tuple[int, tuple[tuple[int, float], ...]]:
         """How many workers run something, and (slot, number) of those whose tasks tell their progress."""
@@ -447,7 +447,8 @@ class Client(Waiting):
     def tell_terminal(self, path: str) -> None:
         """Whose scroll region the monitor is to end if this process is killed; empty: none."""
         if len(name := os.fsencode(path)) <= monitor.LONGEST_PATH:
-            self._command(monitor.TERMINAL + name)
+            with self.lock:
+                self._command(monitor.TERMINAL + name)
 
     # ---- one task
 
