@@ -189,9 +189,9 @@ class _Memory:
             self._waiting = pids
             self._round_at = now + _MEMORY_SECONDS
         if self._waiting and now >= self._look_at:
-            pid = self._waiting.pop()
+            pid, used = self._waiting.pop(), time.thread_time()
             self._known[pid] = process.memory(pid)
-            self._look_at = now + _MEMORY_SHARE * (time.monotonic() - now)
+            self._look_at = now + _MEMORY_SHARE * (time.thread_time() - used)
             if not self._waiting:
                 self._known = {pid: self._known.get(pid, 0) for pid in pids}
                 self._sum = sum(self._known.values())

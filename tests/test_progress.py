@@ -166,11 +166,12 @@ def test_a_callable_is_called_while_the_map_only_waits_and_sees_what_the_tasks_s
     pool: Pool, gate: tasks.Gate
 ) -> None:
     seen: list[Progress] = []
+    opened: list[None] = []
 
     def note(p: Progress) -> None:
         seen.append(p)
-        if sum(len(p.parts) == 2 for p in seen) == 20:
-            gate.open(2)
+        if not opened and p.memory and sum(len(p.parts) == 2 for p in seen) >= 20:
+            opened.append(gate.open(2))
 
     calls = [(gate.path, 0.25), (gate.path, 7)]
     assert pool.starmap(_tell_and_hold, calls, chunksize=1, progress=note) == [None, None]
@@ -180,7 +181,7 @@ def test_a_callable_is_called_while_the_map_only_waits_and_sees_what_the_tasks_s
     assert (full.busy, full.workers, full.done, full.total) == (2, 2, 0, 2)
     assert full.eta is None
     gaps = [b.elapsed - a.elapsed for a, b in itertools.pairwise(seen[:-1])]
-    assert statistics.median(gaps) < 0.1  # 0.05, but for other programs
+    assert statistics.median(gaps) < 0.15  # 0.05, but for other programs
     assert seen[-1].memory > 1 << 20
     assert [p.ended for p in seen] == [False] * (len(seen) - 1) + [True]
     assert (seen[-1].done, seen[-1].total, seen[-1].eta) == (2, 2, 0)
