@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias,
 from typing_extensions import Buffer
 
 _Segment: TypeAlias = object
+_Tally: TypeAlias = object
 _Running: TypeAlias = tuple[int, int, int, int, int, int]
 _T = TypeVar("_T", bound=tuple[Any, ...])
 
@@ -55,6 +56,8 @@ KILLED: Final = 2
 """Killed because the client condemned its task."""
 RECYCLED: Final = 3
 """It had done its share of tasks and left between two of them."""
+UNREADY: Final = 6
+"""It ended by itself before it was ready."""
 
 # ---- phases of a worker, see `set_phase`
 
@@ -63,6 +66,21 @@ STARTING: Final = 0
 IDLE: Final = 1
 """Ready, without a task."""
 LEAVING: Final = 2
+"""Claims nothing more."""
+
+# ---- what a slot's worker is doing, see `slot_times`
+
+REPLACED: Final = 0
+"""Nobody lives there now."""
+IS_STARTING: Final = 1
+"""Forked, not ready yet."""
+IS_IDLE: Final = 2
+"""Ready, without a task."""
+IS_BUSY: Final = 3
+"""In a task."""
+IS_WAITING: Final = 4
+"""In a task whose result is being stored, or waits for room."""
+IS_LEAVING: Final = 5
 """Claims nothing more."""
 
 # ---- sizes and masks
@@ -75,8 +93,6 @@ PACKED_KIND: Final = 0x80
 """A bit of a result's kind: it is made of pieces; who reads it may write to it."""
 ALIGN: Final = 64
 """Pieces stand at multiples of so many bytes."""
-TIMED: Final = 1
-"""Flag of `publish`: measure the run time. Rows with a deadline are measured anyway."""
 MAX_ROWS: Final = 4096
 """Most rows of a segment."""
 MAX_SLOTS: Final = 512
@@ -89,6 +105,10 @@ UNIT_SIZE: Final = 65536
 """Bytes of a payload unit."""
 GENERATION_MASK: Final = 65535
 """A row names the low 16 bits of its worker's generation; the death log and the slots name all 32."""
+TALLIES: Final = 256
+"""Functions that a tally tells apart: numbers below this."""
+SLOWEST: Final = 5
+"""How many of the slowest items a tally remembers."""
 DEATHS: Final = 4
 """Deaths of one slot that may wait for `settled` before `may_fork` says no."""
 
@@ -112,12 +132,39 @@ def dont_fork(segment: _Segment, /) -> None:
 
 def counters(segment: _Segment, /) -> dict[str, int]:
     """rows, slots, ready (ring entries not yet spent), sleepers (workers), units (in use; of them functions, views,
-    kept); and in the client, 0 elsewhere: healed (by `idle_scan`, ever), in_flight (rows published and not yet given
-    back), copied (large results that could not become views)."""
+    kept), created (monotonic ns); and in the client, 0 elsewhere: healed (by `idle_scan`, ever), in_flight (rows
+    published and not yet given back), copied (large results that could not become views)."""
 
 def slot_info(segment: _Segment, slot: int, /) -> dict[str, int]:
-    """pid, generation, phase, tasks (items finished), busy_ns, parks (times asleep) of the worker that lives in the
-    slot, or lived there last; reaped: all generations below it are dead. Hints, not read at one moment."""
+    """pid, generation, phase, of the worker that lives in the slot, or lived there last; tasks (items finished), parks
+    (times asleep) of all that have lived there; reaped: all generations below it are dead. Hints, not read at one
+    moment."""
+
+def slot_times(segment: _Segment, slot: int, now: int, /) -> dict[str, int]:
+    """Where the time of a slot has gone until `now` (monotonic ns), in ns: start_ns (nobody was ready), busy_ns (in
+    tasks), wait_ns (a result waited for room). Then pid and tasks as in `slot_info`; doing (REPLACED and the
+    following); used_ns and used_most: CPU time and most memory in bytes of the dead, see `book_usage`; since: monotonic
+    ns of the last death of one that had been ready, or of the start. Hints; after damage they may be anything."""
+
+def slot_spans(segment: _Segment, slot: int, now: int, /) -> tuple[int, list[int]]:
+    """(ns of a span, [busy ns in each span since `created`]) until `now`: at most 180 spans, twice as long each time
+    they are full."""
+
+def book_usage(segment: _Segment, slot: int, cpu_ns: int, peak: int, /) -> None:
+    """A worker was waited for, which has used so much CPU time and at its peak so many bytes of memory."""
+
+# ---- counting: in the memory of this process, see pool/tally.py
+
+def tally(found: list[Any], /) -> _Tally:
+    """A fresh tally. What is counted and is among the SLOWEST items so far is appended to `found` as (record, index in
+    its chunk, ns, slot). MemoryError."""
+
+def count(tally: _Tally, number: int, record: object, item: int, kind: int, ns: int, slot: int, /) -> None:
+    """An item that had no row: it was run in this process."""
+
+def counted(tally: _Tally, number: int, /) -> tuple[int, int, int, int, int, int, int]:
+    """(items that came to an end, of them failed, ns together, median ns, 95th percentile, longest ns, most memory that
+    a worker had at the end of one of 1 ms or more)."""
 
 def room(segment: _Segment, /) -> int:
     """Bytes of the payload."""
@@ -150,10 +197,15 @@ def publish(
     timeout_ms: int,
     flags: int,
     attempt: int,
+    number: int = 0,
     /,
 ) -> int:
     """Publish a task (`items` 0) or a chunk, and set `tasks[row] = record`, in one step. The row, or FULL, NO_ROOM,
-    TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` 0: none; `flags`: TIMED | calling convention << 8."""
+    TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` 0: none; `flags`: calling convention << 8. `number`: what
+    its items are counted as, see `count_into`."""
+
+def count_into(segment: _Segment, tally: _Tally, /) -> None:
+    """Count what `collect` and `settle` hand out from now on."""
 
 def collect(
     segment: _Segment,
@@ -167,8 +219,8 @@ def collect(
     """Append (record, kind, data, length, run_us) for at most `most` rows that are done or offer items, and free the
     done ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and data of its result: bytes; a
     bytearray, if it is made of pieces; or, if it is large, its run for as long as somebody holds it. A chunk: how many
-    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. Damaged;
-    what is appended counts."""
+    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. run_us:
+    run time, of a chunk's items together. Damaged; what is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
@@ -266,6 +318,9 @@ def attempt(segment: _Segment, /) -> tuple[int, float | None]:
 def progress(segment: _Segment, number: SupportsFloat | SupportsIndex, /) -> None:
     """What the running item says of itself, for `busy`; until the next one starts. NaN: nothing. TypeError. Nothing
     happens in a child that a task has forked."""
+
+def book(segment: _Segment, start: int, end: int, /) -> None:
+    """This worker has run a task that had no row, in these monotonic ns."""
 
 # ---- monitor
 

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define CAPSULE "ipc.segment"
+#define TALLY "ipc.tally"
 #define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
 
 static PyObject *Damaged;
@@ -32,6 +33,9 @@ struct view {
     uint32_t kept;        /* worker: units that tasks have kept */
     int pinned;           /* worker: a child of the task may still look into the arguments */
     uint64_t copied;      /* client: results that were copied only because too much room is held by values */
+    struct tally *tally;  /* client: of `counts`, or NULL */
+    PyObject *counts;
+    uint16_t number[IPC_MAX_ROWS]; /* client: of the function of each row, in the tally */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
     pid_t only;           /* the control segment is mapped in this process only; 0: also in what it forks */
 };
@@ -50,6 +54,7 @@ static void destroy(PyObject *capsule) {
     free(v->client);
     free(v->worker);
     free(v->watch);
+    Py_XDECREF(v->counts);
     free(v);
 }
 
@@ -165,6 +170,82 @@ static PyObject *damaged(const char *what) {
     if (!v) return NULL
 #define CHECK if (PyErr_Occurred()) return NULL
 
+/* ---- what the client counts of each function, and which items were the slowest: in its own memory, so the death of a worker costs nothing */
+
+#define TALLIES 256u /* functions by number; 0: all that have no number of their own */
+#define SLOWEST 5u
+
+struct tally {
+    struct ipc_tally of[TALLIES];
+    uint64_t slow[SLOWEST]; /* ns, in no order */
+    uint32_t quickest;      /* which of them is the least */
+    PyObject *found;        /* the list for (record, item, ns, slot) of what has just been slower than one of them */
+};
+
+static void tally_destroy(PyObject *capsule) {
+    struct tally *t = PyCapsule_GetPointer(capsule, TALLY);
+    if (!t) return;
+    Py_DECREF(t->found);
+    free(t);
+}
+
+static struct tally *tally_of(PyObject *capsule) { return PyCapsule_GetPointer(capsule, TALLY); }
+
+/* Count an item of the task whose record this is. -1 with an exception set: no memory. */
+static int count_item(struct tally *t, uint32_t number, PyObject *record, uint32_t item, uint32_t kind, uint16_t run, uint16_t resident, uint32_t slot) {
+    if (!t) return 0;
+    ipc_count(&t->of[number], (kind & IPC_FAILED_KINDS) != 0, run, resident);
+    uint64_t ns = ipc_from_brief(run);
+    if (ns <= t->slow[t->quickest]) return 0;
+    t->slow[t->quickest] = ns;
+    for (uint32_t k = 0; k < SLOWEST; k++)
+        if (t->slow[k] < t->slow[t->quickest]) t->quickest = k;
+    PyObject *entry = Py_BuildValue("(OIKI)", record, item, (unsigned long long)ns, slot);
+    int failed = !entry || PyList_Append(t->found, entry) < 0;
+    Py_XDECREF(entry);
+    return failed ? -1 : 0;
+}
+
+FUNCTION(new_tally) { /* tally(found) */
+    (void)module;
+    if (n != 1 || !PyList_CheckExact(args[0])) return PyErr_Format(PyExc_TypeError, "tally(list)");
+    struct tally *t = calloc(1, sizeof(*t));
+    if (!t) return PyErr_NoMemory();
+    t->found = Py_NewRef(args[0]);
+    PyObject *capsule = PyCapsule_New(t, TALLY, tally_destroy);
+    if (!capsule) {
+        Py_DECREF(t->found);
+        free(t);
+    }
+    return capsule;
+}
+
+FUNCTION(count) { /* count(tally, number, record, item, kind, ns, slot): an item that had no row */
+    (void)module;
+    if (n != 7) return PyErr_Format(PyExc_TypeError, "count(tally, number, record, item, kind, ns, slot)");
+    struct tally *t = tally_of(args[0]);
+    if (!t) return NULL;
+    uint32_t of = (uint32_t)number(args[1], TALLIES - 1), item = number32(args[3]), kind = number32(args[4]), slot = number32(args[6]);
+    uint64_t ns = number(args[5], UINT64_MAX);
+    CHECK;
+    uint64_t peak = 0;
+    if (count_item(t, of, args[2], item, kind, ipc_brief(ns), ns < 1000000 ? 0 : ipc_brief(ipc_resident(&peak)), slot) < 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+FUNCTION(counted) { /* counted(tally, number) -> (count, failed, total_ns, p50, p95, longest_ns, resident) */
+    (void)module;
+    if (n != 2) return PyErr_Format(PyExc_TypeError, "counted(tally, number)");
+    struct tally *t = tally_of(args[0]);
+    if (!t) return NULL;
+    uint32_t of = (uint32_t)number(args[1], TALLIES - 1);
+    CHECK;
+    const struct ipc_tally *f = &t->of[of];
+    return Py_BuildValue("(KKKKKKK)", (unsigned long long)f->count, (unsigned long long)f->failed, (unsigned long long)f->total_ns,
+                         (unsigned long long)ipc_quantile(f, 0.5), (unsigned long long)ipc_quantile(f, 0.95), (unsigned long long)f->longest_ns,
+                         (unsigned long long)f->resident);
+}
+
 /* ---- segment */
 
 FUNCTION(segment_size) {
@@ -254,10 +335,10 @@ FUNCTION(counters) {
     struct ipc_header *h = v->s.header;
     uint64_t head = atomic_load(&h->head), tail = atomic_load(&h->tail);
     uint32_t functions = ipc_units_of(&v->s, IPC_OWNER_FUNCTION), views = ipc_units_of(&v->s, IPC_OWNER_VIEW), kept = ipc_units_of(&v->s, IPC_OWNER_KEPT);
-    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:K}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0,
+    return Py_BuildValue("{s:I,s:I,s:K,s:I,s:I,s:I,s:I,s:I,s:K,s:I,s:K,s:K}", "rows", v->s.rows, "slots", v->s.slots, "ready", tail > head ? tail - head : 0,
                          "sleepers", ipc_count_bits(h->sleepers, v->s.slots), "units", ipc_units_used(&v->s), "functions", functions, "views", views,
                          "kept", kept, "healed", v->client ? (unsigned long long)v->client->healed : 0ULL, "in_flight",
-                         v->client ? v->client->in_flight : 0, "copied", (unsigned long long)v->copied);
+                         v->client ? v->client->in_flight : 0, "copied", (unsigned long long)v->copied, "created", (unsigned long long)v->s.created);
 }
 
 FUNCTION(slot_info) {
@@ -265,10 +346,48 @@ FUNCTION(slot_info) {
     uint32_t slot = slot_of(v, args[1]);
     CHECK;
     struct ipc_slot *l = &v->s.slot[slot];
-    return Py_BuildValue("{s:i,s:I,s:I,s:K,s:K,s:K,s:I}", "pid", (int)atomic_load(&l->pid), "generation", atomic_load(&l->generation), "phase",
-                         atomic_load(&l->phase), "tasks", (unsigned long long)atomic_load(&l->tasks), "busy_ns",
-                         (unsigned long long)atomic_load(&l->busy_ns), "parks", (unsigned long long)atomic_load(&l->parks), "reaped",
-                         atomic_load(&l->reaped));
+    return Py_BuildValue("{s:i,s:I,s:I,s:K,s:K,s:I}", "pid", (int)atomic_load(&l->pid), "generation", atomic_load(&l->generation), "phase",
+                         atomic_load(&l->phase), "tasks", (unsigned long long)atomic_load(&l->tasks), "parks",
+                         (unsigned long long)atomic_load(&l->parks), "reaped", atomic_load(&l->reaped));
+}
+
+FUNCTION(slot_times) { /* slot_times(segment, slot, now) */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    uint64_t now = number(args[2], UINT64_MAX);
+    CHECK;
+    struct ipc_slot *l = &v->s.slot[slot];
+    struct ipc_times t;
+    ipc_slot_times(&v->s, slot, now, &t);
+    return Py_BuildValue("{s:i,s:i,s:K,s:K,s:K,s:K,s:K,s:K,s:K}", "pid", (int)atomic_load(&l->pid), "doing", (int)t.doing, "start_ns",
+                         (unsigned long long)t.start_ns, "busy_ns", (unsigned long long)t.busy_ns, "wait_ns", (unsigned long long)t.wait_ns, "tasks",
+                         (unsigned long long)atomic_load(&l->tasks), "used_ns", (unsigned long long)atomic_load(&l->used_ns), "used_most",
+                         (unsigned long long)atomic_load(&l->used_most), "since", (unsigned long long)atomic_load(&l->since));
+}
+
+FUNCTION(slot_spans) { /* slot_spans(segment, slot, now) -> (ns of a span, [busy ns of each span until now]) */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    uint64_t now = number(args[2], UINT64_MAX);
+    CHECK;
+    struct ipc_spans spans;
+    ipc_slot_spans(&v->s, slot, now, &spans);
+    uint64_t span = UINT64_C(1) << (IPC_SPAN_SHIFT + spans.folds), count = now > v->s.created ? (now - v->s.created) / span + 1 : 0;
+    PyObject *busy = PyList_New(count < IPC_SPANS ? (Py_ssize_t)count : (Py_ssize_t)IPC_SPANS);
+    for (Py_ssize_t k = 0; busy && k < PyList_Size(busy); k++) {
+        PyObject *ns = PyLong_FromUnsignedLongLong(spans.busy[k]);
+        if (!ns || PyList_SetItem(busy, k, ns) < 0) Py_CLEAR(busy);
+    }
+    return busy ? Py_BuildValue("(KN)", (unsigned long long)span, busy) : NULL;
+}
+
+FUNCTION(book_usage) { /* book_usage(segment, slot, cpu_ns, peak): of a process that was waited for */
+    VIEW(4, ANY);
+    uint32_t slot = slot_of(v, args[1]);
+    uint64_t cpu = number(args[2], UINT64_MAX), peak = number(args[3], UINT64_MAX);
+    CHECK;
+    ipc_book_usage(&v->s, slot, cpu, peak);
+    Py_RETURN_NONE;
 }
 
 FUNCTION(room) { /* bytes of the payload */
@@ -288,6 +407,14 @@ FUNCTION(open_client) {
     VIEW(1, ANY);
     if (!v->client && !(v->client = malloc(sizeof(*v->client)))) return PyErr_NoMemory();
     ipc_client_init(v->client, &v->s);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(count_into) { /* count_into(segment, tally): what is collected from now on */
+    VIEW(2, CLIENT);
+    if (!(v->tally = tally_of(args[1]))) return NULL;
+    Py_XDECREF(v->counts);
+    v->counts = Py_NewRef(args[1]);
     Py_RETURN_NONE;
 }
 
@@ -351,8 +478,9 @@ static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
     return PyList_SetItem(tasks, (Py_ssize_t)row, record);
 }
 
-FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt) */
-    VIEW(12, CLIENT);
+FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0) */
+    VIEW(n == 13 ? 13 : 12, CLIENT);
+    uint16_t counted_as = n == 13 ? (uint16_t)number(args[12], TALLIES - 1) : 0;
     struct ipc_task t = {.task = 0, .fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
                          .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
                          .attempt = (uint16_t)number(args[11], UINT16_MAX)};
@@ -363,6 +491,7 @@ FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len
     t.pieces = pieces.count;
     int row = ipc_publish(v->client, &t);
     drop_pieces(&pieces);
+    if (row >= 0) v->number[row] = counted_as;
     /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
     if (row >= 0 && set_record(args[1], (uint32_t)row, args[2]) < 0) return NULL;
     return PyLong_FromLong(row);
@@ -382,28 +511,35 @@ static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, st
     return PyBytes_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
 }
 
-/* The frames of a chunk's first `items` results as a flat list [kind, bytes, kind, bytes, ...]; NULL with Damaged set if they do not add up. */
-static PyObject *frames(const struct ipc_result *r, uint32_t items) {
+/* The frames of a chunk's next `items` results as a flat list [kind, bytes, kind, bytes, ...], which are counted, and their run time in ns is added to *took.
+ * NULL with Damaged set if they do not add up. */
+static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, uint64_t *took) {
+    PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
+    if (!record) return NULL;
+    uint32_t first = v->client->drained[row];
     PyObject *list = PyList_New((Py_ssize_t)items * 2);
     uint64_t at = 0;
     for (uint32_t k = 0; list && k < items; k++) {
         uint64_t frame = 0;
         if (r->length - at >= IPC_FRAME) memcpy(&frame, r->data + at, IPC_FRAME);
-        uint64_t length = frame & IPC_MASK(56);
+        uint64_t length = ipc_frame_length(frame);
+        uint32_t what = ipc_frame_kind(frame);
         if (r->length - at < IPC_FRAME || r->length - at - IPC_FRAME < length) {
             Py_DECREF(list);
             return damaged("the results of a chunk do not add up");
         }
-        PyObject *kind = PyLong_FromUnsignedLong((unsigned long)(frame >> 56));
+        PyObject *kind = PyLong_FromUnsignedLong(what);
         const char *from = (const char *)r->data + at + IPC_FRAME;
-        PyObject *data = frame >> 56 & IPC_PACKED_KIND ? PyByteArray_FromStringAndSize(from, (Py_ssize_t)length)
-                                                       : PyBytes_FromStringAndSize(from, (Py_ssize_t)length);
+        PyObject *data = what & IPC_PACKED_KIND ? PyByteArray_FromStringAndSize(from, (Py_ssize_t)length)
+                                                : PyBytes_FromStringAndSize(from, (Py_ssize_t)length);
         if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
         if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
-        if (!kind || !data) {
+        if (!kind || !data ||
+            count_item(v->tally, v->number[row], record, first + k, what, ipc_frame_run(frame), r->resident, r->slot) < 0) {
             Py_DECREF(list);
             return NULL;
         }
+        *took += ipc_from_brief(ipc_frame_run(frame));
         at += IPC_FRAME + length;
     }
     return list;
@@ -432,14 +568,15 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
         if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
         uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
         if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
-        PyObject *data = !items  ? result_data(v, args[0], (uint32_t)row, &r)
-                         : offered ? frames(&r, offered)
-                                   : frames(&r, items - drained);
+        uint64_t took = items ? 0 : ipc_from_brief(r.run);
+        PyObject *data = items ? frames(v, args[1], (uint32_t)row, &r, offered ? offered : items - drained, &took)
+                               : result_data(v, args[0], (uint32_t)row, &r);
         PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
         if (record && offered) Py_INCREF(record);
         PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
-                 *run = PyLong_FromUnsignedLong(r.run_us);
-        if (!data || !record || !entry || !kind || !length || !run) {
+                 *run = PyLong_FromUnsignedLongLong(took / 1000);
+        if (!data || !record || !entry || !kind || !length || !run ||
+            (!items && count_item(v->tally, v->number[row], record, 0, r.kind, r.run, r.resident, r.slot) < 0)) {
             Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(run);
             return NULL;
         }
@@ -528,11 +665,12 @@ FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record,
     while (ipc_settle(c, slot, reaped, &dead, 1)) { /* one at a time: a released row is not found again */
         struct ipc_result r;
         PyObject *done = NULL;
+        uint64_t took = 0;
         uint32_t items = c->items[dead.row], drained = c->drained[dead.row];
         if (items && dead.item > 1) {
             if (dead.item > items || dead.item - 1 < drained || ipc_read_result(c, dead.row, &r) < 0)
                 return damaged("a chunk claims more results than it has");
-            done = frames(&r, dead.item - 1 - drained);
+            done = frames(v, args[1], dead.row, &r, dead.item - 1 - drained, &took);
         } else {
             done = PyList_New(0);
         }
@@ -622,7 +760,7 @@ FUNCTION(set_phase) {
     VIEW(2, WORKER);
     uint32_t phase = number32(args[1]);
     CHECK;
-    atomic_store_explicit(&v->s.slot[v->worker->slot].phase, phase, memory_order_release);
+    ipc_set_phase(v->worker, phase);
     Py_RETURN_NONE;
 }
 
@@ -643,7 +781,7 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, cal
     if (code == IPC_EMPTY) Py_RETURN_NONE;
     struct ipc_task t;
     if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
-    int plain = !t.args_units && !(t.flags & 0xff & ~IPC_TIMED);
+    int plain = !t.args_units && !(t.flags & 0xff);
     PyObject *tuple = PyTuple_New(6), *item[6] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
         PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items),
         plain ? PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len) : Py_NewRef(Py_None), PyLong_FromUnsignedLong(t.flags & 0xff)};
@@ -720,6 +858,16 @@ static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc
 
 FUNCTION(commit) { return (void)module, give(args, n, ipc_commit); }
 FUNCTION(complete) { return (void)module, give(args, n, ipc_complete); }
+
+FUNCTION(book) { /* book(segment, from, to): a task that had no row */
+    VIEW(3, WORKER);
+    uint64_t from = number(args[1], UINT64_MAX), to = number(args[2], UINT64_MAX);
+    CHECK;
+    struct ipc_slot *line = &v->s.slot[v->worker->slot];
+    atomic_fetch_add_explicit(&line->tasks, 1, memory_order_relaxed);
+    ipc_book(&v->s, v->worker->slot, from, to, &v->worker->span);
+    Py_RETURN_NONE;
+}
 
 FUNCTION(kept) { /* bytes of arguments that tasks of this worker have kept */
     VIEW(1, WORKER);
@@ -861,14 +1009,17 @@ static PyMethodDef methods[] = {
     ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
-    ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
+    ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),
+    ENTRY("book_usage", book_usage), ENTRY("book", book), ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };
 
 static const struct { const char *name; long value; } constants[] = {
     {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
     {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
-    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED},
-    {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"LEAVING", IPC_LEAVING}, {"TIMED", IPC_TIMED}, {"PACKED", IPC_PACKED},
+    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED}, {"UNREADY", IPC_UNREADY},
+    {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"LEAVING", IPC_LEAVING}, {"PACKED", IPC_PACKED},
+    {"REPLACED", IPC_REPLACED}, {"IS_STARTING", IPC_IS_STARTING}, {"IS_IDLE", IPC_IS_IDLE}, {"IS_BUSY", IPC_IS_BUSY}, {"IS_WAITING", IPC_IS_WAITING},
+    {"IS_LEAVING", IPC_IS_LEAVING}, {"TALLIES", TALLIES}, {"SLOWEST", SLOWEST},
     {"REPEATABLE", IPC_REPEATABLE}, {"PACKED_KIND", IPC_PACKED_KIND}, {"ALIGN", IPC_ALIGN},
     {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
     {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS},

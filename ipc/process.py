@@ -32,7 +32,10 @@ __all__ = [
     "memory",
     "open_pidfd",
     "reap",
+    "reap_with_usage",
     "session_members",
+    "usage_of",
+    "used",
 ]
 
 UNKNOWN_STATUS: Final = 1 << 16
@@ -100,11 +103,37 @@ def reap(pid: int) -> int | None:
     `UNKNOWN_STATUS` if it is no longer our child: the host program waits for any child, or ignores SIGCHLD, and so its
     end happened but nobody can say how.
     """
+    end = reap_with_usage(pid)
+    return end and end[0]
+
+
+def reap_with_usage(pid: int) -> tuple[int, int, int] | None:
+    """As `reap`: (status, ns of CPU time that it used, bytes of memory at its peak), each with those that it had itself
+    waited for."""
     try:
-        found, status = os.waitpid(pid, os.WNOHANG)
+        found, status, usage = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
-        return UNKNOWN_STATUS
-    return status if found else None
+        return UNKNOWN_STATUS, 0, 0
+    return (status, *used(usage)) if found else None
+
+
+def used(usage: resource.struct_rusage) -> tuple[int, int]:
+    """(ns of CPU time, bytes of memory at the peak)."""
+    return int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss * 1024
+
+
+def usage_of(pid: int) -> tuple[int, int, int]:
+    """(ns of CPU time, bytes of memory at the peak, bytes of memory now) of a process that runs, CPU time with the
+    children that it has waited for. What is not known is 0."""
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    status = _read(pid, "status")
+    ticks = sum(map(int, fields[11:15])) if len(fields) > 15 else 0
+    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), _bytes(status, b"VmHWM:"), _bytes(status, b"VmRSS:")
+
+
+def _bytes(status: bytes, name: bytes) -> int:
+    words = status.partition(name)[2].split(None, 1)
+    return int(words[0]) * 1024 if words and words[0].isdigit() else 0
 
 
 def mark(number: int) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 import weakref
 from collections import deque
 from concurrent.futures import BrokenExecutor
@@ -26,6 +27,7 @@ from ipc import _core, process
 from pool import codec, launch, monitor, spill
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
+from pool.tally import Snapshot, Tally, snapshot
 from pool.task import Death, Policy, Task, trim_stack
 from pool.waiting import Waiting
 from pool.worker_process import WorkerOptions
@@ -75,6 +77,7 @@ class Client(Waiting):
         self.notices: dict[tuple[int, int], str] = {}
         self.crashes = 0
         self.inherited: frozenset[FunctionType] = frozenset()  # see codec.by_value
+        self.tally = Tally()
         self.spilled = 0  # values that went through files
         self.segment: Any = None
         self.room = 0
@@ -95,13 +98,14 @@ class Client(Waiting):
         if self.options.initializer is not None:
             # What it sets are globals of the worker's __main__: functions that are there too must look there.
             self.inherited = codec.main_functions()
-        self._running = running = launch.start(self.workers, self.options)
+        self._running = running = launch.start(self.workers, self.options, self.tally.counts)
+        self.tally.begin()
         self.segment = running.segment
         self.room = running.room
         self.large = min(self.room // 2, spill.LARGE)
         self.tasks = [None] * running.rows
         if not hasattr(self, "functions"):
-            self.functions = FunctionStore(self.segment, self.inherited)
+            self.functions = FunctionStore(self.segment, self.inherited, self.tally.number)
         else:
             self.functions.move(self.segment)
 
@@ -206,8 +210,10 @@ class Client(Waiting):
             self.segment = None
             self.tasks = []
             self.functions.close()
+            self.tally.ended(running.segment, self.workers, now := time.monotonic_ns())
         self.announce()
         launch.stop(running, kill)
+        self.tally.ended(running.segment, self.workers, now)  # again: now it is known what the dead have used
 
     def _break(self, error: BaseException) -> None:
         """The monitor is gone: nothing runs any more, and nothing is run again."""
@@ -216,6 +222,7 @@ class Client(Waiting):
         running, self._running = self._running, None
         self.state = CLOSED
         if running is not None:
+            self.tally.ended(running.segment, self.workers, time.monotonic_ns())
             launch.sweep_up(running)  # first: who sees the error may start anew, beside nobody
         self._fail_all(self.error)
         self.segment = None
@@ -269,7 +276,7 @@ class Client(Waiting):
             record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
-            data, task.items, task.timeout_ms, task.flags, task.attempt,
+            data, task.items, task.timeout_ms, task.flags, task.attempt, function.number,
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
@@ -321,6 +328,8 @@ class Client(Waiting):
         self._pumping = True
         try:
             done = _core.collect(self.segment, self.tasks, self.inbox, _MOST, sink, self.inbox if own is None else own)
+            if self.tally.found:
+                self.tally.note_slow()
             dead = _core.next_dead(self.segment)
             inbox = self.inbox
             if len(inbox) == 1 and not dead and not self.queue and inbox[0][0].sink.idempotent:
@@ -354,6 +363,7 @@ class Client(Waiting):
 
     def _settle(self, slot: int, reaped: int) -> None:
         self._read_messages()
+        self.tally.slot_died(self.segment, slot, reaped)
         dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
         try:
             _core.settle(self.segment, self.tasks, slot, reaped, dead)
@@ -365,6 +375,7 @@ class Client(Waiting):
                 stack = trim_stack(self.notices.pop((slot, full), ""))
                 death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack)
                 self.crashes += not death.condemned
+                self.tally.task_died(death)
                 task.sink.crashed(task, drained, committed, death)
         _core.settled(self.segment, slot, reaped)
 
@@ -449,6 +460,12 @@ class Client(Waiting):
         if len(name := os.fsencode(path)) <= monitor.LONGEST_PATH:
             with self.lock:
                 self._command(monitor.TERMINAL + name)
+
+    # ---- for insights
+
+    def seen(self) -> Snapshot | None:
+        """What there is to see of the workers: now, or at the pool's end. None before the start."""
+        return self.tally.last if self.segment is None else snapshot(self.segment, self.workers)
 
     # ---- one task
 

@@ -326,11 +326,17 @@ class Pool(_Calls):
     """The same: a worker has nothing to tidy up that the monitor does not."""
 
     def insights(self) -> Insights:
-        """What the workers are doing, and where the memory for arguments and results is; ``print()`` shows a table."""
-        from pool.insights import look
+        """What the workers have done with their time, what each function has cost, which items were the slowest, and
+        where the memory is: now, or at the end of a pool that was shut down. ``print()`` shows it as tables,
+        ``plot(path)`` as a picture. See ``pool.insights.Insights``."""
+        from pool import insights
 
-        with self._client.lock:
-            return look(self._client)
+        client = self._client
+        with client.lock:
+            client.pump()  # what is done counts
+            seen = insights.look(client)
+        client.announce()
+        return insights.describe(seen)
 
     @staticmethod
     def share(obj: Any) -> Shared:

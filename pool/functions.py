@@ -41,6 +41,7 @@ class Function:
         "id",
         "length",
         "name",
+        "number",
         "segment",
         "unit",
     )
@@ -54,12 +55,14 @@ class Function:
         segment: object = None,
         unit: int = 0,
         unused: deque[tuple[object, int, int]] | None = None,
+        number: int = 0,
     ) -> None:
         self.id = id
         self.generation = generation
         self.data = data
         self.length = len(data)
         self.name = name
+        self.number = number  # what its runs are counted as, see pool/tally.py
         self.segment = segment
         self.unit = unit
         self._unused = unused
@@ -140,9 +143,10 @@ def _room_of(function: Function) -> int:
 class FunctionStore:
     """The client's side: callable → key. Not thread-safe; the client's ``functions_lock`` is held."""
 
-    def __init__(self, segment: object, inherited: frozenset[types.FunctionType]) -> None:
+    def __init__(self, segment: object, inherited: frozenset[types.FunctionType], number: Callable[[str], int]) -> None:
         self.segment = segment
         self._inherited = inherited  # functions of __main__ that go by name, for the workers' own globals count
+        self._number = number
         self._unused: deque[tuple[object, int, int]] = deque()  # (segment, unit, length) to be freed
         self._next = 1
         self._stored: dict[Any, tuple[Function, _Fingerprint | None, bool]] = {}
@@ -186,7 +190,8 @@ class FunctionStore:
         return known[0] if known is not None and known[2] else None
 
     def carried(self, fn: Callable[..., Any]) -> Function:
-        function = Function(0, 0, b"", codec.task_name(fn))
+        name = codec.task_name(fn)
+        function = Function(0, 0, b"", name, number=self._number(name))
         function.callable = fn
         return function
 
@@ -202,10 +207,13 @@ class FunctionStore:
         if unit < 0:
             return self.carried(fn)  # no room: the task carries it
         if old is None:
-            function = Function(self._next, 1, data, codec.task_name(fn), self.segment, unit, self._unused)
+            name = codec.task_name(fn)
+            function = Function(self._next, 1, data, name, self.segment, unit, self._unused, self._number(name))
             self._next += 1
         else:
-            function = Function(old.id, old.generation + 1, data, old.name, self.segment, unit, self._unused)
+            function = Function(
+                old.id, old.generation + 1, data, old.name, self.segment, unit, self._unused, old.number
+            )
         function.handles = handles
         self._alive.add(function)
         return function

@@ -7,14 +7,19 @@ enforced: nobody is there to stop the caller.
 from __future__ import annotations
 
 import math
+import os
+import resource
 import sys
 import time
 from collections.abc import Callable
 
+from ipc import _core, process
+from ipc.segment import Segment
 from pool import chunks, codec
 from pool.client import Client
 from pool.context import Worker, playing
 from pool.functions import Function
+from pool.tally import Snapshot, snapshot
 from pool.task import Task
 from pool.worker_process import WorkerOptions
 
@@ -28,8 +33,9 @@ class _Target(Function):
 
     __slots__ = ("fn",)
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        super().__init__(1, 1, b"", codec.task_name(fn))
+    def __init__(self, fn: Callable[..., Any], number: Callable[[str], int]) -> None:
+        name = codec.task_name(fn)
+        super().__init__(1, 1, b"", name, number=number(name))
         self.fn = fn
 
 
@@ -45,8 +51,11 @@ def _with_shared(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Functions:
+    def __init__(self, number: Callable[[str], int]) -> None:
+        self._number = number
+
     def key(self, fn: Callable[..., Any], *, once: bool) -> Function:
-        return _Target(_with_shared(fn))
+        return _Target(_with_shared(fn), self._number)
 
     def by_reference(self, fn: Callable[..., Any]) -> None:
         return None
@@ -80,16 +89,37 @@ class InlineClient(Client):
 
     def __init__(self, options: WorkerOptions) -> None:
         super().__init__(1, options)
-        self._started = False
+        self._slot: Any = None  # of a segment that nobody shares: where our time goes
+        self._depth = 0
         self._state: dict[Any, Any] = {}
 
     def start(self) -> None:
-        if not self._started:
-            self._started = True
-            self.functions = _Functions()  # type: ignore[assignment]
-            if self.options.initializer is not None:
-                with playing(_Here(self._state)):
-                    self.options.initializer(*self.options.initargs)
+        if self._slot is None:
+            self.functions = _Functions(self.tally.number)  # type: ignore[assignment]
+            segment = Segment.create(1, 1, rows=1, room=_core.UNIT_SIZE)
+            try:
+                self._slot = segment.attach()
+            finally:
+                segment.close()
+            _core.slot_forked(self._slot, 0, os.getpid())
+            _core.open_worker(self._slot, 0, 0)
+            try:
+                if self.options.initializer is not None:
+                    with playing(_Here(self._state)):
+                        self.options.initializer(*self.options.initargs)
+            finally:
+                _core.set_phase(self._slot, _core.IDLE)
+
+    def stop(self, kill: bool = False) -> None:
+        super().stop(kill)
+        if self._slot is not None and self.tally.last is None:
+            _core.book_usage(self._slot, 0, *process.used(resource.getrusage(resource.RUSAGE_SELF)))
+            self.tally.ended(self._slot, 1, time.monotonic_ns())
+
+    def seen(self) -> Snapshot | None:
+        if self._slot is None or self.tally.last is not None:
+            return self.tally.last
+        return snapshot(self._slot, 1)
 
     def offer(self, task: Task) -> None:
         self._publish(task)
@@ -113,19 +143,33 @@ class InlineClient(Client):
         try:
             if task.items:
                 frames: list[Any] = []
-                for part in chunks.sent(task.data, task.flags):
-                    frames += self._attempt(task, part)
+                for k, part in enumerate(chunks.sent(task.data, task.flags)):
+                    frames += self._attempt(task, k, part)
                 task.sink.arrive(task, 0, frames, 0, 0)
             else:
                 data = codec.join(task.data) if type(task.data) is tuple else task.data
-                task.sink.arrive(task, *self._attempt(task, data), 0, 0)
+                task.sink.arrive(task, *self._attempt(task, 0, data), 0, 0)
         except BaseException as error:  # Ctrl-C goes on to the caller
             task.sink.fail(task, error)
             if not isinstance(error, Exception):
                 raise
         return True
 
-    def _attempt(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
+    def _attempt(self, task: Task, k: int, part: bytes | bytearray) -> tuple[int, Any]:
+        began = time.monotonic_ns()
+        self._depth += 1
+        try:
+            kind, data = self._call(task, part)
+        finally:
+            self._depth -= 1
+        ended = time.monotonic_ns()
+        # What a task runs here is part of its own time.
+        _core.book(self._slot, ended if self._depth else began, ended)
+        _core.count(self.tally.counts, task.function.number, task, k, kind, ended - began, 0)
+        self.tally.note_slow()
+        return kind, data
+
+    def _call(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]
         try:
             argument = chunks.decode_part(part)

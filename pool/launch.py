@@ -54,14 +54,17 @@ class Running:
         return [_core.slot_info(self.segment, slot)["pid"] for slot in range(self.workers)]
 
 
-def start(workers: int, options: WorkerOptions) -> Running:
-    """Make the segment, fork the monitor. Raises MemoryError or OSError if there is too little memory for it."""
+def start(workers: int, options: WorkerOptions, counts: object) -> Running:
+    """Make the segment, fork the monitor. ``counts``: the client's ``_core.tally``.
+
+    Raises MemoryError or OSError if there is too little memory for it."""
     _warn_about_threads()
     options.folder = spill.new_folder()
     segment = Segment.create(workers, available_cpus())
     try:
         view, theirs_view = segment.attach(), segment.attach()
         _core.open_client(view)
+        _core.count_into(view, counts)
         _core.dont_fork(view)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         codec.snapshot_main()

@@ -104,7 +104,7 @@ class MapRun:
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
         self.auto = chunksize is None
-        self._flags = call << 8 | (_core.TIMED if self.auto else 0)
+        self._flags = call << 8
         self._timeout_ms = policy.timeout_ms
         self._buffersize = buffersize
         self._window = max(4, 3 * client.workers)
@@ -134,7 +134,7 @@ class MapRun:
         else:
             self._land(task.position, kind, data, task.item)
         if self.auto:
-            each = run_us / (task.items or 1)
+            each = run_us / max(1, len(data) // 2) if task.items else run_us  # a chunk may come in parts
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
         if length > _SMALL or self._item_bytes > _SMALL:
             self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
@@ -289,6 +289,7 @@ class MapRun:
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
+        number = function.number
         index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
         note, packers = buffers.append, {} if self.policy.retries else codec.PACKERS
@@ -325,7 +326,7 @@ class MapRun:
                     or client.queue
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None
-                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1) < 0
+                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1, number) < 0
                 ):
                     with client.lock:
                         client.offer(task if bare is None else task._replace(data=data))

@@ -296,6 +296,8 @@ class Monitor:
         phase = _core.slot_info(self._segment, w.slot)["phase"]
         if phase == _core.LEAVING and w.reason == _core.DIED and status == 0:
             w.reason = _core.RECYCLED
+        elif phase == _core.STARTING and w.reason == _core.DIED:
+            w.reason = _core.UNREADY
         log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         if log and w.reason != _core.KILLED:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
@@ -333,9 +335,11 @@ class Monitor:
         if not process.has_exited(w.pid):
             return False
         process.kill_group(w.pid)  # before waiting: as long as the leader is a zombie the group number is ours
-        w.status = process.reap(w.pid)
-        if w.status is None:
+        end = process.reap_with_usage(w.pid)
+        if end is None:
             return False
+        w.status, cpu_ns, peak = end
+        _core.book_usage(self._segment, w.slot, cpu_ns, peak)
         w.kill_at = None
         w.settle_by = time.monotonic() + _GROUP_SECONDS
         if w.pidfd is not None:
@@ -373,9 +377,12 @@ class Monitor:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             try:
-                os.waitpid(-1, 0)
+                pid, _, usage = os.wait4(-1, 0)
             except ChildProcessError:
                 break
+            for w in self._workers:
+                if w.pid == pid and w.status is None:
+                    _core.book_usage(self._segment, w.slot, *process.used(usage))
         for w in self._workers:
             if w.pid:
                 output.remove_unfinished(w.outputs, w.pid)

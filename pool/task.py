@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 from collections import namedtuple
 
 from ipc import _core, process
@@ -56,7 +57,7 @@ class Task(
     position: int  # of the (first) item in a map
     function: Function
     data: Any  # bytes, or a tuple of pieces
-    flags: int  # calling convention << 8 | TIMED
+    flags: int  # calling convention << 8
     timeout_ms: int
     item: Any  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
     items: int  # in a chunk, else 0
@@ -90,6 +91,11 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         """Somebody has called Future.kill(): the task is not to run again."""
         return self.condemned and not self.late
 
+    @property
+    def how(self) -> str:
+        """As ``how_it_ended``, for the task."""
+        return how_it_ended(self.status, self.reason if self.late else _core.KILLED if self.condemned else _core.DIED)
+
     def error(self) -> BaseException:
         """WorkerCrashed, TaskTimeout or TaskKilled."""
         from pool import errors
@@ -113,6 +119,29 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
             stack=self.stack,
             attempt=attempt,
         )
+
+
+_REASONS = {
+    _core.DEADLINE: "timeout",
+    _core.KILLED: "killed",
+    _core.RECYCLED: "recycled",
+    _core.UNREADY: "not ready",
+}
+
+
+def how_it_ended(status: int, reason: int) -> str:
+    """A worker's end in one or two words: a signal's name, ``exit code 3``, ``timeout``, ``killed`` (by Future.kill()),
+    ``recycled`` (it had done its share), ``not ready`` (a failed start), ``unknown``."""
+    if reason in _REASONS:
+        return _REASONS[reason]
+    if status == process.UNKNOWN_STATUS:
+        return "unknown"
+    if not os.WIFSIGNALED(status):
+        return f"exit code {os.WEXITSTATUS(status)}"
+    try:
+        return signal.Signals(os.WTERMSIG(status)).name
+    except ValueError:  # a real-time signal has no name
+        return f"signal {os.WTERMSIG(status)}"
 
 
 _WORKER_FILE = f'File "{os.path.join(os.path.dirname(__file__), "worker_process.py")}"'
@@ -147,4 +176,4 @@ def describe_args(task: Task, item: int) -> str:
         return ""
 
 
-__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "trim_stack"]
+__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "how_it_ended", "trim_stack"]

@@ -217,10 +217,10 @@ PLANTED = [
                 "",
             ),
             (
-                "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
+                "    if (code == 0) stamp(w, w->ended);\n    return code;\n}\n\nint ipc_complete",
                 "    memcpy(w->area + w->used - IPC_FRAME - length, &frame, IPC_FRAME);\n"
                 "    ipc_pieces_copy(w->area + w->used - length, piece, pieces);\n"
-                "    if (code == 0) stamp(w);\n    return code;\n}\n\nint ipc_complete",
+                "    if (code == 0) stamp(w, w->ended);\n    return code;\n}\n\nint ipc_complete",
             ),
         ],
         "sweep",
@@ -548,9 +548,9 @@ PLANTED = [
         [
             (
                 "    ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, "
-                "k);\n}\n\nint ipc_running",
+                "k);\n}\n\nint ipc_claimed_by",
                 "    if (atomic_load(&h->client_asleep)) ipc_ring_client(s);\n    ipc_wake_workers(s, "
-                "UINT64_MAX);\n}\n\nint ipc_running",
+                "UINT64_MAX);\n}\n\nint ipc_claimed_by",
             )
         ],
         "failpoints",
@@ -592,6 +592,53 @@ PLANTED = [
                 "    int code",
             )
         ],
+        "steps",
+    ),
+    Planted(
+        "the start of an earlier task is left while the next one is claimed",
+        "worker.c",
+        [("            atomic_store_explicit(&line->started_word, 0, memory_order_relaxed);\n", "")],
+        "steps",
+    ),
+    Planted(
+        "the wait for room is run time",
+        "worker.c",
+        [("    w->started += ns;\n", "")],
+        "steps",
+    ),
+    Planted(
+        "the time of a task that died is lost",
+        "insight.c",
+        [("if (ipc_claimed_by(s, slot, &r) && r.started) ipc_book(s, slot, r.started, now, &span);", "(void)r;")],
+        "steps",
+    ),
+    Planted(
+        "a fold leaves the second half",
+        "insight.c",
+        [
+            (
+                "uint64_t both = k < IPC_SPANS / 2 ?",
+                "if (k == IPC_SPANS / 2) break;\n        uint64_t both = k < IPC_SPANS / 2 ?",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "spans trust the time that they are given",
+        "insight.c",
+        [
+            ("    if (to >> (IPC_SPAN_SHIFT + 31)) return; /* damage: two hundred days for each span */\n", ""),
+            (
+                "    while (to >> shift_of(spans) >= IPC_SPANS) fold(spans);\n",
+                "    if (to >> shift_of(spans) >= IPC_SPANS) fold(spans);\n",
+            ),
+        ],
+        "steps.asan",
+    ),
+    Planted(
+        "a brief that is cut off, not rounded",
+        "layout.h",
+        [("    n += UINT64_C(1) << shift >> 1; /*", "    /*")],
         "steps",
     ),
     Planted(

@@ -21,6 +21,7 @@ HEADER = {
     "units": 24,
     "cores": 28,
     "layout": 32,
+    "created": 40,
     "tail": 128,
     "head": 256,
     "done_summary": 384,
@@ -42,15 +43,20 @@ SLOT = {
     "intent": 16,
     "phase": 20,
     "tasks": 24,
-    "busy_ns": 32,
-    "parks": 40,
-    "progress": 48,
+    "parks": 32,
+    "start_ns": 40,
+    "wait_ns": 48,
+    "progress": 56,
     "bell": 128,
     "generation": 256,
     "pid": 260,
     "reaped": 264,
     "settled": 268,
     "deaths": 272,
+    "spans": 384,
+    "since": 1832,
+    "used_ns": 1840,
+    "used_most": 1848,
 }
 ROW = {
     "word": 0,
@@ -66,15 +72,18 @@ ROW = {
     "flags": 52,
     "attempt": 54,
     "kind": 56,
-    "run_us": 60,
+    "run": 60,
+    "resident": 62,
     "result_ref": 64,
     "result_len": 72,
     "offered": 80,
     "drained": 84,
     "body": 88,
 }
+SPANS = {"folds": 0, "busy": 8}
 DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12}
-SIZES = {"ipc_header": 1664, "ipc_slot": 384, "ipc_row": 512, "ipc_death": 16}
+STRUCTS = [("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH), ("ipc_spans", SPANS)]
+SIZES = {"ipc_header": 1664, "ipc_slot": 1920, "ipc_row": 512, "ipc_death": 16, "ipc_spans": 1448}
 CONSTANTS = {
     "IPC_MAGIC": 0x676573206C6F6F70,
     "IPC_LAYOUT_VERSION": 1,
@@ -83,11 +92,13 @@ CONSTANTS = {
     "IPC_MAX_SLOTS": 512,
     "IPC_MAX_ITEMS": 4094,
     "IPC_ROW_SIZE": 512,
-    "IPC_SLOT_SIZE": 384,
+    "IPC_SLOT_SIZE": 1920,
     "IPC_UNIT_SIZE": 65536,
     "IPC_NO_UNIT": 0xFFFF_FFFF,
     "IPC_NO_PROGRESS": 0xFFFF_FFFF_FFFF_FFFF,
     "IPC_DEATHS": 4,
+    "IPC_SPANS": 180,
+    "IPC_SPAN_SHIFT": 23,
     "IPC_STATE_BITS": 3,
     "IPC_SLOT_BITS": 9,
     "IPC_GENERATION_BITS": 16,
@@ -107,22 +118,26 @@ CONSTANTS = {
     "IPC_DEADLINE": 1,
     "IPC_KILLED": 2,
     "IPC_RECYCLED": 3,
+    "IPC_UNREADY": 6,
     "IPC_STARTING": 0,
     "IPC_IDLE": 1,
     "IPC_LEAVING": 2,
-    "IPC_TIMED": 1,
     "IPC_PACKED": 2,
     "IPC_REPEATABLE": 4,
     "IPC_PACKED_KIND": 0x80,
+    "IPC_FAILED_KINDS": 0x3F,
     "IPC_ALIGN": 64,
     "IPC_INLINE": 424,
     "IPC_FRAME": 8,
+    "IPC_RUN_BITS": 16,
+    "IPC_LENGTH_BITS": 40,
     "IPC_OWNER_FUNCTION": 1 << 62,
     "IPC_OWNER_VIEW": 1 << 61,
     "IPC_OWNER_KEPT": 1 << 60,
 }
+DOING = {"REPLACED": 0, "IS_STARTING": 1, "IS_IDLE": 2, "IS_BUSY": 3, "IS_WAITING": 4, "IS_LEAVING": 5}
 CODES = {"EMPTY": -1, "FULL": -2, "NO_ROOM": -3, "TOO_LARGE": -4, "LOST": -5, "STOP": -6, "DAMAGED": -7, "SIGNAL": -8}
-PYTHON_ONLY = {"GENERATION_MASK": 0xFFFF}
+PYTHON_ONLY = {"GENERATION_MASK": 0xFFFF, "TALLIES": 256, "SLOWEST": 5}
 
 
 def word(state: int, slot: int = 0, generation: int = 0, seq: int = 0, item: int = 0) -> int:
@@ -168,11 +183,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], 
     """What a C compiler makes of layout.h: name → number."""
     compiler = require("cc")
     lines = []
-    for struct, fields in (("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH)):
+    for struct, fields in STRUCTS:
         lines += [f'printf("{struct}.{name} %zu\\n", offsetof(struct {struct}, {name}));' for name in fields]
         lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
     lines += [f'printf("{name} %llu\\n", (unsigned long long){name});' for name in CONSTANTS]
-    lines += [f'printf("{name} %d\\n", IPC_{name});' for name in CODES]
+    lines += [f'printf("{name} %d\\n", (int)IPC_{name});' for name in (*CODES, *DOING)]
     for n, (state, *rest) in enumerate(WORDS):
         numbers = ", ".join(map(str, rest))
         lines.append(f'printf("word{n} %llu\\n", (unsigned long long)ipc_word((enum ipc_state){state}, {numbers}));')
@@ -189,15 +204,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory, require: Callable[[str], 
     return {name: int(number) for name, number in (line.split() for line in output.splitlines())}
 
 
-@pytest.mark.parametrize(
-    ("struct", "fields"), [("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH)]
-)
+@pytest.mark.parametrize(("struct", "fields"), STRUCTS)
 def test_offsets(compiled: dict[str, int], struct: str, fields: dict[str, int]) -> None:
     assert {name: compiled[f"{struct}.{name}"] for name in fields} == fields
 
 
 def test_sizes_and_constants(compiled: dict[str, int]) -> None:
-    for golden in (SIZES, CONSTANTS, CODES):
+    for golden in (SIZES, CONSTANTS, CODES, DOING):
         assert {name: compiled[name] for name in golden} == golden
 
 
@@ -205,10 +218,13 @@ def test_no_field_is_missing_here() -> None:
     """Fields of the structs in layout.h that the goldens don't know: none. (Bytes between them are padding.)"""
     assert HEADER["done"] + 8 * 64 == SIZES["ipc_header"]
     assert HEADER["sleepers"] + 8 * 8 <= HEADER["spinners"]
-    assert SLOT["deaths"] + 4 * SIZES["ipc_death"] <= SIZES["ipc_slot"]
+    assert SLOT["deaths"] + 4 * SIZES["ipc_death"] <= SLOT["spans"]
+    assert SLOT["spans"] + SIZES["ipc_spans"] == SLOT["since"]
+    assert SLOT["used_most"] + 8 <= SIZES["ipc_slot"]
+    assert SPANS["busy"] + 8 * 180 == SIZES["ipc_spans"]
     assert ROW["body"] + CONSTANTS["IPC_INLINE"] == SIZES["ipc_row"]
     text = (CORE / "layout.h").read_text()
-    for struct, fields in (("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH)):
+    for struct, fields in STRUCTS:
         body = text.split(f"struct {struct} {{", 1)[1].split("\n};", 1)[0]
         code = "\n".join(line.split("/*")[0].split("//")[0] for line in body.split("\n"))
         assert sum(statement.count(",") + 1 for statement in code.split(";")[:-1]) == len(fields), struct
@@ -221,22 +237,22 @@ def test_words(compiled: dict[str, int]) -> None:
 
 
 def test_module_constants() -> None:
-    golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **PYTHON_ONLY}
+    golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **DOING, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 30
+    assert len(numbers) == 38
 
 
 @pytest.mark.parametrize(
     ("rows", "slots", "units", "size"),
     [
-        (1, 1, 0, 2688),
-        (1, 1, 1, 2696),
-        (8, 3, 8, 7104),
-        (100, 3, 7, 55096),
-        (1024, 1, 131072, 1583104),
-        (1024, 8, 131072, 1585792),
-        (4096, 512, 131072, 3376768),
+        (1, 1, 0, 4224),
+        (1, 1, 1, 4232),
+        (8, 3, 8, 11712),
+        (100, 3, 7, 59704),
+        (1024, 1, 131072, 1584640),
+        (1024, 8, 131072, 1598080),
+        (4096, 512, 131072, 4163200),
         (0, 1, 1, 0),
         (1, 0, 1, 0),
         (4097, 1, 1, 0),

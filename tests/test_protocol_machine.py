@@ -541,7 +541,7 @@ class Protocol(RuleBasedStateMachine):
         running = _core.running(self.monitor, slot)
         assert running is not None
         assert running[:4] == (slot, self.generation[slot], use.row, 3_600_000 if use.armed else 0)
-        assert (running[5] > 0) == (use.armed and use.state == _core.RUNNING)
+        assert running[5] > 0
         word = running[4]
         if use.state == _core.CONDEMNED:
             assert not _core.condemn(self.monitor, use.row, word)

@@ -116,7 +116,7 @@ static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *
     r->flags = task->flags;
     r->attempt = task->attempt;
     r->kind = 0;
-    r->run_us = 0;
+    r->run = r->resident = 0;
     atomic_store_explicit(&r->result_ref, 0, memory_order_relaxed);
     atomic_store_explicit(&r->result_len, 0, memory_order_relaxed);
     atomic_store_explicit(&r->offered, 0, memory_order_relaxed);
@@ -244,7 +244,8 @@ int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *resul
     result->data = r->body;
     result->length = atomic_load_explicit(&r->result_len, memory_order_acquire);
     result->kind = r->kind;
-    result->run_us = r->run_us;
+    result->run = r->run;
+    result->resident = r->resident;
     result->slot = ipc_word_slot(word);
     result->generation = ipc_word_generation(word);
     result->unit = result->units = 0;

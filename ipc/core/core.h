@@ -33,7 +33,7 @@ struct ipc_segment {
     _Atomic uint64_t *owner;
     unsigned char *payload;
     uint32_t rows, slots, units, cores;
-    uint64_t ring_mask;
+    uint64_t ring_mask, created;
 };
 
 /* ---- segment.c */
@@ -76,6 +76,31 @@ uint32_t ipc_units_used(struct ipc_segment *s);
 uint32_t ipc_units_of(struct ipc_segment *s, uint64_t owner); /* of one of the three IPC_OWNER_... */
 uint32_t ipc_units_trim(struct ipc_segment *s, uint32_t first, uint32_t end); /* punch out the free units in [first, end); the end of the others */
 
+/* ---- insight.c: where the time goes. Hints: a kill in the middle of a step may leave them off by a task. */
+void ipc_spend(struct ipc_spans *spans, uint64_t from, uint64_t to); /* busy from .. to, in ns since the segment was created */
+struct ipc_span { uint64_t from, to; _Atomic uint64_t *busy; }; /* one of a slot's, in CLOCK_MONOTONIC; to 0: none */
+void ipc_book(struct ipc_segment *s, uint32_t slot, uint64_t from, uint64_t to, struct ipc_span *now); /* the slot's worker was busy; only it calls
+                                                                                                  this. *now: the span that `to` stands in */
+void ipc_book_death(struct ipc_segment *s, uint32_t slot, uint64_t now);         /* for a dead worker: the task that it was in */
+void ipc_book_usage(struct ipc_segment *s, uint32_t slot, uint64_t cpu_ns, uint64_t peak);
+enum ipc_doing { IPC_REPLACED, IPC_IS_STARTING, IPC_IS_IDLE, IPC_IS_BUSY, IPC_IS_WAITING, IPC_IS_LEAVING };
+struct ipc_times { uint64_t start_ns, busy_ns, wait_ns; enum ipc_doing doing; };
+void ipc_slot_times(struct ipc_segment *s, uint32_t slot, uint64_t now, struct ipc_times *out); /* until now, what it is in the middle of included */
+void ipc_slot_spans(struct ipc_segment *s, uint32_t slot, uint64_t now, struct ipc_spans *out);
+#ifndef IPC_LOOK_NS
+#define IPC_LOOK_NS 1000000u /* an item that took so long can pay for a look at its memory */
+#endif
+uint64_t ipc_resident(uint64_t *peak); /* our memory now, in bytes; but our peak, if that has risen above *peak, which is set to it */
+
+/* What is counted of one function, in the client's own memory. */
+#define IPC_TOOK_SHIFT 7 /* of the brief of a run time, so there are 8 classes for each power of two */
+struct ipc_tally {
+    uint64_t count, failed, total_ns, shortest_ns, longest_ns, resident;
+    uint64_t took[(1u << 16) >> IPC_TOOK_SHIFT];
+};
+void ipc_count(struct ipc_tally *t, int failed, uint16_t run, uint16_t resident);
+uint64_t ipc_quantile(const struct ipc_tally *t, double q); /* ns, to 6 % */
+
 /* ---- client.c */
 struct ipc_task { /* what the client publishes and the worker reads */
     uint64_t task;
@@ -91,7 +116,8 @@ struct ipc_task { /* what the client publishes and the worker reads */
 struct ipc_result {
     const unsigned char *data;
     uint64_t length;
-    uint32_t kind, run_us, slot, generation, unit, units; /* units 0: inline */
+    uint32_t kind, slot, generation, unit, units; /* units 0: inline */
+    uint16_t run, resident; /* as in the row */
 };
 struct ipc_settled { uint32_t row, state, item, generation; };
 
@@ -141,17 +167,21 @@ void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give th
 /* ---- worker.c */
 struct ipc_worker {
     struct ipc_segment *s;
-    uint64_t word, started, used; /* current row word; start of the current item; bytes of results in the area */
+    uint64_t word, used;  /* current row word; bytes of results in the area */
+    uint64_t started;     /* of the current item; moved on by what it waited for room */
+    uint64_t ended;       /* of the last task, if the next one was claimed at once, else 0 */
+    uint64_t peak;        /* bytes of memory, as last looked at */
+    struct ipc_span span; /* the one that it was in last: nobody else folds them */
     uint32_t slot, generation, row;
     uint32_t items, timeout_ms, flags, args_unit, args_units, attempt;
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
-    uint64_t busy_ns, tasks;
     int offering;         /* its committed items are the client's to read */
     int keep;             /* something holds the arguments: before the row is done they become ours */
     int worked;           /* it has claimed since it last was the guard for nothing */
 };
 void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot, uint32_t generation);
+void ipc_set_phase(struct ipc_worker *w, uint32_t phase);
 int ipc_claim(struct ipc_worker *w);  /* 0 claimed, IPC_EMPTY, IPC_STOP */
 int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns); /* 0 look again, IPC_EMPTY, IPC_SIGNAL */
 int ipc_claimed(struct ipc_worker *w, struct ipc_task *task); /* 0, IPC_DAMAGED */
@@ -168,7 +198,8 @@ int ipc_may_fork(struct ipc_segment *s, uint32_t slot, uint32_t generation); /* 
 void ipc_slot_begin(struct ipc_segment *s, uint32_t slot, uint32_t generation);
 void ipc_slot_forked(struct ipc_segment *s, uint32_t slot, int32_t pid);
 void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_death *death);
-int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); /* 1 if a row names this slot as its runner */
+int ipc_claimed_by(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); /* 1 if a row names this slot: RUNNING, STORING or CONDEMNED */
+int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); /* the same without STORING, which has no deadline */
 uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most,
                        uint32_t *count); /* the next moment worth looking, UINT64_MAX = none */
 void ipc_stop_workers(struct ipc_segment *s);

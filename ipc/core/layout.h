@@ -2,7 +2,7 @@
  *
  *  offset      0  header lines: identity · tail · head · done_summary · client bell · control · sleepers · spinners · done map
  *         ring    one u64 a possible entry, a power of two >= rows:      seq:32 (high) · row:32 (low)
- *         slots   IPC_SLOT_SIZE each: worker line · bell line · monitor line
+ *         slots   IPC_SLOT_SIZE each: worker line · bell line · monitor line · spans
  *         rows    IPC_ROW_SIZE each: row word, task, policy, result, then IPC_INLINE bytes for arguments and later for results
  *         owners  one u64 a payload unit (the units themselves are in the payload segment)
  */
@@ -21,7 +21,7 @@
 #define IPC_MAX_SLOTS 512u
 #define IPC_MAX_ITEMS 4094u
 #define IPC_ROW_SIZE 512u
-#define IPC_SLOT_SIZE 384u
+#define IPC_SLOT_SIZE 1920u
 #define IPC_UNIT_SIZE 65536u
 #define IPC_NO_UNIT UINT32_MAX
 #define IPC_NO_PROGRESS UINT64_MAX /* a NaN, and no number */
@@ -59,6 +59,7 @@ struct ipc_header {
     uint64_t size;
     uint32_t rows, slots, units, cores;
     _Atomic uint32_t layout;
+    uint64_t created; /* CLOCK_MONOTONIC ns: spans are counted from here */
     /* tail: client only */
     _Alignas(IPC_LINE) _Atomic uint64_t tail;
     /* head: anybody, h -> h+1 */
@@ -79,13 +80,22 @@ struct ipc_header {
 };
 
 /* Why a worker ended, as the monitor knows it. */
-enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3 };
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_UNREADY = 6 };
 
 struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason} */
     uint32_t generation;
     int32_t pid;
     int32_t status;
     uint32_t reason;
+};
+
+/* How busy a worker was, when: busy[k] is ns of the k-th span of 2^(IPC_SPAN_SHIFT + folds) ns since the segment was created. When they are full,
+ * neighbours are folded into one, so that any run fits. */
+#define IPC_SPANS 180u
+#define IPC_SPAN_SHIFT 23u /* 8 ms: the first fold comes after 1.5 s */
+struct ipc_spans {
+    _Atomic uint32_t folds;
+    _Atomic uint64_t busy[IPC_SPANS];
 };
 
 enum ipc_phase { IPC_STARTING = 0, IPC_IDLE = 1, IPC_LEAVING = 2 };
@@ -96,9 +106,10 @@ struct ipc_slot {
     _Atomic uint64_t started_word;
     _Atomic uint32_t intent;     /* the row it is about to claim, or runs */
     _Atomic uint32_t phase;
-    _Atomic uint64_t tasks;      /* items finished */
-    _Atomic uint64_t busy_ns;    /* run time of timed rows */
+    _Atomic uint64_t tasks;      /* items finished, by all generations; so are the next three */
     _Atomic uint64_t parks;      /* times it went to sleep */
+    _Atomic uint64_t start_ns;   /* nobody was ready, until somebody was */
+    _Atomic uint64_t wait_ns;    /* in STORING, without room for a result */
     _Atomic uint64_t progress;   /* what the running item says of itself: the bits of a double; IPC_NO_PROGRESS: nothing */
     /* bell line: the futex its wakers ring */
     _Alignas(IPC_LINE) _Atomic uint32_t bell;
@@ -108,13 +119,18 @@ struct ipc_slot {
     _Atomic uint32_t reaped;
     _Atomic uint32_t settled;
     struct ipc_death deaths[IPC_DEATHS];
+    /* spans: the worker's, and the monitor's while nobody lives here */
+    _Alignas(IPC_LINE) struct ipc_spans spans;
+    _Atomic uint64_t since;      /* monitor: when the last one died that had been ready; before that, when the segment was created */
+    _Atomic uint64_t used_ns;    /* monitor: CPU time of the dead, with what they had started and waited for; so is the next one */
+    _Atomic uint64_t used_most;  /* bytes of memory */
 };
 
 /* How a row's arguments are called, and what a result is; the meaning of other values belongs to pool/codec.py. */
-#define IPC_TIMED 1u      /* flag: stamp start and busy time of this row */
 #define IPC_PACKED 2u     /* flag: the arguments are pieces, each at a multiple of IPC_ALIGN; they may be written to, as a kind with this bit may */
 #define IPC_REPEATABLE 4u /* flag: there may be another attempt, which must not see what this one does to its arguments */
 #define IPC_PACKED_KIND 0x80u
+#define IPC_FAILED_KINDS 0x3fu /* a kind with any of these bits is no value */
 #define IPC_ALIGN 64u     /* a cache line: what the widest vector instructions want */
 
 struct ipc_row {
@@ -127,10 +143,11 @@ struct ipc_row {
     uint32_t args_unit;    /* IPC_NO_UNIT: inline */
     uint32_t items;        /* 0: a single task, n: a chunk of n items */
     _Atomic uint32_t timeout_ms; /* 0: none; of one attempt, of one item in a chunk. Atomic: the monitor reads it beside the client's next use */
-    uint16_t flags;        /* IPC_TIMED; bits 8..15: calling convention */
+    uint16_t flags;        /* bits 8..15: calling convention */
     uint16_t attempt;      /* from 1 */
     uint32_t kind;         /* worker: what the result is */
-    uint32_t run_us;       /* worker: run time of a timed row, saturated */
+    uint16_t run;          /* worker: ns of a single task, as ipc_brief */
+    uint16_t resident;     /* worker: most bytes of memory that it had at the end of an item of 1 ms or more, as ipc_brief; 0: no such item */
     _Atomic uint64_t result_ref; /* worker: unit:32 (high) · count:32, or 0 = inline; one word, so never half written */
     _Atomic uint64_t result_len;
     _Atomic uint32_t offered; /* worker, chunk in STORING without room: so many items are committed and may be drained */
@@ -138,7 +155,28 @@ struct ipc_row {
     unsigned char body[IPC_ROW_SIZE - 88];
 };
 #define IPC_INLINE (IPC_ROW_SIZE - 88u)
-#define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · length:56, then the bytes */
+#define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · run:16 · length:40 in one word, then the bytes */
+#define IPC_LENGTH_BITS 40
+#define IPC_RUN_BITS 16
+static inline uint64_t ipc_frame(uint32_t kind, uint16_t run, uint64_t length) {
+    return (uint64_t)kind << (IPC_RUN_BITS + IPC_LENGTH_BITS) | (uint64_t)run << IPC_LENGTH_BITS | length;
+}
+static inline uint32_t ipc_frame_kind(uint64_t f) { return (uint32_t)(f >> (IPC_RUN_BITS + IPC_LENGTH_BITS)); }
+static inline uint16_t ipc_frame_run(uint64_t f) { return (uint16_t)(f >> IPC_LENGTH_BITS); }
+static inline uint64_t ipc_frame_length(uint64_t f) { return f & IPC_MASK(IPC_LENGTH_BITS); }
+
+/* A number in 16 bits, to 0.05 %: exponent:6 (high) · mantissa:10; numbers below 2048 as they are. Larger numbers have larger briefs. */
+static inline uint16_t ipc_brief(uint64_t n) {
+    if (n < 1024) return (uint16_t)n;
+    if (n >> 62) n = UINT64_C(1) << 62;
+    uint32_t shift = 53 - (uint32_t)__builtin_clzll(n);
+    n += UINT64_C(1) << shift >> 1; /* to the nearest; what overflows the mantissa is the next exponent's first */
+    return (uint16_t)((shift + 1) * 1024 + (uint32_t)((n >> shift) - 1024));
+}
+static inline uint64_t ipc_from_brief(uint16_t b) {
+    if (b > 53 * 1024) b = 53 * 1024; /* the largest there is: this one is damaged */
+    return b < 1024 ? b : (1024 + (uint64_t)(b & 1023)) << ((b >> 10) - 1);
+}
 
 _Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 88, "row");
 _Static_assert(sizeof(struct ipc_slot) == IPC_SLOT_SIZE, "slot");

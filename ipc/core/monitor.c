@@ -22,6 +22,7 @@ void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_dea
     /* The dead's bits first: a wake spent on the dead is passed on by the rings below, and its successor's bit must not be wiped. */
     atomic_fetch_and_explicit(&h->sleepers[slot >> 6], ~bit, memory_order_seq_cst);
     atomic_fetch_and_explicit(&h->spinners[slot >> 6], ~bit, memory_order_seq_cst);
+    ipc_book_death(s, slot, ipc_now());
     uint32_t guard = slot + 1;
     atomic_compare_exchange_strong_explicit(&h->guard, &guard, 0, memory_order_seq_cst, memory_order_relaxed);
     atomic_store_explicit(&s->slot[slot].pid, 0, memory_order_relaxed);
@@ -34,20 +35,24 @@ void ipc_record_death(struct ipc_segment *s, uint32_t slot, const struct ipc_dea
     for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);
 }
 
-int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
+int ipc_claimed_by(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
     struct ipc_slot *line = &s->slot[slot];
     uint32_t row = atomic_load_explicit(&line->intent, memory_order_relaxed), generation = atomic_load_explicit(&line->generation, memory_order_relaxed);
     if (row >= s->rows) return 0;
     /* intent is stored before the claim, so a claim that is visible here has its intent; an intent alone proves nothing. */
     uint64_t word = atomic_load_explicit(&s->row[row].word, memory_order_acquire);
     uint32_t state = ipc_word_state(word);
-    if (state != IPC_RUNNING && state != IPC_CONDEMNED) return 0;
+    if (state != IPC_RUNNING && state != IPC_STORING && state != IPC_CONDEMNED) return 0;
     if (ipc_word_slot(word) != slot || ipc_word_generation(word) != (generation & IPC_MASK(IPC_GENERATION_BITS))) return 0;
     uint64_t stamped = atomic_load_explicit(&line->started_word, memory_order_acquire);
     *out = (struct ipc_running){slot, generation, row, atomic_load_explicit(&s->row[row].timeout_ms, memory_order_relaxed), word,
-                                stamped == word ? atomic_load_explicit(&line->started, memory_order_relaxed) : 0,
+                                stamped == ipc_word_with_state(word, IPC_RUNNING) ? atomic_load_explicit(&line->started, memory_order_relaxed) : 0,
                                 atomic_load_explicit(&line->progress, memory_order_relaxed)};
     return 1;
+}
+
+int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out) {
+    return ipc_claimed_by(s, slot, out) && ipc_word_state(out->word) != IPC_STORING;
 }
 
 uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most, uint32_t *count) {

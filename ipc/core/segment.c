@@ -35,6 +35,9 @@ int ipc_segment_create(void *base, size_t size, uint32_t rows, uint32_t slots, u
     h->slots = slots;
     h->units = units;
     h->cores = cores;
+    h->created = ipc_now();
+    struct ipc_slot *slot = (struct ipc_slot *)(void *)((unsigned char *)base + slots_at(rows));
+    for (uint32_t k = 0; k < slots; k++) atomic_store_explicit(&slot[k].since, h->created, memory_order_relaxed);
     /* SYNC POINT: a process that sees the version sees the identity above. */
     atomic_store_explicit(&h->layout, IPC_LAYOUT_VERSION, memory_order_release);
     return 0;
@@ -48,6 +51,7 @@ int ipc_segment_attach(struct ipc_segment *s, void *base, size_t size, void *pay
     s->slots = h->slots;
     s->units = h->units;
     s->cores = h->cores;
+    s->created = h->created;
     size_t need = ipc_segment_size(s->rows, s->slots, s->units);
     if (need == 0 || need > size) return IPC_DAMAGED;
     unsigned char *b = base;

@@ -16,11 +16,18 @@ void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot,
 
 /* ---- claim */
 
-static void stamp(struct ipc_worker *w) {
+void ipc_set_phase(struct ipc_worker *w, uint32_t phase) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    if (!w->timeout_ms && !(w->flags & IPC_TIMED)) return;
-    w->started = ipc_now();
-    atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
+    uint64_t now = ipc_now(), since = atomic_load_explicit(&line->since, memory_order_relaxed);
+    if (phase == IPC_IDLE && atomic_load_explicit(&line->phase, memory_order_relaxed) == IPC_STARTING && now > since)
+        atomic_store_explicit(&line->start_ns, atomic_load_explicit(&line->start_ns, memory_order_relaxed) + now - since, memory_order_relaxed);
+    atomic_store_explicit(&line->phase, phase, memory_order_release);
+}
+
+static void stamp(struct ipc_worker *w, uint64_t now) {
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    w->started = now;
+    atomic_store_explicit(&line->started, now, memory_order_relaxed);
     /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
     atomic_store_explicit(&line->started_word, w->word, memory_order_release);
 }
@@ -34,7 +41,10 @@ int ipc_claim(struct ipc_worker *w) {
         uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
         /* SYNC POINT: acquire after head; the entry and READY of every position below tail are visible, so a failed claim means "taken". */
         uint64_t tail = atomic_load_explicit(&h->tail, memory_order_acquire);
-        if (head >= tail || tail - head > s->ring_mask + 1) return IPC_EMPTY; /* more than the ring holds: head has moved since, or damage */
+        if (head >= tail || tail - head > s->ring_mask + 1) { /* more than the ring holds: head has moved since, or damage */
+            w->ended = 0;
+            return IPC_EMPTY;
+        }
         uint64_t entry = atomic_load_explicit(&s->ring[head & s->ring_mask], memory_order_relaxed);
         uint32_t row = (uint32_t)entry, seq = (uint32_t)(entry >> 32);
         IPC_POINT("claim:read");
@@ -72,7 +82,8 @@ int ipc_claim(struct ipc_worker *w) {
         w->args_units = 0;
         w->area = r->body;
         w->room = IPC_INLINE;
-        stamp(w);
+        /* One look at the clock for the end of a task and the start of the next: what is between them is little. A deadline gets its own. */
+        stamp(w, w->ended && !w->timeout_ms ? w->ended : ipc_now());
         IPC_POINT("claim:stamped");
         return 0;
     }
@@ -122,17 +133,36 @@ static void tell_client(struct ipc_worker *w, uint32_t row) {
     }
 }
 
-static void account(struct ipc_worker *w, int last) {
+/* Busy since `started`. */
+static void spend(struct ipc_worker *w, uint64_t now) {
+    struct ipc_span *span = &w->span;
+    if (w->started >= span->from && now < span->to)
+        atomic_store_explicit(span->busy, atomic_load_explicit(span->busy, memory_order_relaxed) + now - w->started, memory_order_relaxed);
+    else
+        ipc_book(w->s, w->slot, w->started, now, span);
+}
+
+/* The current item ends now. Returns its run time. */
+static uint16_t account(struct ipc_worker *w) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    atomic_store_explicit(&line->tasks, ++w->tasks, memory_order_relaxed);
-    if (!w->started) return;
-    uint64_t ns = ipc_now() - w->started;
-    w->busy_ns += ns;
-    atomic_store_explicit(&line->busy_ns, w->busy_ns, memory_order_relaxed);
     struct ipc_row *r = &w->s->row[w->row];
-    uint64_t us = r->run_us + ns / 1000;
-    r->run_us = us < UINT32_MAX ? (uint32_t)us : UINT32_MAX;
-    if (last) w->started = 0;
+    uint64_t now = ipc_now(), ns = now - w->started;
+    atomic_store_explicit(&line->tasks, atomic_load_explicit(&line->tasks, memory_order_relaxed) + 1, memory_order_relaxed);
+    spend(w, now);
+    w->ended = now;
+    if (ns >= IPC_LOOK_NS) {
+        uint16_t resident = ipc_brief(ipc_resident(&w->peak));
+        if (resident > r->resident) r->resident = resident;
+    }
+    return ipc_brief(ns);
+}
+
+/* Time without room is nobody's run time: the item starts so much later. */
+static void waited(struct ipc_worker *w, uint64_t ns) {
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    w->started += ns;
+    atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
+    atomic_store_explicit(&line->wait_ns, atomic_load_explicit(&line->wait_ns, memory_order_relaxed) + ns, memory_order_relaxed);
 }
 
 /* A chunk that waits for room offers its committed items; when the client has taken them their run is given back. */
@@ -174,7 +204,9 @@ static int grow(struct ipc_worker *w, uint64_t length) {
             if (w->used + length <= w->room) return 0;
             if (!w->offering && !ipc_units_could_fit(s, ipc_units_for(length))) return IPC_TOO_LARGE; /* the function store has grown meanwhile */
             _Atomic uint32_t *bell = &s->slot[w->slot].bell;
+            uint64_t before = ipc_now();
             ipc_futex_wait(bell, atomic_load_explicit(bell, memory_order_relaxed), 1000000); /* no one rings for room: look again every 1 ms */
+            waited(w, ipc_now() - before);
             continue;
         }
         unsigned char *area = s->payload + (uint64_t)unit * IPC_UNIT_SIZE;
@@ -192,7 +224,9 @@ static int grow(struct ipc_worker *w, uint64_t length) {
 
 int ipc_begin_items(struct ipc_worker *w) {
     int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), 1));
-    if (code == 0) stamp(w);
+    uint64_t now = ipc_now();
+    spend(w, now); /* the decoding */
+    if (code == 0) stamp(w, now);
     return code;
 }
 
@@ -208,23 +242,22 @@ static int finish(struct ipc_worker *w) {
 int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piece, uint32_t pieces) {
     struct ipc_row *r = &w->s->row[w->row];
     uint32_t item = ipc_word_item(w->word);
-    uint64_t length = ipc_pieces_length(piece, pieces), frame = (uint64_t)kind << 56 | length;
+    uint64_t length = ipc_pieces_length(piece, pieces);
     if (w->used + IPC_FRAME + length > w->room) {
         int code = grow(w, IPC_FRAME + length);
         if (code < 0) return code;
     }
+    uint64_t frame = ipc_frame(kind, account(w), length);
     memcpy(w->area + w->used, &frame, IPC_FRAME);
     ipc_pieces_copy(w->area + w->used + IPC_FRAME, piece, pieces);
     IPC_POINT("commit:written");
     w->used += IPC_FRAME + length;
     atomic_store_explicit(&r->result_len, w->used, memory_order_relaxed);
-    int last = item == w->items;
-    account(w, last);
-    if (last) return finish(w);
+    if (item == w->items) return finish(w);
     /* Before the word: who sees the next item running does not take this one's progress for its. */
     atomic_store_explicit(&w->s->slot[w->slot].progress, IPC_NO_PROGRESS, memory_order_relaxed);
     int code = change(w, ipc_word(IPC_RUNNING, w->slot, w->generation, ipc_word_seq(w->word), item + 1));
-    if (code == 0) stamp(w);
+    if (code == 0) stamp(w, w->ended);
     return code;
 }
 
@@ -239,7 +272,7 @@ int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *pi
     IPC_POINT("complete:written");
     r->kind = kind;
     atomic_store_explicit(&r->result_len, length, memory_order_relaxed);
-    account(w, 1);
+    r->run = account(w);
     return finish(w);
 }
 

@@ -161,7 +161,7 @@ static uint64_t check_frames(const struct ipc_result *r, const struct job *j, ui
         uint32_t item = j->base + k + 1;
         CHECK(r->length >= at + IPC_FRAME + j->size, "a committed result is there");
         memcpy(&frame, r->data + at, IPC_FRAME);
-        CHECK(frame >> 56 == kind_of(j->id, item) && (frame & IPC_MASK(56)) == j->size, "a committed frame is whole");
+        CHECK(ipc_frame_kind(frame) == kind_of(j->id, item) && ipc_frame_length(frame) == j->size, "a committed frame is whole");
         CHECK(pattern_is(r->data + at + IPC_FRAME, j->size, j->id, item), "a committed result is right");
         at += IPC_FRAME + j->size;
     }

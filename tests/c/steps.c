@@ -2,6 +2,9 @@
  * the failpoints of the core are the places where the other role moves. Each test is named after what it promises. */
 #include "kit.h"
 
+#include <sched.h>
+#include <sys/wait.h>
+
 static struct ipc_segment S;
 static struct driver D;
 static struct ipc_worker A, B; /* slot 0 and slot 1, generation 0 */
@@ -619,6 +622,135 @@ static void a_heal_finds_what_lost_its_hint(void) {
     D.c.healed = 0;
 }
 
+/* ---- times */
+
+static void its_start_is_not_known_yet(void) {
+    struct ipc_running r;
+    CHECK(ipc_running(&S, 0, &r) && r.started == 0, "the start of an earlier task is not that of this one, although their words are the same");
+}
+static void a_start_is_never_that_of_an_earlier_task(void) {
+    begin(2, 4);
+    publish(small);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "the first, in one row");
+    at("claim:owned", its_start_is_not_known_yet);
+    CHECK(ipc_claim(&A) == 0 && act == NULL && work(&A, &desk) == 0, "the second, in the other");
+}
+
+static uint64_t busy_of(const struct ipc_spans *spans) {
+    uint64_t sum = 0;
+    for (uint32_t k = 0; k < IPC_SPANS; k++) sum += atomic_load(&spans->busy[k]);
+    return sum;
+}
+static const uint64_t SPAN = UINT64_C(1) << IPC_SPAN_SHIFT;
+
+static void what_is_spent_stands_in_its_spans(void) {
+    static struct ipc_spans spans;
+    begin(2, 4);
+    memset(&spans, 0, sizeof(spans));
+    ipc_spend(&spans, SPAN / 2, 2 * SPAN + 5);
+    CHECK(spans.busy[0] == SPAN / 2 && spans.busy[1] == SPAN && spans.busy[2] == 5 && busy_of(&spans) == SPAN + SPAN / 2 + 5, "spread over three");
+    ipc_spend(&spans, (IPC_SPANS - 1) * SPAN, IPC_SPANS * SPAN - 1);
+    CHECK(spans.folds == 0 && spans.busy[IPC_SPANS - 1] == SPAN - 1, "up to the last one");
+    uint64_t all = busy_of(&spans);
+    ipc_spend(&spans, IPC_SPANS * SPAN, IPC_SPANS * SPAN + 1);
+    CHECK(spans.folds == 1 && busy_of(&spans) == all + 1, "then neighbours become one, and nothing is lost");
+    CHECK(spans.busy[0] == SPAN / 2 + SPAN && spans.busy[1] == 5 && spans.busy[IPC_SPANS / 2 - 1] == SPAN - 1 && spans.busy[IPC_SPANS / 2] == 1, "in its place");
+    ipc_spend(&spans, 0, UINT64_C(1) << 50); /* thirteen days at once */
+    CHECK(busy_of(&spans) == all + 1 + (UINT64_C(1) << 50), "any length fits");
+    CHECK(spans.folds > 10 && (UINT64_C(1) << 50) >> (IPC_SPAN_SHIFT + spans.folds) >= IPC_SPANS / 2 - 1, "no coarser than it must be");
+}
+
+static void damage_of_times_is_harmless(void) {
+    static struct ipc_spans spans;
+    begin(2, 4);
+    uint64_t x = 1;
+    struct ipc_times times;
+    for (int round = 0; round < 2000; round++) {
+        unsigned char *bytes = (unsigned char *)&S.slot[0];
+        for (size_t k = 0; k < sizeof(S.slot[0]); k += 8) {
+            x = mix(x);
+            memcpy(bytes + k, &x, 8);
+        }
+        struct ipc_span span;
+        ipc_book(&S, 0, S.created + (x & 0xffff), S.created + (x & 0xffffffffffff), &span);
+        CHECK(span.to == 0 || (span.busy >= S.slot[0].spans.busy && span.busy < S.slot[0].spans.busy + IPC_SPANS), "inside of the slot");
+        ipc_book(&S, 0, x, mix(x), &span);
+        ipc_book_death(&S, 0, ipc_now());
+        ipc_slot_times(&S, 0, ipc_now(), &times);
+        ipc_slot_spans(&S, 0, ipc_now(), &spans);
+    }
+    begin(2, 4);
+}
+
+static void a_death_ends_the_time_of_its_task(void) {
+    begin(2, 4);
+    struct ipc_times before, after;
+    publish(small);
+    ipc_slot_begin(&S, 0, 0);
+    ipc_slot_forked(&S, 0, 1);
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    ipc_set_phase(&A, IPC_IDLE);
+    A.started -= SECOND, atomic_store(&S.slot[0].started, A.started), S.created -= 2 * SECOND; /* as if that were long ago */
+    ipc_slot_times(&S, 0, ipc_now(), &before);
+    CHECK(before.doing == IPC_IS_BUSY && before.busy_ns >= SECOND, "what it is in the middle of counts");
+    dies(0);
+    uint64_t now = ipc_now();
+    ipc_slot_times(&S, 0, now, &after);
+    CHECK(after.doing == IPC_REPLACED && after.busy_ns >= before.busy_ns && busy_of(&S.slot[0].spans) == after.busy_ns, "and stays when it is dead");
+    ipc_slot_times(&S, 0, now + SECOND, &before);
+    CHECK(before.busy_ns == after.busy_ns && before.start_ns == after.start_ns + SECOND, "from then on nobody is ready");
+    CHECK(driver_settle(&D) == 1, "charged");
+}
+
+static void a_wait_for_room_is_nobodys_run_time(void) {
+    begin(2, 4);
+    uint32_t row = publish((struct job){.size = 1000});
+    CHECK(ipc_units_take_result(&S, 2, 7) == 2, "no room for a result");
+    pid_t other = fork();
+    CHECK(other >= 0, "fork");
+    if (other == 0) { /* gives the room back when the worker has waited for a while */
+        while (atomic_load(&S.slot[0].wait_ns) < 5000000) sched_yield();
+        ipc_units_free_all(&S, 7);
+        _exit(0);
+    }
+    uint64_t start = ipc_now();
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "it waited, and has got it");
+    uint64_t took = ipc_now() - start, waited = atomic_load(&S.slot[0].wait_ns), run = ipc_from_brief(S.row[row].run);
+    CHECK(waited >= 5000000 && waited <= took, "the wait is counted");
+    CHECK(run <= (took - waited) + (took - waited) / 1000 + 1, "but not as the task's");
+    CHECK(busy_of(&S.slot[0].spans) <= took - waited, "nor as the worker's");
+    waitpid(other, NULL, 0);
+}
+
+static void a_brief_is_near_its_number(void) {
+    begin(2, 4);
+    uint64_t last = 0;
+    for (uint64_t n = 0; n < UINT64_C(1) << 61; n = n < 5000 ? n + 1 : n + n / 1009) {
+        uint64_t back = ipc_from_brief(ipc_brief(n)), off = back > n ? back - n : n - back;
+        CHECK(off <= n / 2047 && back >= last, "to 0.05 %, and in order");
+        last = back;
+    }
+    CHECK(ipc_from_brief(ipc_brief(UINT64_MAX)) == UINT64_C(1) << 62 && ipc_from_brief(UINT16_MAX) == UINT64_C(1) << 62, "the largest");
+}
+
+static void quantiles_are_near_those_of_the_numbers(void) {
+    static struct ipc_tally t;
+    begin(2, 4);
+    memset(&t, 0, sizeof(t));
+    CHECK(ipc_quantile(&t, 0.5) == 0, "of nothing");
+    ipc_count(&t, 0, ipc_brief(123456), 0);
+    CHECK(ipc_quantile(&t, 0.5) == t.longest_ns && t.longest_ns == t.shortest_ns, "of one");
+    memset(&t, 0, sizeof(t));
+    for (uint64_t k = 1; k <= 1000; k++) ipc_count(&t, k % 10 == 0, ipc_brief(k * 1000), ipc_brief(k));
+    for (uint64_t percent = 1; percent <= 100; percent++) {
+        uint64_t ns = ipc_quantile(&t, (double)percent / 100), right = percent * 10000;
+        CHECK(ns > right - right / 16 - 1000 && ns < right + right / 16 + 1000, "to 6 %");
+    }
+    CHECK(t.count == 1000 && t.failed == 100 && t.longest_ns == ipc_from_brief(ipc_brief(1000000)) && t.resident == 1000, "and the rest is added up");
+    CHECK(t.total_ns > 500500000 - 500500 && t.total_ns < 500500000 + 500500, "the sum to 0.1 %");
+}
+
 /* ---- deadlines */
 
 static void a_claim_without_its_start_time_is_timed_from_first_sight(void) {
@@ -699,6 +831,9 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_task_published_before_the_bit_is_seen), TEST(a_task_published_behind_the_bit_is_seen), TEST(a_flush_wakes_a_worker_for_each_ready_task),
     TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
     TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
+    TEST(a_start_is_never_that_of_an_earlier_task), TEST(what_is_spent_stands_in_its_spans), TEST(damage_of_times_is_harmless),
+    TEST(a_death_ends_the_time_of_its_task), TEST(a_wait_for_room_is_nobodys_run_time), TEST(a_brief_is_near_its_number),
+    TEST(quantiles_are_near_those_of_the_numbers),
 };
 
 int main(int argc, char **argv) {

@@ -276,6 +276,7 @@ static void finish(void) {
 
 static pid_t stage(void) {
     fresh_segment(&S, ROWS, 2, UNITS, 2);
+    for (uint32_t k = 0; k < 2; k++) atomic_store(&S.slot[k].spans.folds, 20); /* hours: no task stands in two of them, however slowly it is traced */
     driver_open(&D, &S, D.last_id);
     D.adopts = scene->keeps;
     struct job mine = scene->job[0];
