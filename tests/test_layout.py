@@ -45,6 +45,10 @@ SLOT = {
     "busy_ns": 32,
     "parks": 40,
     "progress": 48,
+    "anonymous": 56,
+    "dirtied": 64,
+    "faults": 72,
+    "peak": 80,
     "bell": 128,
     "generation": 256,
     "pid": 260,
@@ -71,10 +75,11 @@ ROW = {
     "result_len": 72,
     "offered": 80,
     "drained": 84,
-    "body": 88,
+    "memory_limit": 88,
+    "body": 96,
 }
-DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12}
-SIZES = {"ipc_header": 1664, "ipc_slot": 384, "ipc_row": 512, "ipc_death": 16}
+DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12, "peak": 16}
+SIZES = {"ipc_header": 1664, "ipc_slot": 384, "ipc_row": 512, "ipc_death": 24}
 CONSTANTS = {
     "IPC_MAGIC": 0x676573206C6F6F70,
     "IPC_LAYOUT_VERSION": 1,
@@ -107,6 +112,8 @@ CONSTANTS = {
     "IPC_DEADLINE": 1,
     "IPC_KILLED": 2,
     "IPC_RECYCLED": 3,
+    "IPC_MEMORY": 4,
+    "IPC_OOM": 5,
     "IPC_STARTING": 0,
     "IPC_IDLE": 1,
     "IPC_LEAVING": 2,
@@ -115,7 +122,9 @@ CONSTANTS = {
     "IPC_REPEATABLE": 4,
     "IPC_PACKED_KIND": 0x80,
     "IPC_ALIGN": 64,
-    "IPC_INLINE": 424,
+    "IPC_INLINE": 416,
+    "IPC_FILL_RATE": 10**10,
+    "IPC_LOOK_MS": 50,
     "IPC_FRAME": 8,
     "IPC_OWNER_FUNCTION": 1 << 62,
     "IPC_OWNER_VIEW": 1 << 61,
@@ -224,7 +233,7 @@ def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 30
+    assert len(numbers) == 34
 
 
 @pytest.mark.parametrize(

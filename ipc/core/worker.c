@@ -18,7 +18,8 @@ void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot,
 
 static void stamp(struct ipc_worker *w) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    if (!w->timeout_ms && !(w->flags & IPC_TIMED)) return;
+    if (!w->timeout_ms && !w->memory_limit && !(w->flags & IPC_TIMED)) return;
+    if (w->memory_limit) ipc_note_memory(w);
     w->started = ipc_now();
     atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
     /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
@@ -65,6 +66,7 @@ int ipc_claim(struct ipc_worker *w) {
         w->row = row;
         w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
+        w->memory_limit = atomic_load_explicit(&r->memory_limit, memory_order_relaxed);
         w->flags = r->flags;
         w->attempt = r->attempt;
         w->used = 0;
