@@ -5,6 +5,8 @@ pickle and no `Future`, and it never imports `pool`. What a number means to a ta
 
 * `ipc._core`    the protocol of DESIGN.md section 2, in C; what its functions take and return: `_core.pyi`
 * `ipc.segment`  the two memory files that the protocol works on
+* `ipc.memory`   what is available, what a task has added, who was killed for want of it
+* `ipc.sizes`    "200M" as a number, and back
 * `ipc.process`  facts about processes: is it alive, whose child is it, end it
 """
 

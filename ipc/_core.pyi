@@ -56,6 +56,10 @@ KILLED: Final = 2
 """Killed because the client condemned its task."""
 RECYCLED: Final = 3
 """It had done its share of tasks and left between two of them."""
+MEMORY: Final = 4
+"""Killed by the monitor: its task had added more memory than its limit."""
+OOM: Final = 5
+"""Killed by the kernel for want of memory."""
 UNREADY: Final = 6
 """It ended by itself before it was ready."""
 
@@ -99,7 +103,7 @@ MAX_SLOTS: Final = 512
 """Most workers of a segment."""
 MAX_ITEMS: Final = 4094
 """Most items of a chunk."""
-INLINE: Final = 424
+INLINE: Final = 416
 """Bytes of arguments, and later of results, that a row holds itself; more takes payload units."""
 UNIT_SIZE: Final = 65536
 """Bytes of a payload unit."""
@@ -111,6 +115,10 @@ SLOWEST: Final = 5
 """How many of the slowest items a tally remembers."""
 DEATHS: Final = 4
 """Deaths of one slot that may wait for `settled` before `may_fork` says no."""
+FILL_RATE: Final = 10_000_000_000
+"""Bytes a second: no task is expected to fill memory faster."""
+LOOK_MS: Final = 50
+"""The longest time, in milliseconds, between two looks at a task with a memory limit."""
 
 # ---- segment
 
@@ -198,11 +206,12 @@ def publish(
     flags: int,
     attempt: int,
     number: int = 0,
+    memory_limit: int = 0,
     /,
 ) -> int:
     """Publish a task (`items` 0) or a chunk, and set `tasks[row] = record`, in one step. The row, or FULL, NO_ROOM,
-    TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` 0: none; `flags`: calling convention << 8. `number`: what
-    its items are counted as, see `count_into`."""
+    TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` and `memory_limit` (bytes) 0: none; `flags`: calling
+    convention << 8. `number`: what its items are counted as, see `count_into`."""
 
 def count_into(segment: _Segment, tally: _Tally, /) -> None:
     """Count what `collect` and `settle` hand out from now on."""
@@ -256,8 +265,8 @@ def settle(
 def settled(segment: _Segment, slot: int, reaped: int, /) -> None:
     """After `settle` and every use of `death`: the monitor may overwrite the records of generations < `reaped`."""
 
-def death(segment: _Segment, slot: int, generation: int, /) -> tuple[int, int, int] | None:
-    """(pid, raw wait status, reason) of that generation (all 32 bits of it); None if it is not in the log."""
+def death(segment: _Segment, slot: int, generation: int, /) -> tuple[int, int, int, int] | None:
+    """(pid, raw wait status, reason, peak) of that generation (all 32 bits of it); None if it is not in the log."""
 
 def idle_scan(segment: _Segment, /) -> int:
     """For a bounded wait that ended empty: find what got lost, in two scans in a row or at once; how many healed."""
@@ -272,8 +281,8 @@ def free_function(segment: _Segment, unit: int, length: int, /) -> None:
     """Give the units of `store_function` back. No row that names them may be in flight."""
 
 def monitor_must_look(segment: _Segment, /) -> bool:
-    """After publishing a task with a deadline: whether the monitor has to be told, because it looks no more by itself,
-    or because this deadline is the shortest so far."""
+    """After publishing a task with a deadline or a memory limit: whether the monitor has to be told, because it looks
+    no more by itself, or because this one has to be looked at sooner than any before."""
 
 # ---- worker
 
@@ -333,8 +342,11 @@ def slot_begin(segment: _Segment, slot: int, generation: int, /) -> None:
 def slot_forked(segment: _Segment, slot: int, pid: int, /) -> None:
     """After the fork: its process id, for `slot_info`."""
 
-def record_death(segment: _Segment, slot: int, generation: int, pid: int, status: int, reason: int, /) -> None:
-    """After the process was waited for: log its raw wait status and the reason, wake the client and all workers."""
+def record_death(
+    segment: _Segment, slot: int, generation: int, pid: int, status: int, reason: int, peak: int = 0, /
+) -> None:
+    """After the process was waited for: log its raw wait status, the reason, and with MEMORY the bytes that its task
+    had added; wake the client and all workers."""
 
 def running(segment: _Segment, slot: int, /) -> _Running | None:
     """(slot, generation, row, timeout_ms, word, started_ns) of the RUNNING or CONDEMNED row of the slot's present
@@ -344,14 +356,28 @@ def busy(segment: _Segment, /) -> tuple[int, tuple[tuple[int, float], ...]]:
     """How many workers run something now, and (slot, number) for each of them that has told its `progress`."""
 
 def deadlines(segment: _Segment, idle: bool, /) -> tuple[int, float | None, list[_Running]]:
-    """(tasks with a deadline in flight; seconds until the next look, or None: until it is told to; what is over its
-    deadline, at most 64 at once). `idle`: say first, for `monitor_must_look`, that the monitor looks no more by itself
-    if nothing with a deadline is in flight."""
+    """(tasks with a deadline or a memory limit in flight; seconds until the next look, or None: until it is told to;
+    what is over its deadline, at most 64 at once). `idle`: say first, for `monitor_must_look`, that the monitor looks
+    no more by itself if nothing with a limit is in flight."""
+
+def limited(segment: _Segment, /) -> list[tuple[int, int, int, int, int, int, int, int, int, int]]:
+    """(slot, generation, row, word, limit, started_ns, anonymous, dirtied, faults, peak) of each RUNNING row with a
+    memory limit. The last four are what its worker has noted of its memory at the start, in bytes and minor faults;
+    `dirtied` is 2**64 - 1 if `anonymous` is too little against the limit. `started_ns` 0: it has not yet, the four mean
+    nothing."""
 
 def stop_workers(segment: _Segment, /) -> None:
     """No worker claims anything more; all are woken."""
 
 # ---- the process
+
+def memory(pid: int, /) -> tuple[int, int]:
+    """(anonymous, shared): resident bytes of a process, 0: ourselves; `shared` are files and shared memory. Zeros if
+    the kernel does not say: no such process, no file descriptor left."""
+
+def dirtied(pid: int, /) -> int:
+    """Resident bytes of private mappings that the process has written to and shares with nobody: without what it has
+    inherited by a fork and only read. 0 if the kernel does not say. A third of a millisecond and more."""
 
 def die_with_parent(signal: int, /) -> None:
     """Get `signal` when the thread that forked us ends. Compare os.getppid() afterwards. OSError."""

@@ -478,12 +478,12 @@ static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
     return PyList_SetItem(tasks, (Py_ssize_t)row, record);
 }
 
-FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0) */
-    VIEW(n == 13 ? 13 : 12, CLIENT);
-    uint16_t counted_as = n == 13 ? (uint16_t)number(args[12], TALLIES - 1) : 0;
+FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0, memory_limit=0) */
+    VIEW(n > 12 && n <= 14 ? n : 12, CLIENT);
+    uint16_t counted_as = n > 12 ? (uint16_t)number(args[12], TALLIES - 1) : 0;
     struct ipc_task t = {.task = 0, .fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
                          .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
-                         .attempt = (uint16_t)number(args[11], UINT16_MAX)};
+                         .attempt = (uint16_t)number(args[11], UINT16_MAX), .memory_limit = n > 13 ? number(args[13], UINT64_MAX) : 0};
     CHECK;
     struct pieces pieces;
     if (pieces_of(args[7], &pieces) < 0) return NULL;
@@ -693,7 +693,7 @@ FUNCTION(settled) {
     Py_RETURN_NONE;
 }
 
-FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason) | None */
+FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason, peak) | None */
     VIEW(3, ANY);
     uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
     CHECK;
@@ -702,7 +702,7 @@ FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason) |
     int32_t dead = (int32_t)(atomic_load_explicit(&line->reaped, memory_order_acquire) - generation);
     struct ipc_death d = line->deaths[generation % IPC_DEATHS];
     if (dead <= 0 || d.generation != generation) Py_RETURN_NONE;
-    return Py_BuildValue("(iiI)", d.pid, d.status, d.reason);
+    return Py_BuildValue("(iiIK)", d.pid, d.status, d.reason, (unsigned long long)d.peak);
 }
 
 FUNCTION(idle_scan) {
@@ -938,10 +938,11 @@ FUNCTION(slot_forked) {
     Py_RETURN_NONE;
 }
 
-FUNCTION(record_death) { /* record_death(segment, slot, generation, pid, status, reason) */
-    VIEW(6, ANY);
+FUNCTION(record_death) { /* record_death(segment, slot, generation, pid, status, reason, peak=0) */
+    VIEW(n == 7 ? 7 : 6, ANY);
     uint32_t slot = slot_of(v, args[1]);
-    struct ipc_death d = {number32(args[2]), (int32_t)number32(args[3]), (int32_t)number32(args[4]), number32(args[5])};
+    struct ipc_death d = {number32(args[2]), (int32_t)number32(args[3]), (int32_t)number32(args[4]), number32(args[5]),
+                          n == 7 ? number(args[6], UINT64_MAX) : 0};
     CHECK;
     ipc_record_death(&v->s, slot, &d);
     Py_RETURN_NONE;
@@ -975,6 +976,24 @@ FUNCTION(deadlines) { /* deadlines(segment, idle) -> (armed, seconds until the n
     return Py_BuildValue("(IdN)", armed, (double)(next - now) / 1e9, list);
 }
 
+FUNCTION(limited) { /* limited(segment) -> [(slot, generation, row, word, limit, started_ns, anonymous, dirtied, faults, peak), ...] */
+    VIEW(1, ANY);
+    struct ipc_limited found[IPC_MAX_SLOTS];
+    uint32_t count = ipc_limited(&v->s, found);
+    PyObject *list = PyList_New((Py_ssize_t)count);
+    for (uint32_t k = 0; list && k < count; k++) {
+        struct ipc_limited *l = &found[k];
+        PyObject *item = Py_BuildValue("(IIIKKKKKKK)", l->slot, l->generation, l->row, (unsigned long long)l->word, (unsigned long long)l->limit,
+                                       (unsigned long long)l->started, (unsigned long long)l->anonymous, (unsigned long long)l->dirtied,
+                                       (unsigned long long)l->faults, (unsigned long long)l->peak);
+        if (item)
+            PyList_SetItem(list, (Py_ssize_t)k, item);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
 FUNCTION(stop_workers) {
     VIEW(1, ANY);
     ipc_stop_workers(&v->s);
@@ -982,6 +1001,25 @@ FUNCTION(stop_workers) {
 }
 
 /* ---- the process */
+
+FUNCTION(memory) { /* memory(pid) -> (anonymous, shared) */
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "memory(pid)");
+    uint32_t pid = number32(args[0]);
+    CHECK;
+    struct ipc_memory memory = {0, 0};
+    ipc_memory_of(pid, &memory);
+    return Py_BuildValue("(KK)", (unsigned long long)memory.anonymous, (unsigned long long)memory.shared);
+}
+
+FUNCTION(dirtied) { /* dirtied(pid) -> bytes */
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "dirtied(pid)");
+    uint32_t pid = number32(args[0]);
+    CHECK;
+    uint64_t bytes = 0;
+    return PyLong_FromUnsignedLongLong(ipc_dirtied_of(pid, &bytes) < 0 ? 0 : bytes);
+}
 
 FUNCTION(die_with_parent) { /* die_with_parent(signal): PR_SET_PDEATHSIG; compare getppid() afterwards */
     (void)module;
@@ -1008,21 +1046,22 @@ static PyMethodDef methods[] = {
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
     ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
-    ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("stop_workers", stop_workers),
+    ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers),
     ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),
-    ENTRY("book_usage", book_usage), ENTRY("book", book), ENTRY("die_with_parent", die_with_parent), ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
+    ENTRY("book_usage", book_usage), ENTRY("book", book), ENTRY("memory", memory), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
+    ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };
 
 static const struct { const char *name; long value; } constants[] = {
     {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
     {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
-    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED}, {"UNREADY", IPC_UNREADY},
+    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED}, {"MEMORY", IPC_MEMORY}, {"OOM", IPC_OOM}, {"UNREADY", IPC_UNREADY},
     {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"LEAVING", IPC_LEAVING}, {"PACKED", IPC_PACKED},
     {"REPLACED", IPC_REPLACED}, {"IS_STARTING", IPC_IS_STARTING}, {"IS_IDLE", IPC_IS_IDLE}, {"IS_BUSY", IPC_IS_BUSY}, {"IS_WAITING", IPC_IS_WAITING},
     {"IS_LEAVING", IPC_IS_LEAVING}, {"TALLIES", TALLIES}, {"SLOWEST", SLOWEST},
     {"REPEATABLE", IPC_REPEATABLE}, {"PACKED_KIND", IPC_PACKED_KIND}, {"ALIGN", IPC_ALIGN},
     {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
-    {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS},
+    {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS}, {"FILL_RATE", (long)IPC_FILL_RATE}, {"LOOK_MS", IPC_LOOK_MS},
 };
 
 static int execute(PyObject *module) {

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 __all__ = [
     "FIRST_MARK",
     "UNKNOWN_STATUS",
+    "Facts",
     "children_of",
+    "facts_of",
     "group_is_empty",
     "has_exited",
     "kill_group",
     "kill_marked",
     "kill_sessions",
     "mark",
+    "mark_of",
     "marked",
     "memory",
     "open_pidfd",
@@ -46,6 +49,7 @@ All `os.W...` functions read it as "exit code 0"; compare first. It fits into th
 
 FIRST_MARK: Final = 1 << 62
 """Marks are numbers from here to 2**63. As the limit that carries them they mean at least 146,000 years."""
+_FORKED = 0x40  # PF_FORKNOEXEC of the kernel
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -156,18 +160,20 @@ def marked(numbers: range) -> list[int]:
     As for `session_members`: scan until nobody is left.
     """
     return [
-        pid for pid in _pids() if _mark(pid) in numbers and pid != os.getpid() and (stat := _stat(pid)) and stat.runs
+        pid
+        for pid in _pids()
+        if mark_of(pid) in numbers and pid != os.getpid() and (facts := facts_of(pid)) and facts.runs
     ]
 
 
 def kill_marked(numbers: range) -> bool:
     """SIGKILL to all that `marked` finds. Whether there was anybody; if so, ask again."""
-    return _kill_all(marked(numbers), lambda pid: _mark(pid) in numbers)
+    return _kill_all(marked(numbers), lambda pid: mark_of(pid) in numbers)
 
 
 def kill_sessions(sids: set[int]) -> bool:
     """SIGKILL to all that `session_members` finds. Whether there was anybody; if so, ask again."""
-    return _kill_all(session_members(sids), lambda pid: (stat := _stat(pid)) is not None and stat.session in sids)
+    return _kill_all(session_members(sids), lambda pid: (facts := facts_of(pid)) is not None and facts.session in sids)
 
 
 def _kill_all(pids: list[int], still: Callable[[int], bool]) -> bool:
@@ -193,7 +199,7 @@ def session_members(sids: set[int]) -> list[int]:
     A zombie does not run. A process forked during the scan may be missed: kill what is found, and scan until nothing
     is.
     """
-    return [stat.pid for stat in _processes() if stat.session in sids and stat.runs]
+    return [facts.pid for facts in _processes() if facts.session in sids and facts.runs]
 
 
 def children_of(pid: int) -> list[int]:
@@ -204,7 +210,7 @@ def children_of(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
                 found += map(int, file.read().split())
     except (FileNotFoundError, ProcessLookupError):  # it ended, or the kernel has no such file: a look at everybody
-        return [stat.pid for stat in _processes() if stat.parent == pid]
+        return [facts.pid for facts in _processes() if facts.parent == pid]
     return sorted(found)
 
 
@@ -218,29 +224,35 @@ def memory(pid: int) -> int:
     return int(pages[1]) * resource.getpagesize() if len(pages) > 1 else 0
 
 
-class _Stat(namedtuple("_Stat", "pid parent session runs")):
+class Facts(namedtuple("Facts", "pid parent session runs forked faults began")):
+    """What the kernel says of a process."""
+
     __slots__ = ()
     pid: int
     parent: int
     session: int
-    runs: bool
+    runs: bool  # it is no zombie
+    forked: bool  # it runs the program of its parent: it has not called exec
+    faults: int  # minor page faults so far
+    began: int  # its start, in clock ticks since the machine's
 
 
 def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def _processes() -> Iterator[_Stat]:
+def _processes() -> Iterator[Facts]:
     for pid in _pids():
-        if (stat := _stat(pid)) is not None:
-            yield stat
+        if (facts := facts_of(pid)) is not None:
+            yield facts
 
 
-def _stat(pid: int) -> _Stat | None:
+def facts_of(pid: int) -> Facts | None:
+    """`None` if there is no such process."""
     return _parse(_read(pid, "stat"))
 
 
-def _mark(pid: int) -> int:
+def mark_of(pid: int) -> int:
     """The mark of a process, 0 if it has none. Its line: `Max realtime timeout   <soft>   <hard>   us`."""
     soft = _read(pid, "limits").partition(b"Max realtime timeout")[2].lstrip().partition(b" ")[0]
     return int(soft) if soft.isdigit() and int(soft) >= FIRST_MARK else 0
@@ -254,7 +266,7 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def _parse(line: bytes) -> _Stat | None:
+def _parse(line: bytes) -> Facts | None:
     """One line of `/proc/<pid>/stat`; `None` for what is none, e.g. empty.
 
     `pid (comm) state ppid pgrp session ...`: comm may be anything, such as `) R 1 (`; but no parenthesis follows it.
@@ -262,8 +274,10 @@ def _parse(line: bytes) -> _Stat | None:
     left, _, right = line.rpartition(b")")
     fields = right.split()
     try:
-        pid, state, parent, session, threads = int(left.split()[0]), fields[0], fields[1], fields[3], fields[17]
-        # A process whose first thread has ended looks like a zombie, but its other threads run.
-        return _Stat(pid, int(parent), int(session), state not in (b"Z", b"X") or int(threads) > 1)
+        pid, state = int(left.split()[0]), fields[0]
+        parent, session, flags, faults, threads, began = (int(fields[k]) for k in (1, 3, 6, 7, 17, 19))
     except (IndexError, ValueError):
         return None
+    # A process whose first thread has ended looks like a zombie, but its other threads run.
+    runs = state not in (b"Z", b"X") or threads > 1
+    return Facts(pid, parent, session, runs, bool(flags & _FORKED), faults, began)

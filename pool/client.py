@@ -271,16 +271,16 @@ class Client(Waiting):
         return data, flags
 
     def _publish(self, task: Task) -> bool:
-        function, data, record = task.function, task.data, task
+        function, data, record, limit = task.function, task.data, task, task.sink.policy.memory_limit
         if type(data) is tuple and not task.flags & _core.REPEATABLE:
             record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
-            data, task.items, task.timeout_ms, task.flags, task.attempt, function.number,
+            data, task.items, task.timeout_ms, task.flags, task.attempt, function.number, limit,
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
-            if task.timeout_ms and _core.monitor_must_look(self.segment):
+            if (task.timeout_ms or limit) and _core.monitor_must_look(self.segment):
                 self._command(monitor.LOOK)
             return True
         if row == _core.TOO_LARGE:
@@ -371,9 +371,10 @@ class Client(Waiting):
             for task, state, item, generation, drained, committed in dead:
                 # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
                 full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
-                pid, status, reason = _core.death(self.segment, slot, full) or (0, process.UNKNOWN_STATUS, _core.DIED)
+                record = _core.death(self.segment, slot, full) or (0, process.UNKNOWN_STATUS, _core.DIED, 0)
+                pid, status, reason, peak = record
                 stack = trim_stack(self.notices.pop((slot, full), ""))
-                death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack)
+                death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack, peak)
                 self.crashes += not death.condemned
                 self.tally.task_died(death)
                 task.sink.crashed(task, drained, committed, death)

@@ -5,6 +5,7 @@
     PoolError
     ├── WorkerCrashed        the process that ran the task died    (also BrokenProcessPool)
     ├── TaskTimeout          an attempt ran past its deadline      (also TimeoutError)
+    ├── MemoryLimitExceeded  an attempt took too much memory   (also MemoryError)
     ├── TaskKilled           somebody called Future.kill()
     ├── RemoteError          the task raised what can't be pickled
     ├── ResultNotPicklable   the task returned what can't be       (also pickle.PicklingError)
@@ -26,6 +27,8 @@ import signal as signals
 import sys
 import threading
 
+from ipc.sizes import show_size
+
 # Most of what importing this file costs (some 15 ms) is this line. `except BrokenProcessPool` looks at real base
 # classes and nothing else, so there is no lazy way round it; but the rest of the pool imports this file only where it
 # makes an error.
@@ -38,6 +41,7 @@ else:
 
 __all__ = [
     "Abort",
+    "MemoryLimitExceeded",
     "PayloadTooLarge",
     "PoolBroken",
     "PoolClosed",
@@ -108,14 +112,14 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         stack: str = "",
         attempt: int = 1,
     ) -> None:
-        if signal is not None:
+        if oom:
+            reason = "killed by the kernel for want of memory (OOM)"
+        elif signal is not None:
             reason = _signal_name(signal)
         elif exitcode is not None:
             reason = f"exit code {exitcode}"
         else:
             reason = "reason unknown"
-        if oom:
-            reason += ", out of memory"
         call = f"{task}({args_repr})" if args_repr else task
         super().__init__(f"worker died in {call}: {reason} ({_place(slot, pid, attempt)})")
         self.task = task
@@ -156,6 +160,33 @@ class TaskTimeout(PoolError, TimeoutError):
         self.attempt = attempt
         if stack:
             self.add_note(f"Stack of the task at its deadline:\n{stack}")
+
+
+class MemoryLimitExceeded(MemoryError, PoolError):  # in this order, because only MemoryError's own way makes one
+    """An attempt added more memory to its worker than its `memory_limit`, so the worker was killed, with all processes
+    that the task had started.
+
+    A `MemoryError` without the rest of this class was raised by the task itself.
+
+    Attributes:
+        limit: bytes that the attempt was allowed to add.
+        peak: bytes that it had added at most, as far as is known. More than the limit, for it went on until it was
+            stopped.
+        task: name of the task's function.
+        slot: number of the worker in the pool, from 0.
+        pid: process id of the worker that was killed.
+        attempt: which execution of the task this was, from 1.
+    """
+
+    def __init__(self, *, limit: int, peak: int, task: str, slot: int, pid: int, attempt: int = 1) -> None:
+        text = f"{task} took {show_size(peak)} of memory, more than its limit of {show_size(limit)}"
+        super().__init__(f"{text} ({_place(slot, pid, attempt)})")
+        self.limit = limit
+        self.peak = peak
+        self.task = task
+        self.slot = slot
+        self.pid = pid
+        self.attempt = attempt
 
 
 class TaskKilled(PoolError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
 
+from ipc.sizes import parse_size
 from pool import codec
 from pool.client import CLOSED, DRAINING, OPEN, Client, all_clients
 from pool.cpus import available_cpus
@@ -221,17 +222,28 @@ class _Calls(Executor):
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return iterator
 
-    def options(self, *, timeout: float | _Unset | None = _UNSET, retries: int | _Unset = _UNSET) -> Options:
+    def options(
+        self,
+        *,
+        timeout: float | _Unset | None = _UNSET,
+        retries: int | _Unset = _UNSET,
+        memory_limit: int | str | _Unset | None = _UNSET,
+    ) -> Options:
         """A view on the same workers with another policy; what is not given stays as it is here.
 
         timeout: seconds that one attempt may run, then it is stopped with all processes it started (``TaskTimeout``);
-            None: no limit. retries: further attempts after a crash, a timeout or an exception of the task (but not
-            after ``Abort`` or ``Future.kill()``)."""
+            None: no limit. retries: further attempts after a crash, a timeout, too much memory or an exception of the
+            task (but not after ``Abort`` or ``Future.kill()``). memory_limit: bytes, as a number or as ``"200M"``,
+            ``"1.5GiB"`` (binary units), that one attempt may add to the memory of its worker, with the processes it
+            starts; beyond that it is stopped as at a timeout (``MemoryLimitExceeded``). Shared memory, files and what
+            the worker had before do not count. None: no limit. See docs/limits.md."""
         policy = self._policy
         if not isinstance(timeout, _Unset):
             policy = policy._replace(timeout=_positive("timeout", timeout))
         if not isinstance(retries, _Unset):
             policy = policy._replace(retries=_count("retries", retries))
+        if not isinstance(memory_limit, _Unset):
+            policy = policy._replace(memory_limit=_size("memory_limit", memory_limit))
         return Options(self, policy)
 
 
@@ -240,15 +252,15 @@ class Pool(_Calls):
 
     Args:
         max_workers: number of workers. Default: the CPUs this process may really use (affinity, cgroup quota). 0: run
-            everything here, in this
-            process and thread (for debuggers and profilers).
+            everything here, in this process and thread (for debuggers and profilers); nobody enforces timeouts and
+            memory limits then.
         mp_context: a multiprocessing context; only ``fork`` is supported now.
         initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
             ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
-            retries: as in ``options()``, for everything that does not say otherwise. buffersize: let ``submit`` wait
-            while so many futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k to the k-th CPU
-            of this process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS and OpenMP in
-            each worker, default 1. name: shown in process titles.
+            retries, memory_limit: as in ``options()``, for everything that does not say otherwise. buffersize: let
+            ``submit`` wait while so many futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k
+            to the k-th CPU of this process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS
+            and OpenMP in each worker, default 1. name: shown in process titles.
 
     Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them
     at once. ``with`` waits for everything at its end, but kills the workers on KeyboardInterrupt and SystemExit."""
@@ -256,8 +268,8 @@ class Pool(_Calls):
     def __init__(
         self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
-            retries: int = 0, buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None,
-            threads_per_worker: int = 1, name: str = "pool",
+            retries: int = 0, memory_limit: int | str | None = None, buffersize: int | None = None,
+            cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
         workers = available_cpus() if max_workers is None else max_workers
         if workers < 0:
@@ -275,7 +287,9 @@ class Pool(_Calls):
             raise ValueError(f"start method {mp_context.get_start_method()!r} is not supported, only 'fork'")
         check_buffersize(buffersize)
         self._max_workers = workers
-        self._policy = Policy(_positive("timeout", timeout), _count("retries", retries))
+        self._policy = Policy(
+            _positive("timeout", timeout), _count("retries", retries), _size("memory_limit", memory_limit)
+        )
         self._buffersize = buffersize
         worker_options = WorkerOptions(
             name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity
@@ -443,6 +457,10 @@ def _positive(name: str, value: float | None) -> float | None:
     if value is not None and not value > 0:
         raise ValueError(f"{name} must be greater than 0")
     return value
+
+
+def _size(name: str, value: int | str | None) -> int:
+    return 0 if value is None else parse_size(name, value)
 
 
 def _count(name: str, value: int) -> int:

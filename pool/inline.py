@@ -1,7 +1,7 @@
 """``max_workers=0``: the same API in the caller's own process and thread, for debuggers and profilers.
 
-Values are encoded and decoded as on the way to a worker, so what cannot travel fails here too. Deadlines are not
-enforced: nobody is there to stop the caller.
+Values are encoded and decoded as on the way to a worker, so what cannot travel fails here too. Deadlines and memory
+limits are not enforced: nobody is there to stop the caller.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
         wait: seconds in which a result waited for room.
         idle: the rest. The four add up to ``Insights.elapsed``.
         tasks: items finished.
-        restarts: how its processes ended, and how often: a signal's name, ``"exit code 3"``, ``"timeout"``,
+        restarts: how its processes ended, and how often: a signal's name, ``"exit code 3"``, ``"timeout"``, ``"memory limit"``, ``"OOM"``,
             ``"killed"`` (by ``Future.kill()``), ``"recycled"`` (``max_tasks_per_child``), ``"not ready"`` (a failed
             start).
         rss: resident memory now in bytes, with the shared pages that it has touched.
@@ -74,7 +74,7 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
 
 
 class FunctionInsight(
-    namedtuple("FunctionInsight", "name count errors crashes timeouts kills total p50 p95 longest peak_rss")
+    namedtuple("FunctionInsight", "name count errors crashes limits kills total p50 p95 longest peak_rss")
 ):
     """All runs of the functions of one name; of what came after the 255th name: ``"(other)"``.
 
@@ -82,8 +82,8 @@ class FunctionInsight(
         name: ``module.qualname``.
         count: runs that came to an end, with an error too; each attempt and each item of a chunk counts.
         errors: of these, how many raised, or returned what cannot be pickled.
-        crashes: runs whose worker died; timeouts: that were stopped at their deadline; kills: by ``Future.kill()``.
-            None of them is in ``count`` or in the times.
+        crashes: runs whose worker died; limits: that were stopped at their deadline or memory limit; kills: by
+            ``Future.kill()``. None of them is in ``count`` or in the times.
         total: seconds that the runs took together.
         p50: median in seconds, to 6 %; p95: likewise; longest: to 0.1 %.
         peak_rss: the most resident memory in bytes that a worker had at the end of a run of 1 ms or more, or within
@@ -95,7 +95,7 @@ class FunctionInsight(
     count: int
     errors: int
     crashes: int
-    timeouts: int
+    limits: int
     kills: int
     total: float
     p50: float
@@ -246,7 +246,7 @@ def describe(seen: Any) -> Insights:
         workers=[_worker(snapshot, slot, seen.ends.get(slot, {})) for slot in range(len(snapshot.slots))]
         if snapshot
         else [],
-        functions=sorted((f for f in functions if f.count or f.crashes or f.timeouts or f.kills), key=_by_time),
+        functions=sorted((f for f in functions if f.count or f.crashes or f.limits or f.kills), key=_by_time),
         slowest=[SlowItem(slow.ns / 1e9, slow.name, _item(slow), slow.index, slow.slot) for slow in seen.slowest],
         crashes=dict(seen.reasons.most_common()),
         payload=_payload(snapshot, seen.room, seen.spilled),
@@ -284,10 +284,10 @@ def _worker(snapshot: Snapshot, slot: int, ends: dict[str, int]) -> WorkerInsigh
 
 def _function(name: str, counted: tuple[int, ...], lost: dict[str, int]) -> FunctionInsight:
     count, errors, *times, resident = counted
-    timeouts, kills = lost.get("timeout", 0), lost.get("killed", 0)
+    limits, kills = lost.get("timeout", 0) + lost.get("memory limit", 0), lost.get("killed", 0)
     total, p50, p95, longest = (ns / 1e9 for ns in times)
-    crashes = sum(lost.values()) - timeouts - kills
-    return FunctionInsight(name, count, errors, crashes, timeouts, kills, total, p50, p95, longest, resident)
+    crashes = sum(lost.values()) - limits - kills
+    return FunctionInsight(name, count, errors, crashes, limits, kills, total, p50, p95, longest, resident)
 
 
 def _item(slow: Slow) -> str:
@@ -370,13 +370,13 @@ def _functions_table(functions: list[FunctionInsight]) -> str:
         return ""
     width = min(27, max(8, *(len(f.name) for f in functions)))
     lines = [
-        f"{'function':<{width}}{'count':>14}{'errors':>9}{'crashes':>8}{'timeouts':>9}{'kills':>6}"
+        f"{'function':<{width}}{'count':>14}{'errors':>9}{'crashes':>8}{'limits':>9}{'kills':>6}"
         f"{'total':>9}{'p50':>9}{'p95':>9}{'longest':>9}{'peak rss':>11}"
     ]
     for f in functions:
         times = "".join(f"{_known(_seconds, t):>9}" for t in (f.total, f.p50, f.p95, f.longest))
         lines.append(
-            f"{_end_of(f.name, width):<{width}}{f.count:>14,}{f.errors:>9,}{f.crashes:>8,}{f.timeouts:>9,}{f.kills:>6,}"
+            f"{_end_of(f.name, width):<{width}}{f.count:>14,}{f.errors:>9,}{f.crashes:>8,}{f.limits:>9,}{f.kills:>6,}"
             f"{times}{_known(_size, f.peak_rss):>11}"
         )
     return "\n".join(lines)

@@ -287,6 +287,7 @@ class MapRun:
         The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its
         record are one call in C."""
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
+        watched = timeout_ms or self.policy.memory_limit
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         number = function.number
@@ -322,7 +323,7 @@ class MapRun:
                     kept, how = data, flags
                 task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1))
                 if (
-                    timeout_ms
+                    watched
                     or client.queue
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None

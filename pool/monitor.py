@@ -5,7 +5,7 @@
     client pidfd / socket EOF ──▶ the client is gone: kill everything, exit
     commands (socket)         ──▶ stop · kill all · look at deadlines and condemned rows
     worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
-    timers                    ──▶ deadlines · the SIGKILL after a stack dump · restarts that wait
+    timers                    ──▶ deadlines · memory limits · the SIGKILL after a stack dump · restarts that wait
 
 It runs embedded in a fork of the client's process and leaves by ``os._exit``, so that nothing of the client is
 finalised twice.
@@ -23,7 +23,7 @@ import struct
 import sys
 import time
 
-from ipc import _core, process
+from ipc import _core, memory, process
 from pool import output, spill, worker_process
 from pool.restart import Restarts
 from pool.worker_process import WorkerOptions
@@ -49,6 +49,7 @@ _LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
+_REST = 3  # after a look at memory, do not look for so many times as long as it took
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -72,6 +73,8 @@ class _Worker:
         self.kill_at: float | None = None  # when to look whether it has dumped its stack
         self.kill_by = 0.0
         self.status: int | None = None  # it was waited for; its process group may not be empty yet
+        self.excess: tuple[memory.Use, memory.Start] | None = None  # why it was killed, if for its memory
+        self.peak = 0  # what the task had added then
         self.settle_by = 0.0  # wait no longer than that for the group
         self.fork_at: float | None = 0.0
         self.log = os.memfd_create(f"pool-log-{slot}")
@@ -92,6 +95,8 @@ class Monitor:
         self._stop_by: float | None = None
         self._terminal = ""
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
+        self._oom_kills = memory.oom_kills()
+        self._rest_until = 0.0  # no look at memory before
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
         self._client_fd: int | None = None
@@ -138,7 +143,7 @@ class Monitor:
 
     def _work(self) -> float | None:
         now = time.monotonic()
-        waits = [self._check_deadlines(now)]
+        waits = [self._check_limits(now)]
         for w in self._workers:
             if w.kill_at is not None:
                 if w.kill_at <= now and (w.kill_by <= now or os.fstat(w.log).st_size):
@@ -167,11 +172,11 @@ class Monitor:
         self._fork(w)
         return None if w.pid else max(0.0, w.fork_at - now)  # the fork itself may have failed
 
-    def _check_deadlines(self, now: float) -> float | None:
-        """Condemn what is over its deadline; how long until the next look.
+    def _check_limits(self, now: float) -> float | None:
+        """Condemn what is over its deadline or its memory limit; how long until the next look.
 
-        Looks every shortest deadline even if nothing with a deadline is in flight, for a second; then it goes idle (no
-        timer at all), and the client has to send LOOK."""
+        Looks every shortest deadline (or time in which a limit may be reached) even if nothing that has one is in
+        flight, for a second; then it goes idle (no timer at all), and the client has to send LOOK."""
         idle = self._quiet_since is not None and now - self._quiet_since > _QUIET_SECONDS
         armed, wait, expired = _core.deadlines(self._segment, idle)
         condemned = False
@@ -187,9 +192,53 @@ class Monitor:
             return 0.0
         if armed:
             self._quiet_since = None
+            soon = self._check_memory(now)
+            wait = soon if wait is None or (soon is not None and soon < wait) else wait
         elif self._quiet_since is None:
             self._quiet_since = now
         return None if wait is None else max(wait, 0.001)
+
+    def _check_memory(self, now: float) -> float | None:
+        """Condemn and kill what has added more memory than its limit, at once: it goes on filling meanwhile. How long
+        until one of the others may have."""
+        if now < self._rest_until:
+            return self._rest_until - now
+        limited = _core.limited(self._segment)
+        if not limited:
+            return None
+        orphans: dict[int, list[int]] = {}
+        with contextlib.suppress(OSError):  # no file descriptor left: we look again when there may be one
+            orphans = self._orphans()
+        waits = []
+        for slot, generation, row, word, limit, *noted in limited:
+            w, start = self._workers[slot], memory.Start(*noted)
+            if w.generation != generation or not w.pid or w.status is not None:
+                continue
+            if not start.ns:  # it has claimed the task, and notes its memory now
+                waits.append(memory.seconds_to_look(0))
+                continue
+            try:
+                use = memory.added_since(start, w.pid, limit, orphans.get(w.mark, ()))
+            except OSError:
+                waits.append(memory.seconds_to_look(limit))
+                continue
+            if use.added <= limit:
+                waits.append(memory.seconds_to_look(limit - use.added))
+            elif _core.condemn(self._segment, row, word):
+                w.reason, w.excess = _core.MEMORY, (use, start)
+                process.kill_group(w.pid)
+        ended = time.monotonic()
+        self._rest_until = ended + _REST * (ended - now)
+        return min(waits, default=None)
+
+    def _orphans(self) -> dict[int, list[int]]:
+        """By mark: what tasks have started and what has become our child, because who had started it is gone."""
+        found: dict[int, list[int]] = {}
+        workers = {w.pid for w in self._workers}
+        for pid in process.children_of(self._pid):
+            if pid not in workers:
+                found.setdefault(process.mark_of(pid), []).append(pid)
+        return found
 
     # ---- events
 
@@ -243,6 +292,7 @@ class Monitor:
         os.ftruncate(w.log, 0)
         os.lseek(w.log, 0, os.SEEK_SET)
         w.reason = _core.DIED
+        w.excess, w.peak = None, 0
         w.fork_at = None
         _core.slot_begin(self._segment, w.slot, w.generation)
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGCHLD,))
@@ -296,7 +346,9 @@ class Monitor:
         phase = _core.slot_info(self._segment, w.slot)["phase"]
         if phase == _core.LEAVING and w.reason == _core.DIED and status == 0:
             w.reason = _core.RECYCLED
-        elif phase == _core.STARTING and w.reason == _core.DIED:
+        elif w.reason == _core.DIED and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            w.reason = self._who_killed()
+        if phase == _core.STARTING and w.reason == _core.DIED:
             w.reason = _core.UNREADY
         log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         if log and w.reason != _core.KILLED:
@@ -304,8 +356,17 @@ class Monitor:
         output.remove_unfinished(w.outputs, w.pid)
         w.pid, w.status = 0, None
         self._plan_restart(w, log)
-        _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason)
+        _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason, w.peak)
         w.generation += 1
+
+    def _who_killed(self) -> int:
+        """The reason of a SIGKILL that we have not sent: OOM, if the kernel has killed somebody of ours for want of
+        memory since the last such death (or since the start); else DIED."""
+        kills = memory.oom_kills()
+        if kills <= self._oom_kills:  # also if it cannot be read now
+            return _core.DIED
+        self._oom_kills = kills
+        return _core.OOM
 
     def _family_runs(self, w: _Worker) -> bool:
         """Whether anything runs that the dead worker had started: in its group, which is killed already, or elsewhere.
@@ -338,8 +399,11 @@ class Monitor:
         end = process.reap_with_usage(w.pid)
         if end is None:
             return False
-        w.status, cpu_ns, peak = end
-        _core.book_usage(self._segment, w.slot, cpu_ns, peak)
+        w.status, cpu_ns, resident = end
+        _core.book_usage(self._segment, w.slot, cpu_ns, resident)
+        if w.excess is not None:
+            use, start = w.excess
+            w.peak = use.peak(start, resident)
         w.kill_at = None
         w.settle_by = time.monotonic() + _GROUP_SECONDS
         if w.pidfd is not None:

@@ -14,7 +14,7 @@ import mmap
 import os
 
 from ipc import _core
-from ipc.segment import available_memory
+from ipc.memory import available_memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

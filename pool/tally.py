@@ -101,7 +101,7 @@ class Tally:
         # The log has the last few only; and ``reaped`` may be damaged.
         for generation in range(max(self._settled.get(slot, 0), reaped - _core.DEATHS), reaped):
             if (death := _core.death(segment, slot, generation)) is not None:
-                how = how_it_ended(*death[1:])
+                how = how_it_ended(*death[1:3])
                 ends = self.ends.setdefault(slot, Counter())
                 ends[how if how in ends or len(ends) < _MOST_ENDS else OTHER] += 1
                 if len(self.deaths) < _MOST_DEATHS:

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from pool.functions import Function
 
 
-class Policy(namedtuple("Policy", "timeout retries", defaults=(None, 0))):
+class Policy(namedtuple("Policy", "timeout retries memory_limit", defaults=(None, 0, 0))):
     """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
-    failed one."""
+    failed one, bytes of memory that one attempt may add (0: any)."""
 
     __slots__ = ()
     timeout: float | None
     retries: int
+    memory_limit: int
 
     @property
     def timeout_ms(self) -> int:
@@ -64,7 +65,7 @@ class Task(
     attempt: int
 
 
-class Death(namedtuple("Death", "task item condemned slot pid status reason stack")):
+class Death(namedtuple("Death", "task item condemned slot pid status reason stack peak")):
     """The death of a worker, as the task that it ran has to know it.
 
     The exception is made by whoever reads it and not under the client's lock, because showing the arguments runs code
@@ -80,6 +81,7 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
     status: int  # raw wait status
     reason: int  # the monitor's
     stack: str
+    peak: int  # bytes that the task had added, if it was killed for that
 
     @property
     def late(self) -> bool:
@@ -87,17 +89,25 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         return self.condemned and self.reason == _core.DEADLINE
 
     @property
+    def too_large(self) -> bool:
+        """The attempt had added more memory than it may."""
+        return self.condemned and self.reason == _core.MEMORY
+
+    @property
     def killed(self) -> bool:
         """Somebody has called Future.kill(): the task is not to run again."""
-        return self.condemned and not self.late
+        return self.condemned and not self.late and not self.too_large
 
     @property
     def how(self) -> str:
         """As ``how_it_ended``, for the task."""
-        return how_it_ended(self.status, self.reason if self.late else _core.KILLED if self.condemned else _core.DIED)
+        reason = self.reason
+        if not (self.late or self.too_large or reason == _core.OOM):
+            reason = _core.KILLED if self.condemned else _core.DIED
+        return how_it_ended(self.status, reason)
 
     def error(self) -> BaseException:
-        """WorkerCrashed, TaskTimeout or TaskKilled."""
+        """WorkerCrashed, TaskTimeout, MemoryLimitExceeded or TaskKilled."""
         from pool import errors
 
         task, name, attempt = self.task, self.task.function.name, self.task.attempt
@@ -105,6 +115,11 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
             timeout = task.sink.policy.timeout
             return errors.TaskTimeout(
                 timeout=timeout, task=name, stack=self.stack, slot=self.slot, pid=self.pid, attempt=attempt
+            )
+        if self.too_large:
+            limit = task.sink.policy.memory_limit
+            return errors.MemoryLimitExceeded(
+                limit=limit, peak=self.peak, task=name, slot=self.slot, pid=self.pid, attempt=attempt
             )
         if self.killed:
             return errors.TaskKilled(task=name, slot=self.slot, pid=self.pid, attempt=attempt)
@@ -116,6 +131,7 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
             pid=self.pid,
             signal=os.WTERMSIG(status) if known and os.WIFSIGNALED(status) else None,
             exitcode=os.WEXITSTATUS(status) if known and os.WIFEXITED(status) else None,
+            oom=self.reason == _core.OOM,
             stack=self.stack,
             attempt=attempt,
         )
@@ -123,6 +139,8 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
 
 _REASONS = {
     _core.DEADLINE: "timeout",
+    _core.MEMORY: "memory limit",
+    _core.OOM: "OOM",
     _core.KILLED: "killed",
     _core.RECYCLED: "recycled",
     _core.UNREADY: "not ready",
@@ -130,8 +148,9 @@ _REASONS = {
 
 
 def how_it_ended(status: int, reason: int) -> str:
-    """A worker's end in one or two words: a signal's name, ``exit code 3``, ``timeout``, ``killed`` (by Future.kill()),
-    ``recycled`` (it had done its share), ``not ready`` (a failed start), ``unknown``."""
+    """A worker's end in one or two words: a signal's name, ``exit code 3``, ``timeout``, ``memory limit``, ``OOM`` (the
+    kernel wanted its memory), ``killed`` (by Future.kill()), ``recycled`` (it had done its share), ``not ready`` (a
+    failed start), ``unknown``."""
     if reason in _REASONS:
         return _REASONS[reason]
     if status == process.UNKNOWN_STATUS:

@@ -39,6 +39,10 @@ def is_stopped(pid: int) -> bool:
     return _state(pid) == "T"
 
 
+def sleeps(pid: int) -> bool:
+    return _state(pid) == "S"
+
+
 def _state(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:

@@ -642,6 +642,35 @@ PLANTED = [
         "steps",
     ),
     Planted(
+        "nobody looks at a task that has a memory limit and no deadline",
+        "client.c",
+        [("    if (!task->memory_limit) return task->timeout_ms;\n", "    return task->timeout_ms;\n")],
+        "steps",
+    ),
+    Planted(
+        "the memory of a chunk's items is counted from the chunk's start",
+        "worker.c",
+        [
+            (
+                "    if (w->memory_limit) ipc_note_memory(w);\n",
+                "    if (w->memory_limit && ipc_word_item(w->word) < 2) ipc_note_memory(w);\n",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "shared mappings count as a task's own",
+        "memory.c",
+        [("*private = space && strlen(space) > 4 && space[4] == 'p';", "*private = space != NULL;")],
+        "steps",
+    ),
+    Planted(
+        "what was inherited never counts",
+        "memory.c",
+        [("} else if (*private && strncmp", "} else if (0 && strncmp")],
+        "steps",
+    ),
+    Planted(
         "READY published without release",
         "client.c",
         [

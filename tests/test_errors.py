@@ -22,7 +22,7 @@ CASES: list[tuple[errors.PoolError, str, tuple[type, ...]]] = [
     ),
     (
         errors.WorkerCrashed(**PLACE, signal=9, oom=True),
-        "worker died in app.resize: SIGKILL, out of memory (slot 3, pid 4711, attempt 2)",
+        "worker died in app.resize: killed by the kernel for want of memory (OOM) (slot 3, pid 4711, attempt 2)",
         (BrokenProcessPool,),
     ),
     (
@@ -44,6 +44,11 @@ CASES: list[tuple[errors.PoolError, str, tuple[type, ...]]] = [
         errors.TaskTimeout(**PLACE, timeout=0.25, stack="line 7 in loop"),
         "app.resize ran longer than its timeout of 0.25 s (slot 3, pid 4711, attempt 2)",
         (TimeoutError,),
+    ),
+    (
+        errors.MemoryLimitExceeded(**PLACE, limit=200 << 20, peak=231 << 20),
+        "app.resize took 231 MiB of memory, more than its limit of 200 MiB (slot 3, pid 4711, attempt 2)",
+        (MemoryError,),
     ),
     (errors.TaskKilled(**PLACE), "app.resize was killed (slot 3, pid 4711, attempt 2)", ()),
     (
@@ -127,6 +132,15 @@ def test_attributes() -> None:
         5,
         "app.resize",
         "s",
+        3,
+        4711,
+        2,
+    )
+    large = errors.MemoryLimitExceeded(**PLACE, limit=3, peak=4)
+    assert (large.limit, large.peak, large.task, large.slot, large.pid, large.attempt) == (
+        3,
+        4,
+        "app.resize",
         3,
         4711,
         2,

@@ -1101,7 +1101,7 @@ def test_several_deaths_at_once(image: Image) -> None:
         image.die(0, generation, status=generation)
     assert not _core.may_fork(image.client, 0, _core.DEATHS)
     assert _core.next_dead(image.client) == (0, 4)
-    assert [_core.death(image.client, 0, g) for g in range(5)] == [*((1000 + g, g, 0) for g in range(4)), None]
+    assert [_core.death(image.client, 0, g) for g in range(5)] == [*((1000 + g, g, 0, 0) for g in range(4)), None]
     assert [(record, generation) for record, _, _, generation, *_ in image.settle()] == [
         (f"task {g}", g) for g in range(4)
     ]
@@ -1121,7 +1121,7 @@ def test_death_record_not_yet_written(image: Image) -> None:
     assert image.settle() == []
     # The last step but one: reaped is there, the counter is not.
     image.put(image.slot(0, "reaped"), 1, U32)
-    assert _core.death(image.client, 0, 0) == (77, 9, 0)
+    assert _core.death(image.client, 0, 0) == (77, 9, 0, 0)
     assert _core.death(image.client, 0, 1) is None
     assert _core.death(image.client, 0, 4) is None
     assert image.settle() == []
@@ -1144,7 +1144,7 @@ def test_log_entry_of_another_generation(image: Image) -> None:
     image.die(0, 1)
     image.put(image.slot(0, "reaped"), 6, U32)  # says that 5 is dead, too; but the entry is that of 1
     assert _core.death(image.client, 0, 5) is None
-    assert _core.death(image.client, 0, 1) == (1001, 9, 0)
+    assert _core.death(image.client, 0, 1) == (1001, 9, 0, 0)
 
 
 def test_running_asks_the_row(image: Image) -> None:
@@ -1501,6 +1501,7 @@ def test_noise(image: Image, seed: int) -> None:
         lambda: _core.flush(image.client),
         lambda: [_core.running(image.client, slot) for slot in range(SLOTS)],
         lambda: _core.deadlines(image.client, False),
+        lambda: _core.limited(image.client),
         lambda: [claim(worker) for worker in workers],
         lambda: [_core.complete(worker, 0, b"small") for worker in workers],
         lambda: _core.wait(image.client, 0, 0),

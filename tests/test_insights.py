@@ -257,7 +257,7 @@ def test_deaths_by_reason() -> None:
         insights = pool.insights()
         assert insights.crashes == {"SIGSEGV": 2, "exit code 7": 1, "timeout": 1, "killed": 1}
         told = function(insights, f"{__name__}.die_of")
-        assert (told.count, told.errors, told.crashes, told.timeouts, told.kills) == (0, 0, 3, 1, 1)
+        assert (told.count, told.errors, told.crashes, told.limits, told.kills) == (0, 0, 3, 1, 1)
         restarts = [how for worker in insights.workers for how, count in worker.restarts.items() for _ in range(count)]
         assert sorted(restarts) == ["SIGSEGV", "SIGSEGV", "exit code 7", "killed", "timeout"]
         assert sum(w.busy for w in insights.workers) > 0.05  # the timeout was

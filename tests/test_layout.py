@@ -47,6 +47,10 @@ SLOT = {
     "start_ns": 40,
     "wait_ns": 48,
     "progress": 56,
+    "anonymous": 64,
+    "dirtied": 72,
+    "faults": 80,
+    "peak": 88,
     "bell": 128,
     "generation": 256,
     "pid": 260,
@@ -78,12 +82,13 @@ ROW = {
     "result_len": 72,
     "offered": 80,
     "drained": 84,
-    "body": 88,
+    "memory_limit": 88,
+    "body": 96,
 }
 SPANS = {"folds": 0, "busy": 8}
-DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12}
+DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12, "peak": 16}
 STRUCTS = [("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH), ("ipc_spans", SPANS)]
-SIZES = {"ipc_header": 1664, "ipc_slot": 1920, "ipc_row": 512, "ipc_death": 16, "ipc_spans": 1448}
+SIZES = {"ipc_header": 1664, "ipc_slot": 1920, "ipc_row": 512, "ipc_death": 24, "ipc_spans": 1448}
 CONSTANTS = {
     "IPC_MAGIC": 0x676573206C6F6F70,
     "IPC_LAYOUT_VERSION": 1,
@@ -118,6 +123,8 @@ CONSTANTS = {
     "IPC_DEADLINE": 1,
     "IPC_KILLED": 2,
     "IPC_RECYCLED": 3,
+    "IPC_MEMORY": 4,
+    "IPC_OOM": 5,
     "IPC_UNREADY": 6,
     "IPC_STARTING": 0,
     "IPC_IDLE": 1,
@@ -127,7 +134,9 @@ CONSTANTS = {
     "IPC_PACKED_KIND": 0x80,
     "IPC_FAILED_KINDS": 0x3F,
     "IPC_ALIGN": 64,
-    "IPC_INLINE": 424,
+    "IPC_INLINE": 416,
+    "IPC_FILL_RATE": 10**10,
+    "IPC_LOOK_MS": 50,
     "IPC_FRAME": 8,
     "IPC_RUN_BITS": 16,
     "IPC_LENGTH_BITS": 40,
@@ -240,7 +249,7 @@ def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **DOING, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 38
+    assert len(numbers) == 42
 
 
 @pytest.mark.parametrize(

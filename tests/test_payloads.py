@@ -23,6 +23,7 @@ import scripts
 import tasks
 from payloads import MIB, UNIT, array, digest, settle, small_pool, units, views
 
+from ipc._core import INLINE as _INLINE
 from pool import Failure, Pool
 from pool.errors import PayloadTooLarge, WorkerCrashed
 
@@ -425,7 +426,7 @@ def _values() -> dict[str, Any]:
         "many": [array(k, 100) for k in range(500)],
         "zeros and more": [np.zeros(0), array(1, 1), np.zeros(0), array(2, UNIT)],
     }
-    for length in (0, 1, 360, 424 - 64, 423, 424, 425, 424 + 64, 32767, 32768, 32769):
+    for length in (0, 1, _INLINE - 64, _INLINE - 1, _INLINE, _INLINE + 1, _INLINE + 64, 32767, 32768, 32769):
         values[f"{length} bytes"] = array(length, length)
     for several in (1, 2, 5):
         for more in (-200, -1, 0, 1):  # with the pickle around them: on both sides of the limits

@@ -329,7 +329,7 @@ def test_a_number_that_went_to_somebody_else_is_not_killed(fork: Fork, monkeypat
         looks.append(pid)
         return FIRST_MARK if pid == child.pid and looks.count(pid) == 1 else 0
 
-    monkeypatch.setattr(process, "_mark", first_look_only)
+    monkeypatch.setattr(process, "mark_of", first_look_only)
     assert process.kill_marked(range(FIRST_MARK, FIRST_MARK + 1))
     assert looks.count(child.pid) == 2
     assert reap(child.pid) is None
@@ -349,7 +349,7 @@ def test_kill_sessions(fork: Fork, monkeypatch: pytest.MonkeyPatch, pidfd: bool)
 @pytest.mark.parametrize("text", [b"", b"Max realtime timeout", b"Max realtime timeout   unlimited   unlimited   us"])
 def test_no_mark(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
     monkeypatch.setattr(process, "_read", lambda pid, name: text)
-    assert process._mark(1) == 0
+    assert process.mark_of(1) == 0
 
 
 NAMES = [") R 1 1 1 (", "a b", "((", "))", ")", "", "\n\n", "\\", " 1 (x) Z 7"]

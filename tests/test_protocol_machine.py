@@ -30,7 +30,7 @@ FUNCTION, VIEW = CONSTANTS["IPC_OWNER_FUNCTION"], CONSTANTS["IPC_OWNER_VIEW"]
 HALF, MOST_VIEWS = UNITS // 2, UNITS // 4
 LEAST_VIEW = 32768  # bytes; what is smaller is copied
 Pieces = tuple[bytes, ...]
-SIZES = st.sampled_from([0, 1, 100, 212, INLINE, INLINE + 1, UNIT, *(n * UNIT + 1 for n in (1, 2, 3, 4, 8))])
+SIZES = st.sampled_from([0, 1, 100, INLINE // 2, INLINE, INLINE + 1, UNIT, *(n * UNIT + 1 for n in (1, 2, 3, 4, 8))])
 BIG = st.sampled_from([1, LEAST_VIEW - 1, LEAST_VIEW, UNIT, UNIT + 1])
 SLOT = st.integers(0, SLOTS - 1)
 ITEMS = st.sampled_from([0, 0, 0, 1, 4])
@@ -337,7 +337,8 @@ class Protocol(RuleBasedStateMachine):
             slot, reaped = dead
             assert reaped == self.generation[slot] + (self.worker[slot] is None and slot not in self.unlogged)
             for generation in range(max(self.settled[slot], reaped - 4), reaped):
-                assert _core.death(self.client, slot, generation) == (1000 + generation, generation % 256, _core.DIED)
+                logged = 1000 + generation, generation % 256, _core.DIED, generation * 3
+                assert _core.death(self.client, slot, generation) == logged
             out: list[Any] = []
             _core.settle(self.client, self.records, slot, reaped, out)
             expected = {
@@ -623,7 +624,8 @@ class Protocol(RuleBasedStateMachine):
 
     def log(self, slot: int) -> None:
         generation = self.generation[slot]
-        _core.record_death(self.monitor, slot, generation, 1000 + generation, generation % 256, _core.DIED)
+        logged = 1000 + generation, generation % 256, _core.DIED, generation * 3
+        _core.record_death(self.monitor, slot, generation, *logged)
         assert self.get(HEADER["sleepers"]) >> slot & 1 == 0
         self.unlogged.remove(slot)
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ipc import _core
-from ipc.segment import MAX_CONTROL, MAX_ROOM, MIN_ROOM, Segment, available_memory, default_room, default_rows
+from ipc.memory import available_memory
+from ipc.segment import MAX_CONTROL, MAX_ROOM, MIN_ROOM, Segment, default_room, default_rows
 
 MIB = 1 << 20
 ROOT = Path(__file__).parent.parent

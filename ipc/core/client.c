@@ -82,16 +82,25 @@ static int store_args(struct ipc_client *c, uint32_t row, uint32_t seq, const st
     return 0;
 }
 
-static void arm(struct ipc_client *c, uint32_t row, uint32_t timeout_ms) {
+static void arm(struct ipc_client *c, uint32_t row, uint32_t look_ms) {
     struct ipc_header *h = c->s->header;
     c->deadline[row] = 1;
     uint32_t shortest = atomic_load_explicit(&h->shortest_ms, memory_order_relaxed);
-    if (shortest == 0 || timeout_ms < shortest) {
-        atomic_store_explicit(&h->shortest_ms, timeout_ms, memory_order_release);
+    if (shortest == 0 || look_ms < shortest) {
+        atomic_store_explicit(&h->shortest_ms, look_ms, memory_order_release);
         c->shortened = 1; /* the monitor may sleep for the former one */
     }
     /* seq_cst: "armed, then is the monitor idle?" against the monitor's "idle, then is something armed?" */
     atomic_store_explicit(&h->armed, ++c->armed, memory_order_seq_cst);
+}
+
+/* How soon after its claim the task may be over one of its limits, at the earliest; 0: it has none. */
+static uint32_t ms_to_look(const struct ipc_task *task) {
+    if (!task->memory_limit) return task->timeout_ms;
+    uint64_t ms = task->memory_limit / (IPC_FILL_RATE / 1000);
+    if (ms < 1) ms = 1;
+    if (ms > IPC_LOOK_MS) ms = IPC_LOOK_MS;
+    return task->timeout_ms && task->timeout_ms < ms ? task->timeout_ms : (uint32_t)ms;
 }
 
 static void enter(struct ipc_client *c, uint32_t row) {
@@ -113,6 +122,7 @@ static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *
     r->args_len = args_len;
     r->items = task->items;
     atomic_store_explicit(&r->timeout_ms, task->timeout_ms, memory_order_relaxed);
+    atomic_store_explicit(&r->memory_limit, task->memory_limit, memory_order_relaxed);
     r->flags = task->flags;
     r->attempt = task->attempt;
     r->kind = 0;
@@ -148,7 +158,8 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
         r->args_unit = IPC_NO_UNIT;
     }
     fill_row(c, row, task, args_len);
-    if (task->timeout_ms) arm(c, row, task->timeout_ms);
+    uint32_t look_ms = ms_to_look(task);
+    if (look_ms) arm(c, row, look_ms);
     c->seq[row] = seq;
     c->items[row] = task->items;
     c->drained[row] = 0;

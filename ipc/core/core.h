@@ -112,6 +112,7 @@ struct ipc_task { /* what the client publishes and the worker reads */
     uint64_t args_len;
     uint32_t items, timeout_ms;
     uint16_t flags, attempt;
+    uint64_t memory_limit;
 };
 struct ipc_result {
     const unsigned char *data;
@@ -176,6 +177,8 @@ struct ipc_worker {
     uint32_t items, timeout_ms, flags, args_unit, args_units, attempt;
     unsigned char *area;  /* where results of this row go: the row's body or a payload run */
     uint64_t room;
+    uint64_t memory_limit;
+    uint64_t dirtied, dirtied_faults, dirtied_anonymous; /* when it last looked at what is its own alone; 0: never */
     int offering;         /* its committed items are the client's to read */
     int keep;             /* something holds the arguments: before the row is done they become ours */
     int worked;           /* it has claimed since it last was the guard for nothing */
@@ -191,7 +194,17 @@ int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *pi
 
 void ipc_progress(struct ipc_worker *w, double x);            /* what the running item says of itself, until the next one starts; NaN: nothing */
 
+/* ---- memory.c: bytes, as the kernel counts them; 0, or IPC_EMPTY if it does not say (no such process, no file descriptor left) */
+struct ipc_memory { uint64_t anonymous, shared; }; /* resident; files and shared memory are `shared` */
+int ipc_memory_of(uint32_t pid, struct ipc_memory *memory); /* pid 0: ourselves */
+int ipc_dirtied_of(uint32_t pid, uint64_t *bytes); /* private and written to: what a fork has inherited and not written to does not count. Slow */
+void ipc_note_memory(struct ipc_worker *w);        /* write the slot's line, for a task with a limit that is about to start */
+
 /* ---- monitor.c */
+struct ipc_limited { /* a RUNNING task with a memory limit, and its worker's memory at its start */
+    uint32_t slot, generation, row;
+    uint64_t word, limit, started, anonymous, dirtied, faults, peak; /* started 0: the worker has not said yet, the rest means nothing */
+};
 struct ipc_running { uint32_t slot, generation, row, timeout_ms; uint64_t word, started, progress; };
 struct ipc_watch { uint64_t word[IPC_MAX_SLOTS], seen[IPC_MAX_SLOTS]; }; /* first sight of a claim whose slot line is not written yet */
 int ipc_may_fork(struct ipc_segment *s, uint32_t slot, uint32_t generation); /* 0: its death log is full, wait for the client */
@@ -202,6 +215,7 @@ int ipc_claimed_by(struct ipc_segment *s, uint32_t slot, struct ipc_running *out
 int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); /* the same without STORING, which has no deadline */
 uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most,
                        uint32_t *count); /* the next moment worth looking, UINT64_MAX = none */
+uint32_t ipc_limited(struct ipc_segment *s, struct ipc_limited *out); /* how many; out: room for all slots */
 void ipc_stop_workers(struct ipc_segment *s);
 
 #endif

@@ -70,9 +70,9 @@ struct ipc_header {
     /* control: rarely written, read by all */
     _Alignas(IPC_LINE) _Atomic uint32_t deaths; /* monitor: +1 after each slot.reaped */
     _Atomic uint32_t stop;                      /* 1: workers claim nothing more and exit */
-    _Atomic uint32_t armed;                     /* client: tasks with a deadline in flight */
-    _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no deadline until it is told to */
-    _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published */
+    _Atomic uint32_t armed;                     /* client: tasks with a deadline or a memory limit in flight */
+    _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no limit until it is told to */
+    _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published, or time in which a memory limit may be reached */
     _Alignas(IPC_LINE) _Atomic uint32_t guard;  /* slot + 1 of the sleeper that looks at the ring every millisecond, 0 = nobody does */
     _Alignas(IPC_LINE) _Atomic uint64_t sleepers[IPC_MAX_SLOTS / 64];
     _Alignas(IPC_LINE) _Atomic uint64_t spinners[IPC_MAX_SLOTS / 64];
@@ -80,13 +80,14 @@ struct ipc_header {
 };
 
 /* Why a worker ended, as the monitor knows it. */
-enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_UNREADY = 6 };
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_MEMORY = 4, IPC_OOM = 5, IPC_UNREADY = 6 };
 
-struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason} */
+struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason, peak} */
     uint32_t generation;
     int32_t pid;
     int32_t status;
     uint32_t reason;
+    uint64_t peak; /* IPC_MEMORY: bytes that the task had added */
 };
 
 /* How busy a worker was, when: busy[k] is ns of the k-th span of 2^(IPC_SPAN_SHIFT + folds) ns since the segment was created. When they are full,
@@ -111,6 +112,11 @@ struct ipc_slot {
     _Atomic uint64_t start_ns;   /* nobody was ready, until somebody was */
     _Atomic uint64_t wait_ns;    /* in STORING, without room for a result */
     _Atomic uint64_t progress;   /* what the running item says of itself: the bits of a double; IPC_NO_PROGRESS: nothing */
+    /* its memory when a task with a limit started: valid with started_word, as `started` is */
+    _Atomic uint64_t anonymous;  /* bytes */
+    _Atomic uint64_t dirtied;    /* bytes that are its own alone; UINT64_MAX: what it has inherited is too little to matter */
+    _Atomic uint64_t faults;     /* minor faults so far */
+    _Atomic uint64_t peak;       /* bytes: the most that was ever resident */
     /* bell line: the futex its wakers ring */
     _Alignas(IPC_LINE) _Atomic uint32_t bell;
     /* monitor line; settled is the client's */
@@ -152,9 +158,9 @@ struct ipc_row {
     _Atomic uint64_t result_len;
     _Atomic uint32_t offered; /* worker, chunk in STORING without room: so many items are committed and may be drained */
     _Atomic uint32_t drained; /* client: so many of them it has taken */
-    unsigned char body[IPC_ROW_SIZE - 88];
+    _Atomic uint64_t memory_limit; /* bytes that an attempt, or an item of a chunk, may add; 0: any. Atomic for the same reason as timeout_ms */
+    unsigned char body[IPC_ROW_SIZE - 96];
 };
-#define IPC_INLINE (IPC_ROW_SIZE - 88u)
 #define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · run:16 · length:40 in one word, then the bytes */
 #define IPC_LENGTH_BITS 40
 #define IPC_RUN_BITS 16
@@ -177,8 +183,11 @@ static inline uint64_t ipc_from_brief(uint16_t b) {
     if (b > 53 * 1024) b = 53 * 1024; /* the largest there is: this one is damaged */
     return b < 1024 ? b : (1024 + (uint64_t)(b & 1023)) << ((b >> 10) - 1);
 }
+#define IPC_INLINE (IPC_ROW_SIZE - 96u)
+#define IPC_FILL_RATE 10000000000u /* bytes a second: no task is expected to fill memory faster */
+#define IPC_LOOK_MS 50u /* the longest time between two looks at a task with a memory limit */
 
-_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 88, "row");
+_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 96, "row");
 _Static_assert(sizeof(struct ipc_slot) == IPC_SLOT_SIZE, "slot");
 _Static_assert(IPC_ITEM_SHIFT + IPC_ITEM_BITS == 64, "row word");
 _Static_assert(IPC_MAX_SLOTS <= 1u << IPC_SLOT_BITS && IPC_MAX_ITEMS < 1u << IPC_ITEM_BITS, "widths");

@@ -1,4 +1,4 @@
-/* The monitor's steps: who lives in a slot, who died, which task is over its deadline. It never settles a row. */
+/* The monitor's steps: who lives in a slot, who died, which task is over its deadline, which has a memory limit. It never settles a row. */
 #include "core.h"
 
 #include <string.h>
@@ -82,6 +82,24 @@ uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t 
         }
     }
     return next;
+}
+
+uint32_t ipc_limited(struct ipc_segment *s, struct ipc_limited *out) {
+    uint32_t n = 0;
+    for (uint32_t slot = 0; slot < s->slots; slot++) {
+        struct ipc_running r;
+        if (!ipc_running(s, slot, &r) || ipc_word_state(r.word) != IPC_RUNNING) continue;
+        uint64_t limit = atomic_load_explicit(&s->row[r.row].memory_limit, memory_order_relaxed);
+        if (limit == 0) continue;
+        struct ipc_slot *line = &s->slot[slot];
+        /* May be those of a later task by now. Then this one's word has changed before, and nobody can condemn it any more. */
+        out[n++] = (struct ipc_limited){slot, r.generation, r.row, r.word, limit, r.started,
+                                        atomic_load_explicit(&line->anonymous, memory_order_relaxed),
+                                        atomic_load_explicit(&line->dirtied, memory_order_relaxed),
+                                        atomic_load_explicit(&line->faults, memory_order_relaxed),
+                                        atomic_load_explicit(&line->peak, memory_order_relaxed)};
+    }
+    return n;
 }
 
 void ipc_stop_workers(struct ipc_segment *s) {

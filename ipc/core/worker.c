@@ -26,8 +26,9 @@ void ipc_set_phase(struct ipc_worker *w, uint32_t phase) {
 
 static void stamp(struct ipc_worker *w, uint64_t now) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    w->started = now;
-    atomic_store_explicit(&line->started, now, memory_order_relaxed);
+    if (w->memory_limit) ipc_note_memory(w);
+    w->started = w->memory_limit ? ipc_now() : now; /* what the look at memory took is not the task's */
+    atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
     /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
     atomic_store_explicit(&line->started_word, w->word, memory_order_release);
 }
@@ -75,6 +76,7 @@ int ipc_claim(struct ipc_worker *w) {
         w->row = row;
         w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
+        w->memory_limit = atomic_load_explicit(&r->memory_limit, memory_order_relaxed);
         w->flags = r->flags;
         w->attempt = r->attempt;
         w->used = 0;

@@ -103,7 +103,7 @@ static void submit_some(void) {
         {.size = 70000, .args_len = 70000},  /* two units in, kept; two units out, adopted */
         {.size = 300, .items = 3},           /* from the row's body into a run */
         {.size = 60000, .items = 3},         /* from a run into a larger one */
-        {.size = 10, .timeout_ms = 60000},
+        {.size = 10, .timeout_ms = 60000, .memory_limit = 1u << 30},
     };
     for (size_t k = 0; k < sizeof(jobs) / sizeof(*jobs); k++) CHECK(driver_submit(&D, jobs[k]) >= 0, "all of them find rows and room");
 }
@@ -148,7 +148,7 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         CHECK(owed <= 1, "a worker runs one task at a time");
         if (waker) submit_some(); /* for which the other must wake up, and be awake for good */
         uint32_t bell = atomic_load(&S.header->client_bell), others = atomic_load(&S.slot[1].bell);
-        struct ipc_death death = {0, 1, status, IPC_DIED};
+        struct ipc_death death = {0, 1, status, IPC_DIED, 0};
         ipc_record_death(&S, 0, &death);
         CHECK(atomic_load(&S.header->client_bell) != bell && atomic_load(&S.slot[1].bell) != others, "a death rings everybody");
         CHECK(!(atomic_load(&S.header->sleepers[0]) & 1) && atomic_load(&S.header->guard) != 1, "nobody counts on the dead");
@@ -165,7 +165,7 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         if (!crew[slot].pid) continue;
         reaped(slot, 0, &status);
         if (slot == 0 && !ended && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) { /* on its way out */
-            struct ipc_death death = {0, 1, status, IPC_DIED};
+            struct ipc_death death = {0, 1, status, IPC_DIED, 0};
             ipc_record_death(&S, 0, &death);
             CHECK(driver_settle(&D) == 0, "an idle worker's death costs nobody an attempt");
             killed = 1;

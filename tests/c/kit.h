@@ -86,6 +86,7 @@ struct job { /* the first bytes of its arguments are this struct */
     uint64_t id;
     uint32_t items, base; /* 0: a single task; base: items that stand from earlier attempts, or were drained (the ledger's copy only) */
     uint32_t size, args_len, timeout_ms, attempts;
+    uint64_t memory_limit;
     uint32_t group, group_size; /* jobs of one group wait for each other while they run */
 };
 #define MOST_BYTES (IPC_UNIT_SIZE * 4)
@@ -135,7 +136,7 @@ static int driver_publish(struct driver *d, struct job j) {
     pattern_fill(d->args + sizeof(j), j.args_len - sizeof(j), j.id, ARGUMENTS);
     struct ipc_piece piece = {d->args, j.args_len};
     struct ipc_task t = {.task = j.id, .piece = &piece, .pieces = 1, .items = j.items ? j.items - j.base : 0,
-                         .timeout_ms = j.timeout_ms, .attempt = (uint16_t)(j.attempts + 1)};
+                         .timeout_ms = j.timeout_ms, .memory_limit = j.memory_limit, .attempt = (uint16_t)(j.attempts + 1)};
     int row = ipc_publish(&d->c, &t);
     if (row < 0) return row;
     CHECK(d->job[row].id == 0, "a row in flight is not used again");

@@ -2,7 +2,9 @@
  * the failpoints of the core are the places where the other role moves. Each test is named after what it promises. */
 #include "kit.h"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 static struct ipc_segment S;
@@ -33,7 +35,7 @@ static void run_all(struct ipc_worker *w) {
 
 /* Slot `slot` dies in generation 0. */
 static void dies(uint32_t slot) {
-    struct ipc_death death = {0, 1, 9, IPC_DIED};
+    struct ipc_death death = {0, 1, 9, IPC_DIED, 0};
     ipc_record_death(&S, slot, &death);
 }
 
@@ -560,7 +562,7 @@ static void two_deaths_of_a_slot_before_the_client_looks_are_both_settled(void) 
     struct ipc_worker next;
     ipc_worker_init(&next, &S, 0, 1);
     CHECK(ipc_may_fork(&S, 0, 1) && ipc_claim(&next) == 0, "generation 1 with the second");
-    struct ipc_death death = {1, 2, 11, IPC_DIED};
+    struct ipc_death death = {1, 2, 11, IPC_DIED, 0};
     ipc_record_death(&S, 0, &death);
     CHECK(S.slot[0].deaths[0].status == 9 && S.slot[0].deaths[1].status == 11, "each has its entry in the death log");
     CHECK(ipc_may_fork(&S, 0, 3) && !ipc_may_fork(&S, 0, 4), "no entry is overwritten before it is settled");
@@ -808,6 +810,88 @@ static void what_an_item_says_of_itself_is_not_said_of_the_next_one(void) {
     }
 }
 
+/* ---- memory limits */
+
+static void a_limited_task_is_looked_at_before_it_can_be_over(void) {
+    begin(2, 4);
+    struct ipc_watch watch = {0};
+    struct ipc_running expired[2];
+    struct ipc_limited limited[2];
+    uint32_t count;
+    struct job greedy = {.size = 10, .memory_limit = 200000000, .timeout_ms = 60000};
+    publish(greedy);
+    CHECK(ipc_limited(&S, limited) == 0, "it does not run yet");
+    CHECK(ipc_claim(&A) == 0, "claimed");
+    uint64_t now = ipc_now();
+    CHECK(ipc_deadlines(&S, &watch, now, expired, 2, &count) == now + 20000000 && count == 0, "the fastest fills 200 MB in 20 ms");
+    CHECK(ipc_limited(&S, limited) == 1 && limited[0].slot == 0 && limited[0].limit == 200000000, "it is seen");
+    CHECK(limited[0].started && limited[0].anonymous && limited[0].peak >= limited[0].anonymous, "with what its worker has noted");
+    CHECK(work(&A, &desk) == 0 && ipc_limited(&S, limited) == 0, "and nobody looks at it when it is done");
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && ipc_limited(&S, limited) == 0, "nor at a task without a limit");
+    CHECK(work(&A, &desk) == 0 && driver_collect(&D) == 2, "both are done");
+    CHECK(ipc_deadlines(&S, &watch, now, expired, 2, &count) == now + 20000000, "the monitor goes on looking");
+    atomic_store(&S.header->monitor_idle, 1);
+    CHECK(ipc_deadlines(&S, &watch, now, expired, 2, &count) == UINT64_MAX, "until it has gone idle");
+}
+
+static void memory_of_an_item_is_counted_from_its_own_start(void) {
+    begin(1, 4);
+    struct ipc_limited limited[2];
+    struct job chunk = {.size = 10, .items = 2, .memory_limit = UINT64_C(1) << 40}, j;
+    size_t much = 64 << 20;
+    publish(chunk);
+    CHECK(ipc_claim(&A) == 0 && ipc_begin_items(&A) == 0, "item 1 starts");
+    CHECK(ipc_limited(&S, limited) == 1, "and is seen");
+    uint64_t before = limited[0].anonymous, faults = limited[0].faults, word = limited[0].word;
+    unsigned char *kept = mmap(NULL, much, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(kept != MAP_FAILED, "memory");
+    memset(kept, 1, much);
+    memcpy(&j, S.row[0].body, sizeof(j));
+    pattern_fill(desk.out, 10, j.id, 1);
+    CHECK(commit(&A, kind_of(j.id, 1), desk.out, 10) == 0, "item 2 starts");
+    CHECK(ipc_limited(&S, limited) == 1 && limited[0].started, "and is seen");
+    CHECK(limited[0].anonymous - before > much / 2 && limited[0].faults > faults, "item 1's memory is not its own");
+    CHECK(!ipc_condemn(&S, limited[0].row, word), "and a look at item 1 that comes late harms nobody");
+    CHECK(limited[0].dirtied == UINT64_MAX, "there is nothing here that matters against a limit of a terabyte");
+    munmap(kept, much);
+    pattern_fill(desk.out, 10, j.id, 2);
+    CHECK(commit(&A, kind_of(j.id, 2), desk.out, 10) == 0, "done");
+}
+
+/* What a process has inherited and only reads is not dirtied, and shows in the fast count all the same. */
+static void what_was_inherited_counts_when_it_is_written_to(void) {
+    size_t much = 32 << 20;
+    unsigned char *inherited = mmap(NULL, much, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(inherited != MAP_FAILED, "memory");
+    madvise(inherited, much, MADV_NOHUGEPAGE);
+    memset(inherited, 1, much);
+    pid_t child = fork();
+    if (child == 0) {
+        struct ipc_memory first, then;
+        uint64_t before, after;
+        CHECK(ipc_memory_of(0, &first) == 0 && ipc_dirtied_of(0, &before) == 0, "the kernel says");
+        unsigned char *shared = mmap(NULL, much, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        CHECK(shared != MAP_FAILED, "memory");
+        /* Filled by the kernel: what we write ourselves makes a sanitizer take memory of its own. */
+        CHECK(syscall(SYS_read, open("/dev/zero", O_RDONLY), shared, much) == (long)much, "and filled");
+        memset(inherited, 2, much);
+        CHECK(ipc_memory_of((uint32_t)getpid(), &then) == 0 && ipc_dirtied_of((uint32_t)getpid(), &after) == 0, "the kernel says");
+        CHECK(first.anonymous >= much, "the fast count has it from the start");
+        CHECK(then.anonymous < first.anonymous + much / 2, "and shows no change");
+        CHECK(after - before > much / 2, "the slow count does");
+        CHECK(after - before < much + much / 2, "and leaves shared memory out");
+        CHECK(then.shared >= first.shared + much / 2, "which the fast one knows too");
+        _exit(0);
+    }
+    int status;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0, "as promised");
+    munmap(inherited, much);
+    struct ipc_memory nobody;
+    uint64_t nothing;
+    CHECK(ipc_memory_of((uint32_t)child, &nobody) == IPC_EMPTY && ipc_dirtied_of((uint32_t)child, &nothing) == IPC_EMPTY, "of the dead it says nothing");
+}
+
 #define TEST(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_stalled_claimer_cannot_claim_a_later_use_through_an_old_entry), TEST(a_cancelled_task_is_never_claimed),
@@ -834,6 +918,8 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_start_is_never_that_of_an_earlier_task), TEST(what_is_spent_stands_in_its_spans), TEST(damage_of_times_is_harmless),
     TEST(a_death_ends_the_time_of_its_task), TEST(a_wait_for_room_is_nobodys_run_time), TEST(a_brief_is_near_its_number),
     TEST(quantiles_are_near_those_of_the_numbers),
+    TEST(a_limited_task_is_looked_at_before_it_can_be_over), TEST(memory_of_an_item_is_counted_from_its_own_start),
+    TEST(what_was_inherited_counts_when_it_is_written_to),
 };
 
 int main(int argc, char **argv) {

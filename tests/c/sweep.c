@@ -215,7 +215,7 @@ static void works_off(uint32_t slot, uint32_t generation) {
 }
 
 static void bury_and_settle(uint32_t owed) {
-    struct ipc_death death = {0, 1, 9, IPC_DIED};
+    struct ipc_death death = {0, 1, 9, IPC_DIED, 0};
     uint64_t charged = D.charged;
     ipc_record_death(&S, 0, &death);
     driver_collect(&D); /* sweep before settle, as the client does */

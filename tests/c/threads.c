@@ -114,7 +114,7 @@ static void start_worker(uint32_t slot, uint32_t generation) {
 static void bury(uint32_t slot) {
     struct thread *t = &workers[slot];
     pthread_join(t->id, NULL);
-    struct ipc_death death = {t->generation, (int32_t)slot + 1, 9, IPC_KILLED};
+    struct ipc_death death = {t->generation, (int32_t)slot + 1, 9, IPC_KILLED, 0};
     ipc_record_death(&S, slot, &death);
     while (!ipc_may_fork(&S, slot, t->generation + 1)) sched_yield(); /* the client settles */
     start_worker(slot, t->generation + 1);
