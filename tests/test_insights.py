@@ -139,7 +139,7 @@ def test_memory_and_cpu_of_the_dead_count() -> None:
         (dead,) = processes.wait_until(
             lambda: (i := pool.insights()).workers[0].state == "idle" and i.workers, "replaced"
         )
-        assert dead.peak_rss > 100 * MIB > dead.rss > MIB
+        assert dead.peak_rss > dead.rss + 90 * MIB  # its successor has what every worker has
         assert dead.cpu >= 0.1
 
 
@@ -209,8 +209,8 @@ def test_peak_memory_of_a_function() -> None:
         pool.submit(tasks.square, 3).result()
         pool.submit(took, 0.002).result()
         insights = pool.insights()
-    assert function(insights, f"{__name__}.fill").peak_rss > 100 * MIB
-    assert MIB < function(insights, f"{__name__}.took").peak_rss < 100 * MIB
+    small = function(insights, f"{__name__}.took").peak_rss
+    assert MIB < small < function(insights, f"{__name__}.fill").peak_rss - 90 * MIB
 
 
 def fill(size: int) -> None:
@@ -342,11 +342,11 @@ def test_the_slowest_items_are_named(chunksize: int) -> None:
         list(pool.imap(tasks.sleep, seconds, chunksize=chunksize))
         slowest = pool.insights().slowest
     assert len(slowest) == 5
-    assert [(s.index, s.item, s.function) for s in slowest[:3]] == [
+    assert {(s.index, s.item, s.function) for s in slowest[:3]} == {
         (21, "0.5", "tasks.sleep"),
         (7, "0.4", "tasks.sleep"),
         (33, "0.3", "tasks.sleep"),
-    ]
+    }
     assert all(s.seconds >= float(s.item) * 0.999 and s.slot in (0, 1) for s in slowest)
     assert slowest == sorted(slowest, key=lambda s: -s.seconds)
 

@@ -17,6 +17,7 @@ static void add(_Atomic uint64_t *word, uint64_t n) { atomic_store_explicit(word
 
 static uint32_t shift_of(const struct ipc_spans *spans) { return IPC_SPAN_SHIFT + (atomic_load_explicit(&spans->folds, memory_order_relaxed) & 31); }
 
+/* A kill in the middle of it, which takes 100 ns, may double what this slot says of its time; readers know how much there was at most. */
 static void fold(struct ipc_spans *spans) {
     for (uint32_t k = 0; k < IPC_SPANS; k++) {
         uint64_t both = k < IPC_SPANS / 2 ? load(&spans->busy[2 * k]) + load(&spans->busy[2 * k + 1]) : 0;
