@@ -19,6 +19,7 @@ the default for ``processes`` is what this process may really use.
 
 from __future__ import annotations
 
+import os
 import threading
 import types
 import warnings
@@ -27,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing import TimeoutError
 from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback
 
-from ipc import process
 from pool.codec import RemoteTraceback as OurTraceback
 from pool.compat.batch import CALL_ONE, CALL_STAR, Batch
 from pool.cpus import available_cpus
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pool.futures import Future
+    from pool.launch import Running
 
 _MOST_ITEMS = 4094  # in a chunk of ours
 _AHEAD = 1024  # chunks of an imap's input that are read before their results are there
@@ -217,24 +218,33 @@ class Pool:
             warnings.warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={len(self._pool)}>"
+        return f"<{type(self).__module__}.{type(self).__qualname__} state={self._state} pool_size={self._processes}>"
 
     # ---- what code that looks behind the curtain of multiprocessing relies on
 
     @property
     def _pool(self) -> list[Worker]:
         running = self._executor._client._running
-        return [] if running is None else [Worker(pid) for pid in running.worker_pids()]
+        return [] if running is None else [Worker(running, slot) for slot in range(self._processes)]
 
 
 class Worker:
-    """A worker process, as far as others ask: ``pid`` and ``is_alive()``."""
+    """The worker in one slot, as far as others ask; when it is replaced this is its successor."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, running: Running, slot: int) -> None:
+        self._running = running
+        self._slot = slot
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 while it is being started."""
+        return self._running.worker_pids()[self._slot]
 
     def is_alive(self) -> bool:
-        return self.pid > 0 and not process.has_exited(self.pid)
+        try:
+            return self.pid > 0 and os.kill(self.pid, 0) is None
+        except ProcessLookupError:
+            return False
 
 
 class _Result:
