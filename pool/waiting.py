@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
         def call(self) -> None: ...
 
+
 _SPIN_US = 20
 _CHECK_SECONDS = 0.1  # with work in flight: how long a lost hint or the monitor's death can stay unseen
 _TAKEOVER_SECONDS = 0.005  # nobody led or submitted for so long: the collector takes over

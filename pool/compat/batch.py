@@ -40,10 +40,10 @@ class Batch(MapRun):
         fn: Callable[..., Any],
         call: int,
         chunksize: int,
-        when_complete: Callable[[], object] | None = None,
+        when_complete: Callable[[Batch], object] | None = None,
     ) -> None:
-        """``when_complete`` is called in the pool's collector thread. Raises what pickling ``fn`` raised, PoolClosed,
-        and MemoryError if there is no room for ``fn``."""
+        """``when_complete(batch)`` is called in the pool's collector thread. Raises what pickling ``fn`` raised,
+        PoolClosed, and MemoryError if there is no room for ``fn``."""
         super().__init__(pool._client, pool._function(fn), call, pool._policy, chunksize, None)
         self.eager = True
         self.owner = pool
@@ -131,7 +131,7 @@ class Batch(MapRun):
         when_complete, self._when_complete = self._when_complete, None  # it refers to its batch
         assert when_complete is not None
         try:
-            when_complete()
+            when_complete(self)
         except Exception:
             LOGGER.exception("exception calling callback for %r", self)
 

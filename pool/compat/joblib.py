@@ -23,7 +23,6 @@ level), ``inner_max_num_threads``, functions and classes of ``__main__``. Furthe
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Callable
@@ -68,8 +67,8 @@ class _Call:
 
 
 class PoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
-    """See ``joblib.parallel.ParallelBackendBase``. A batch of joblib's is a chunk of ours: each item is accounted for by
-    itself."""
+    """See ``joblib.parallel.ParallelBackendBase``. A batch of joblib's is a chunk of ours: each item is accounted
+    for by itself."""
 
     default_n_jobs = -1
     supports_retrieve_callback = True
@@ -121,10 +120,11 @@ class PoolBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         workers = self._workers
         if workers is None:  # aborted meanwhile: nobody waits for it
             return None
-        batch: Batch | None = None
-        with contextlib.suppress(PoolClosed):  # the same, a moment later
-            batch = Batch(workers, self._call, CALL_STAR, len(func.items), lambda: callback and callback(batch))
-            batch.give(func.items)
+        try:
+            batch = Batch(workers, self._call, CALL_STAR, len(func.items), callback)
+        except PoolClosed:  # the same, a moment later
+            return None
+        batch.give(func.items)
         return batch
 
     def retrieve_result_callback(self, out: Batch) -> list[Any]:

@@ -24,9 +24,16 @@ import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from multiprocessing import TimeoutError
-from multiprocessing.pool import CLOSE, INIT, RUN, TERMINATE, MaybeEncodingError, RemoteTraceback
+from multiprocessing.pool import (  # type: ignore[attr-defined]  # of the errors typeshed knows nothing
+    CLOSE,
+    INIT,
+    RUN,
+    TERMINATE,
+    MaybeEncodingError,
+    RemoteTraceback,
+)
 
 from pool.codec import RemoteTraceback as OurTraceback
 from pool.compat.batch import CALL_ONE, CALL_STAR, Batch
@@ -99,13 +106,15 @@ class Pool:
     def map(self, func: Callable[[Any], Any], iterable: Iterable[Any], chunksize: int | None = None) -> list[Any]:
         """The list of ``func(item)`` for each item. All items run; then the first error in their order is raised.
         ``chunksize`` items at a time are given to a worker; default: each worker gets four chunks."""
-        return self._map_async(func, CALL_ONE, iterable, chunksize).get()
+        values: list[Any] = self._map_async(func, CALL_ONE, iterable, chunksize).get()
+        return values
 
     def starmap(
         self, func: Callable[..., Any], iterable: Iterable[Iterable[Any]], chunksize: int | None = None
     ) -> list[Any]:
         """As ``map``, with ``func(*item)``."""
-        return self._map_async(func, CALL_STAR, iterable, chunksize).get()
+        values: list[Any] = self._map_async(func, CALL_STAR, iterable, chunksize).get()
+        return values
 
     def map_async(
         self,
@@ -139,7 +148,7 @@ class Pool:
         error_callback: Callable[[BaseException], object] | None = None,
     ) -> MapResult:
         self._check_running()
-        items = iterable if hasattr(iterable, "__len__") else list(iterable)
+        items = iterable if isinstance(iterable, Sized) else list(iterable)
         if chunksize is None:
             chunksize = max(1, -(-len(items) // (4 * self._processes)))
         result = MapResult(self._executor, func, call, _checked(chunksize), callback, error_callback)
@@ -241,10 +250,13 @@ class Worker:
         return self._running.worker_pids()[self._slot]
 
     def is_alive(self) -> bool:
+        pid = self.pid
         try:
-            return self.pid > 0 and os.kill(self.pid, 0) is None
+            if pid > 0:
+                os.kill(pid, 0)
         except ProcessLookupError:
             return False
+        return pid > 0
 
 
 class _Result:
@@ -314,7 +326,7 @@ class _Result:
             return value
         raise value
 
-    __class_getitem__ = classmethod(types.GenericAlias)
+    __class_getitem__ = classmethod(types.GenericAlias)  # type: ignore[var-annotated]
 
 
 class ApplyResult(_Result):
@@ -410,7 +422,8 @@ def _translated(error: BaseException) -> BaseException:
     from pool.errors import ResultNotPicklable
 
     if isinstance(error, ResultNotPicklable):
-        return MaybeEncodingError(error.reason, error.type_name)
+        wrong: Exception = MaybeEncodingError(error.reason, error.type_name)
+        return wrong
     if type(error.__cause__) is OurTraceback:
         error.__cause__ = RemoteTraceback(str(error.__cause__))
     return error

@@ -31,9 +31,10 @@ def process_map(
     Raises the first error, as ``Pool.imap`` does; ImportError if tqdm is not installed."""
     if tqdm_class is None:
         try:
-            from tqdm.auto import tqdm as tqdm_class
+            from tqdm.auto import tqdm
         except ImportError as error:
             raise ImportError("pool.compat.tqdm needs tqdm: pip install tqdm") from error
+        tqdm_class = tqdm
     lengths = [len(iterable) for iterable in iterables if isinstance(iterable, Sized)]
     tqdm_kwargs.setdefault("total", min(lengths, default=None))
     with Pool(max_workers) as pool:  # before the bar, which starts a thread
