@@ -62,6 +62,8 @@ class Batch(MapRun):
         try:
             source = iter(iterable)
             while self._give_with_handles(source):
+                if client.state == CLOSED:
+                    client.check_open()
                 with client.lock:
                     client.submitted()
                 if most is not None and self.flying > most:
