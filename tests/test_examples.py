@@ -384,12 +384,10 @@ def test_script_lists_its_failures() -> None:
     assert wrong == "(unclosed    wrong: missing ), unterminated subpattern at position 0"
     assert re.match(r"\(.* too slow: __main__\.count ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
     assert re.match(r"crash +crashed: worker died in __main__\.count\('crash'\): SIGSEGV \(.*, attempt 2\)$", crashed)
-    assert ran.stdout.count("  results  the same as in this process\n") == 2
-    assert len(re.findall(r"^  speed    \d+ MiB/s of arguments and results, [\d.]+ times", ran.stdout, re.M)) == 2
 
 
 def test_grid_search_names_what_crashed() -> None:
-    command = [sys.executable, EXAMPLE.with_name("gridsearch.py"), "--workers", "2", "--images", "300"]
+    command = [sys.executable, EXAMPLES / "gridsearch.py", "--workers", "2", "--images", "300"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=90)
     assert (ran.returncode, ran.stderr) == (0, "")
     best, seconds, crash, scores = ran.stdout.splitlines()
