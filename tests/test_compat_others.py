@@ -84,8 +84,8 @@ def test_process_map_takes_a_class_for_the_bar() -> None:
 
 
 def test_the_executor_map_of_tqdm_takes_our_pool() -> None:
-    """It gives the initializer a lock, and puts its own function in the place of `submit`. Its bar is not looked at: the
-    list can be there before the last callbacks have run."""
+    """It gives the initializer a lock, and puts its own function in the place of `submit`. Its bar is not looked at:
+    the list can be there before the last callbacks have run."""
     out = io.StringIO()
     assert _executor_map(Pool, tasks.square, range(50), max_workers=2, file=out) == [x * x for x in range(50)]
 

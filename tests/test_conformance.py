@@ -5,15 +5,16 @@ from typing import NoReturn
 
 import conformance
 import pytest
-from conformance import DEVIATING, FAILED, NOT_APPLICABLE, PASSED, SKIPPED
+from conformance import DEVIATING, EITHER, FAILED, NOT_APPLICABLE, PASSED, SKIPPED
 
 
 def judge(
-    outcomes: dict[str, str], deviating: str = "", not_applicable: str = "", names: str = ""
+    outcomes: dict[str, str], deviating: str = "", not_applicable: str = "", either: str = "", names: str = ""
 ) -> tuple[dict[str, int], list[str]]:
     listed = {
         DEVIATING: {pattern: "why" for pattern in deviating.split()},
         NOT_APPLICABLE: {pattern: "why" for pattern in not_applicable.split()},
+        EITHER: {pattern: "why" for pattern in either.split()},
     }
     texts = {name: (outcome, "its traceback") for name, outcome in outcomes.items()}
     figure, wrong = conformance.judge("suite", names.split() or list(outcomes), texts, listed)
@@ -23,6 +24,7 @@ def judge(
 def test_what_is_listed_is_counted_and_the_rest_has_to_pass() -> None:
     outcomes = {"A.ok": PASSED, "A.other": FAILED, "A.skip": SKIPPED, "B.x": PASSED}
     assert judge(outcomes, "A.other") == ({PASSED: 2, DEVIATING: 1, NOT_APPLICABLE: 1}, [])
+    assert judge(outcomes, either="A.other B.x") == ({PASSED: 1, DEVIATING: 2, NOT_APPLICABLE: 1}, [])
     figure, wrong = judge(outcomes, "", "B.*")
     assert figure == {PASSED: 1, NOT_APPLICABLE: 2}
     assert wrong == ["suite: A.other failed\nits traceback"]
