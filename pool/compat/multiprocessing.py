@@ -35,6 +35,7 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]  # of the error
     RemoteTraceback,
 )
 
+from ipc import _core
 from pool.codec import RemoteTraceback as OurTraceback
 from pool.compat.batch import CALL_ONE, CALL_STAR, Batch
 from pool.cpus import available_cpus
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from pool.futures import Future
     from pool.launch import Running
 
-_MOST_ITEMS = 4094  # in a chunk of ours
 _AHEAD = 1024  # chunks of an imap's input that are read before their results are there
 
 
@@ -414,7 +414,7 @@ class IMapUnorderedIterator(IMapIterator):
 def _checked(chunksize: int) -> int:
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize}")
-    return min(chunksize, _MOST_ITEMS)
+    return min(chunksize, _core.MAX_ITEMS)
 
 
 def _translated(error: BaseException) -> BaseException:
