@@ -12,16 +12,19 @@ DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test lint bench build model tsan asan stress clean debian-packages force
+.PHONY: help run test conformance lint bench build model tsan asan stress clean debian-packages force
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 run: $(VENV)/.extra-examples ## make thumbnails of real photographs with the pool
 	$(PY) examples/thumbnails.py
 
 test: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages lint ## lint, then all tests
 	$(PY) -m pytest
+
+conformance: $(VENV)/.extra-test debian-packages ## the tests of multiprocessing and of ProcessPoolExecutor against ours
+	$(PY) tests/conformance.py
 
 lint: $(VENV)/.extra-lint ## ruff, mypy and the floors of the imports
 	$(VENV)/bin/ruff check .
@@ -84,8 +87,21 @@ $(VENV)/.flags: $(VENV)/.made force
 # Tests that miss a program are skipped, and fail in CI; so this target only says what to do, and never fails itself.
 debian-packages:
 	@missing=; for tool in $(DEBIAN_TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	missing="$$missing $$("$(PYTHON)" -c "$$TESTS_OF_PYTHON")"; missing=$$(echo $$missing); \
 	if [ -z "$$missing" ]; then :; \
-	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; } || \
-	  echo "could not install:$$missing" >&2; \
-	else echo "missing, so tests are skipped (in CI they fail); install as root: apt-get install$$missing" >&2; fi
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q; \
+	  for package in $$missing; do \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$package || \
+	    echo "could not install: $$package" >&2; done; \
+	else echo "missing, so tests are skipped (in CI they fail); install as root: apt-get install $$missing" >&2; fi
+
+# Prints the package that has the tests of Python, if this Python came without them. They are looked for as conformance.py
+# does.
+define TESTS_OF_PYTHON
+import importlib.util, sysconfig, test
+version = sysconfig.get_python_version()
+test.__path__.append(f"/usr/lib/python{version}/test")
+if not importlib.util.find_spec("test.test_concurrent_futures"):
+    print(f"libpython{version}-testsuite")
+endef
+export TESTS_OF_PYTHON

@@ -204,6 +204,11 @@ class _Calls(Executor):
         return ((run.index, result) for result in results) if numbered else results
 
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
+        return MapRun(self._client, self._function(fn), call, self._policy, chunksize, buffersize)
+
+    def _function(self, fn: Callable[..., Any]) -> Function:
+        """Start the workers if they are not there, and store the function for many tasks. Raises what pickling
+        raised, MemoryError if there is no room for it."""
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
         client = self._client
@@ -217,7 +222,7 @@ class _Calls(Executor):
             function = client.function(fn, once=True)
         if function.id == 0:
             raise MemoryError(f"no room in the payload segment to store {function.name}")
-        return MapRun(client, function, call, self._policy, chunksize, buffersize)
+        return function
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return iterator

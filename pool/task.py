@@ -179,20 +179,24 @@ def trim_stack(text: str) -> str:
 
 def describe_args(task: Task, item: int) -> str:
     """The arguments of a call for people, shortened; empty if they cannot be shown."""
+    call = task.flags >> 8
+    if task.items:
+        return describe_call((task.item[max(0, item - 1)],), {})
+    if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
+        return describe_call((task.item,), {})
+    return describe_call(*task.item)
+
+
+def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What stands between the parentheses of a call, shortened; empty if it cannot be shown."""
     import reprlib
 
     short = reprlib.Repr()
     short.maxstring = short.maxother = 80
-    call = task.flags >> 8
     try:
-        if task.items:
-            return short.repr(task.item[max(0, item - 1)])
-        if call in (codec.CALL_ONE, codec.CALL_STAR) and not task.sink.holds_call:
-            return short.repr(task.item)
-        args, kwargs = task.item
         return ", ".join([*map(short.repr, args), *(f"{k}={short.repr(v)}" for k, v in kwargs.items())])
     except Exception:  # user code in a repr must not cost the report
         return ""
 
 
-__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "how_it_ended", "trim_stack"]
+__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "describe_call", "how_it_ended", "trim_stack"]

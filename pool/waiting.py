@@ -18,9 +18,15 @@ from ipc import _core
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from pool.futures import Future
+
+    class Callback(Protocol):
+        """What the collector thread is to call: a Future, or another sink."""
+
+        def call(self) -> None: ...
+
 
 _SPIN_US = 20
 _CHECK_SECONDS = 0.1  # with work in flight: how long a lost hint or the monitor's death can stay unseen
@@ -54,7 +60,7 @@ class Waiting:
 
     def __init__(self) -> None:
         self.to_notify: list[Future] = []
-        self.to_call: deque[Future] = deque()
+        self.to_call: deque[Callback] = deque()
         self.reset_waiting()
 
     def reset_waiting(self) -> None:
@@ -191,6 +197,13 @@ class Waiting:
                         follower.wake()
         if self.to_call and threading.current_thread() is not self._collector:
             self.look_after()
+
+    def news(self) -> None:
+        """What somebody may wait for has come about without a worker. Not under the lock."""
+        with self.lock:
+            if self.segment is not None and self.led_by_another():
+                _core.ring_client(self.segment)
+        self.announce()
 
     def end_waiting(self) -> None:
         """Nothing will come any more: everybody who waits returns. Under the lock."""

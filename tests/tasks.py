@@ -48,6 +48,15 @@ def die_now_and_then(x: int, each: int) -> int:
     return x
 
 
+def crash_once(marker: str, x: int) -> int:
+    """`x`; the first worker that comes here dies."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return x
+    os._exit(1)
+
+
 def leave(code: int) -> None:
     sys.exit(code)
 
@@ -98,6 +107,13 @@ def sleep(seconds: float) -> float:
 
 def touch(folder: str, name: object) -> None:
     Path(folder, str(name)).touch()
+
+
+class Box:
+    """An object that can be referred to weakly."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
 
 
 # ---- things that resist travelling

@@ -384,3 +384,14 @@ def test_script_lists_its_failures() -> None:
     assert wrong == "(unclosed    wrong: missing ), unterminated subpattern at position 0"
     assert re.match(r"\(.* too slow: __main__\.count ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
     assert re.match(r"crash +crashed: worker died in __main__\.count\('crash'\): SIGSEGV \(.*, attempt 2\)$", crashed)
+
+
+def test_grid_search_names_what_crashed() -> None:
+    command = [sys.executable, EXAMPLES / "gridsearch.py", "--workers", "2", "--images", "300"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    best, seconds, crash, scores = ran.stdout.splitlines()
+    assert re.fullmatch(r"best of 9: \{'C': \d+\.0, 'gamma': 0\.\d+\}, 9\d\.\d% are right", best)
+    assert seconds.endswith(" s with 2 workers")
+    assert re.fullmatch(r"worker died in __main__\.score\(.*, gamma=0\): SIGSEGV \(.*\)", crash)
+    assert re.fullmatch(r"\[0\.9\d+, 0\.9\d+\]", scores)

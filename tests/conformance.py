@@ -1,0 +1,257 @@
+"""Other people's tests of pools, run against ours: nothing of them is copied, ours takes the place of theirs.
+
+::
+
+    python tests/conformance.py [SUITE...]
+
+    multiprocessing   the _TestPool classes of the interpreter's own test._test_multiprocessing
+    multiprocess      the same of multiprocess.tests
+    futures           the process pool's classes of test.test_concurrent_futures
+
+Each suite runs in a process of its own, with a time limit. What it is allowed to deviate in is the list of
+docs/conformance.md, with a reason for each; a deviation that passes is an error, and so is one that no test has.
+"""
+
+import argparse
+import faulthandler
+import fnmatch
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import types
+import unittest
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+LIST = Path(__file__).parent.parent / "docs" / "conformance.md"
+SECONDS = {"multiprocessing": 120, "multiprocess": 120, "futures": 180}
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+NOT_APPLICABLE, DEVIATING, EITHER = "not applicable", "deviating", "either way"
+
+
+# ---- ours in the place of theirs; also in the scripts that the tests run
+
+
+def substitute(suite: str) -> None:
+    """From now on the suite's package has our pool. To be called before its tests are imported."""
+    import test
+
+    # Some builds of Python come without their tests; Debian has them in a package, at its own place.
+    test.__path__.append(f"/usr/lib/python{sysconfig.get_python_version()}/test")
+    if suite == "futures":
+        import concurrent.futures
+
+        import pool
+
+        class ProcessPoolExecutor(pool.Pool):  # the tests make scripts with the class's name
+            pass
+
+        concurrent.futures.ProcessPoolExecutor = ProcessPoolExecutor  # type: ignore[misc]
+        return
+    import multiprocessing.managers
+
+    from pool.compat.multiprocessing import Pool
+
+    package: types.ModuleType = multiprocessing
+    if suite == "multiprocess":
+        import multiprocess.managers
+
+        package = multiprocess
+        package.TimeoutError = multiprocessing.TimeoutError  # it has its own copies of these classes
+        for name in ("RemoteTraceback", "MaybeEncodingError"):
+            setattr(package.pool, name, getattr(multiprocessing.pool, name))
+    package.Pool = package.pool.Pool = Pool
+    package.managers.SyncManager.register("Pool", Pool, package.managers.PoolProxy)
+
+
+def _substitute_in_scripts(suite: str) -> None:
+    from test.support import script_helper
+
+    theirs = script_helper.assert_python_ok
+    ours = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import conformance; "
+    ours += f"sys.path.pop(0); conformance.substitute({suite!r})\n"
+
+    def assert_python_ok(*args: str, **env: str) -> object:
+        assert args[0] == "-c"
+        return theirs("-c", ours + args[1], *args[2:], **env)
+
+    script_helper.assert_python_ok = assert_python_ok  # type: ignore[assignment]
+
+
+# ---- one suite, in its own process
+
+
+def load(suite: str) -> Iterator[unittest.TestCase]:
+    """The tests of the suite, with ours in the place of theirs. ImportError if they are not installed."""
+    substitute(suite)
+    _substitute_in_scripts(suite)
+    if suite == "futures":
+        module = importlib.import_module("test.test_concurrent_futures")
+        wanted = "*ProcessPool*"
+    else:
+        name = "test._test_multiprocessing" if suite == "multiprocessing" else "multiprocess.tests"
+        module = types.ModuleType(f"{suite}_tests")
+        sys.modules[module.__name__] = module
+        importlib.import_module(name).install_tests_in_module_dict(module.__dict__, "fork")
+        wanted = "*TestPool*"
+    for case in unittest.defaultTestLoader.loadTestsFromModule(module):
+        for one in case:
+            if fnmatch.fnmatch(type(one).__name__, wanted):
+                yield one
+
+
+class _Report(unittest.TestResult):
+    """Writes a line of JSON for each test that has ended."""
+
+    def __init__(self, file: int) -> None:
+        super().__init__()
+        self._file = file
+        self._outcome: tuple[str, str] = (PASSED, "")
+
+    def startTest(self, test: unittest.TestCase) -> None:
+        super().startTest(test)
+        self._outcome = (PASSED, "")
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        super().stopTest(test)
+        self._write(_name(test), *self._outcome)
+
+    def _write(self, name: str, outcome: str, text: str) -> None:
+        os.write(self._file, json.dumps([name, outcome, text]).encode() + b"\n")
+
+    def addFailure(self, test: unittest.TestCase, err: object) -> None:
+        super().addFailure(test, err)  # type: ignore[arg-type]
+        self._outcome = (FAILED, self.failures[-1][1])
+
+    def addError(self, test: unittest.TestCase, err: object) -> None:
+        super().addError(test, err)  # type: ignore[arg-type]
+        self._outcome = (FAILED, self.errors[-1][1])
+        if not isinstance(test, unittest.TestCase):  # setUpModule and its like
+            self._write(str(test), *self._outcome)
+
+    def addSkip(self, test: unittest.TestCase, reason: str) -> None:
+        super().addSkip(test, reason)
+        self._outcome = (SKIPPED, reason)
+
+
+def _name(test: unittest.TestCase) -> str:
+    return f"{type(test).__name__}.{test._testMethodName}"
+
+
+def run_here(suite: str, left_out: list[str], file: int) -> None:
+    """Run the suite in this process, but for what matches ``left_out``."""
+    faulthandler.dump_traceback_later(SECONDS[suite] - 5, exit=True)
+    cases = list(load(suite))
+    chosen = [case for case in cases if not _matching(_name(case), left_out)]
+    os.write(file, json.dumps([_name(case) for case in cases]).encode() + b"\n")
+    unittest.TestSuite(chosen).run(_Report(file))
+    faulthandler.cancel_dump_traceback_later()
+
+
+# ---- the list, and what is compared with it
+
+
+def deviations(suite: str) -> dict[str, dict[str, str]]:
+    """{DEVIATING: {pattern: reason}, NOT_APPLICABLE: ..., EITHER: ...} of the suite, by the headings of
+    docs/conformance.md."""
+    found: dict[str, dict[str, str]] = {DEVIATING: {}, NOT_APPLICABLE: {}, EITHER: {}}
+    section = ""
+    for line in LIST.read_text().splitlines():
+        if line.startswith("## "):
+            section = line[3:].lower()
+        row = re.match(rf"\| `{suite}: ([^`]+)` \| (.+) \|$", line)
+        if row and section in found:
+            found[section][row[1]] = row[2]
+    return found
+
+
+def _matching(name: str, patterns: list[str]) -> list[str]:
+    return [pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)]
+
+
+def judge(
+    suite: str, names: list[str], outcomes: dict[str, tuple[str, str]], listed: dict[str, dict[str, str]]
+) -> tuple[Counter[str], list[str]]:
+    """(how many passed, deviate and are not applicable, what is wrong)."""
+    figure: Counter[str] = Counter()
+    wrong = []
+    for name in names:
+        outcome, text = outcomes.get(name, (FAILED, "it has not ended, or never began"))
+        if _matching(name, list(listed[NOT_APPLICABLE])) or outcome == SKIPPED:
+            figure[NOT_APPLICABLE] += 1
+        elif _matching(name, list(listed[DEVIATING])):
+            figure[DEVIATING] += 1
+            if outcome == PASSED:
+                wrong.append(f"{suite}: {name} passes, but is listed as deviating")
+        elif _matching(name, list(listed[EITHER])):
+            figure[DEVIATING] += 1
+        elif outcome == PASSED:
+            figure[PASSED] += 1
+        else:
+            wrong.append(f"{suite}: {name} failed\n{text}")
+    for name in set(outcomes) - set(names):
+        wrong.append(f"{suite}: {name}\n{outcomes[name][1]}")
+    for pattern in [pattern for patterns in listed.values() for pattern in patterns]:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            wrong.append(f"{suite}: no test is called {pattern}, but it is listed")
+    return figure, wrong
+
+
+def run(suite: str) -> tuple[Counter[str], list[str]]:
+    """Run the suite in a process of its own, and judge it."""
+    listed = deviations(suite)
+    with tempfile.TemporaryFile() as report, tempfile.TemporaryFile() as log:
+        command = [sys.executable, __file__, "--here", suite, str(report.fileno()), *listed[NOT_APPLICABLE]]
+        ran = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[report.fileno()],
+            timeout=SECONDS[suite], check=False,
+        )  # fmt: skip
+        report.seek(0)
+        lines = [json.loads(line) for line in report]
+        log.seek(0)
+        said = log.read().decode(errors="replace")[-5000:]
+    if not lines:
+        return Counter(), [f"{suite} could not be run\n{said}"]
+    outcomes = {name: (outcome, text) for name, outcome, text in lines[1:]}
+    figure, wrong = judge(suite, lines[0], outcomes, listed)
+    if ran.returncode != 0:
+        wrong.append(f"{suite} ended with exit code {ran.returncode}\n{said}")
+    return figure, wrong
+
+
+def show(figure: Counter[str]) -> str:
+    return ", ".join(f"{figure[what]} {what}" for what in (PASSED, DEVIATING, NOT_APPLICABLE))
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--here"]:
+        run_here(sys.argv[2], sys.argv[4:], int(sys.argv[3]))
+        return 0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", choices=[*SECONDS, []], metavar="SUITE")
+    suites = parser.parse_args().suites or list(SECONDS)
+    total: Counter[str] = Counter()
+    all_wrong = []
+    for suite in suites:
+        figure, wrong = run(suite)
+        print(f"{suite:16} {show(figure)}", flush=True)
+        total += figure
+        all_wrong += wrong
+    print(f"{'together':16} {show(total)}")
+    page = LIST.read_text()
+    if len(suites) == len(SECONDS) and f"CPython {sysconfig.get_python_version()}:" in page and show(total) not in page:
+        all_wrong.append(f"{LIST} shows other figures")
+    for text in all_wrong:
+        print(f"\n{text}", file=sys.stderr)
+    return 1 if all_wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
