@@ -45,12 +45,13 @@ class Use(namedtuple("Use", "added others shared")):
         return max(self.added, resident - self.shared - start.anonymous + self.others if resident > start.peak else 0)
 
 
-def added_since(start: Start, pid: int, limit: int, orphans: Iterable[int] = ()) -> Use:
+def added_since(start: Start, pid: int, limit: int, orphans: Iterable[int] = (), thorough: bool = True) -> Use:
     """What a task has added to the memory of its worker `pid`, with what it has started; `orphans` are those of them
     that are no descendants of the worker any more.
 
     Files and shared memory do not count; neither does what was inherited by a fork and not written to. Where that is
-    slow to tell apart, it is done only if it may decide about `limit`; else `added` may be too little.
+    slow to tell apart (milliseconds), it is done only if `thorough`, and if it may decide about `limit`; else `added`
+    may be too little.
     """
     anonymous, shared = _core.memory(pid)
     own, others = max(0, anonymous - start.anonymous), 0
@@ -65,9 +66,9 @@ def added_since(start: Start, pid: int, limit: int, orphans: Iterable[int] = ())
             others += memory[0]
         elif memory != _core.memory(facts.parent):  # vfork: the very memory of its parent, until it is another program
             forked.append((child, memory[0]))
-    if own + others <= limit:
+    if thorough and own + others <= limit:
         own = max(own, _copied(start, pid, limit - own - others))
-    if own + others <= limit < own + others + sum(most for _, most in forked):
+    if thorough and own + others <= limit < own + others + sum(most for _, most in forked):
         others += sum(_core.dirtied(child) for child, _ in forked)
     return Use(own + others, others, shared)
 

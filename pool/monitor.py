@@ -49,7 +49,7 @@ _LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
-_REST = 3  # after a look at memory, do not look for so many times as long as it took
+_REST = 10  # after a thorough look at memory, only fast ones for so many times as long as it took
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -96,7 +96,7 @@ class Monitor:
         self._terminal = ""
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._oom_kills = memory.oom_kills()
-        self._rest_until = 0.0  # no look at memory before
+        self._rest_until = 0.0  # no thorough look at memory before
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
         self._client_fd: int | None = None
@@ -201,8 +201,6 @@ class Monitor:
     def _check_memory(self, now: float) -> float | None:
         """Condemn and kill what has added more memory than its limit, at once: it goes on filling meanwhile. How long
         until one of the others may have."""
-        if now < self._rest_until:
-            return self._rest_until - now
         limited = _core.limited(self._segment)
         if not limited:
             return None
@@ -210,6 +208,7 @@ class Monitor:
         with contextlib.suppress(OSError):  # no file descriptor left: we look again when there may be one
             orphans = self._orphans()
         waits = []
+        thorough = now >= self._rest_until
         for slot, generation, row, word, limit, *noted in limited:
             w, start = self._workers[slot], memory.Start(*noted)
             if w.generation != generation or not w.pid or w.status is not None:
@@ -218,7 +217,7 @@ class Monitor:
                 waits.append(memory.seconds_to_look(0))
                 continue
             try:
-                use = memory.added_since(start, w.pid, limit, orphans.get(w.mark, ()))
+                use = memory.added_since(start, w.pid, limit, orphans.get(w.mark, ()), thorough)
             except OSError:
                 waits.append(memory.seconds_to_look(limit))
                 continue
@@ -228,8 +227,9 @@ class Monitor:
                 w.reason, w.excess = _core.MEMORY, (use, start)
                 process.kill_group(w.pid)
         ended = time.monotonic()
-        self._rest_until = ended + _REST * (ended - now)
-        return min(waits, default=None)
+        if thorough:  # one that had no reason to be slow costs nothing
+            self._rest_until = ended + _REST * (ended - now)
+        return max(min(waits), ended - now) if waits else None
 
     def _orphans(self) -> dict[int, list[int]]:
         """By mark: what tasks have started and what has become our child, because who had started it is gone."""

@@ -120,6 +120,7 @@ FILLS = [_fill_with_numpy, _fill_with_bytes, _fill_by_the_kernel]
 @pytest.mark.timeout(100)
 def test_a_task_that_fills_memory_is_stopped_soon_and_nobody_else_notices(tmp_path: Path) -> None:
     gate = tasks.Gate(tmp_path)
+    ours = b"\1" * (300 * MIB)  # every worker inherits it: a look at what of that it has written to takes milliseconds
     with Pool(21) as pool:
         held = [pool.submit(tasks.hold, gate.path, n) for n in range(20)]
         try:
@@ -140,6 +141,7 @@ def test_a_task_that_fills_memory_is_stopped_soon_and_nobody_else_notices(tmp_pa
         assert [future.result(20) for future in held] == list(range(20))
         assert pool.crashes == 0
     gate.close()
+    assert len(ours) == 300 * MIB
 
 
 def _add(size: int) -> int:
