@@ -378,10 +378,12 @@ def test_two_runs_do_not_share_a_journal() -> None:
         err = run("map", "tasks:nothing", "1", "--journal", "j.db", code=2)[1]
         assert f"is in use by process {first.pid}" in err
         assert run("journal", "j.db")[0].startswith("tasks.tells")  # it may be looked at
+        first.kill()
+        processes.wait_until(lambda: not processes.runs(first.pid), "it is dead, though we have not waited for it")
+        run("map", "tasks:nothing", "1", "--journal", "j.db")
     finally:
         first.kill()
         first.communicate()
-    run("map", "tasks:nothing", "1", "--journal", "j.db")
 
 
 def test_full_disk_is_said_and_nothing_is_repeated_afterwards() -> None:

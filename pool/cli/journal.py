@@ -160,11 +160,13 @@ def _open(path: str, make: bool) -> sqlite3.Connection:
 
 
 def _began(pid: int) -> float:
-    """When the process began, so that a number which was given again is not taken for it; 0: there is none."""
+    """When the process began, so that a number which was given again is not taken for it; 0: there is none, or it is
+    dead and nobody has waited for it."""
     import psutil
 
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return 0.0
 
