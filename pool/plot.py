@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 TYPE_CHECKING = False
@@ -13,17 +14,21 @@ _DEATH = "#d62728"
 _BUSY = "#2c7fb8"
 
 
+def check(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError or ModuleNotFoundError if there can be no such plot, for those who want to know beforehand."""
+    if os.path.splitext(path)[1].lower() not in _SUFFIXES:
+        raise ValueError(f"a plot is a {' or a '.join(_SUFFIXES)} file, not {os.fspath(path)!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("plots need matplotlib: pip install 'prefork-pool[plot]'", name="matplotlib")
+
+
 def draw(insights: Insights, path: str | os.PathLike[str]) -> None:
     """See ``Insights.plot``."""
+    check(path)
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"a plot is a {' or a '.join(_SUFFIXES)} file, not {os.fspath(path)!r}")
-    try:
-        import matplotlib
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("plots need matplotlib: pip install 'prefork-pool[plot]'", name=error.name) from error
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
 
     use, workers, elapsed = insights.utilisation, len(insights.workers), max(insights.elapsed, 1e-9)
     unit, seconds = next((u for u in (("hours", 3600.0), ("minutes", 60.0)) if elapsed > 3 * u[1]), ("seconds", 1.0))

@@ -260,6 +260,16 @@ def test_quiet_prints_only_values_and_failures() -> None:
     assert (out, err) == ("a\n", "failed  bad  ValueError: a bad one\n")
 
 
+def test_insights_and_their_plot() -> None:
+    err = run("map", "tasks:upper", "a", "b", "--insights", "--plot", "busy.svg")[1]
+    assert re.search(r"^tasks.upper +2 ", err, re.M)
+    assert "<svg" in Path("busy.svg").read_text()
+    last = json.loads(run("map", "tasks:upper", "a", "--insights", "--json")[0].splitlines()[-1])
+    assert last["insights"]["functions"][0]["name"] == "tasks.upper"
+    err = run("map", "tasks:upper", "a", "--plot", "no/busy.svg", code=1)[1]
+    assert re.search(r"^no plot: .*No such file or directory", err, re.M)
+
+
 # ---- outputs
 
 
@@ -500,6 +510,7 @@ def test_terminated_is_as_clean(many: Path) -> None:
         (("map", "tasks:upper", "a", "--memory-limit", "much"), ".*'much'.*"),
         (("map", "tasks:upper", "a", "--chunksize", "0"), "invalid value for '--chunksize': .*"),
         (("map", "tasks:upper", "a", "--on-error", "ignore"), "invalid value for '--on-error': .*"),
+        (("map", "tasks:upper", "a", "--plot", "x.pdf"), "--plot: a plot is a .svg or a .png file, not 'x.pdf'"),
         (("map", "tasks:upper", "a", "--retry-failed"), "--retry-failed needs --journal FILE"),
         (("map", "tasks:upper", "a", "--suffix", ".x"), "--suffix needs --out DIR"),
         (("map", "tasks:copy", "a", "--out", "tasks.py/x"), "--out 'tasks.py/x': Not a directory"),

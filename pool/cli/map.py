@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from pool import Pool, codec
+from pool import Pool, codec, plot
 from pool.cli import Stopped, inputs, reader_gone, target
 from pool.cli.batch import Batch, Ended
 from pool.cli.journal import Journal
@@ -116,6 +116,8 @@ class _Command:
             raise click.UsageError("--retry-failed needs --journal FILE")
         if out is None and (suffix or base):
             raise click.UsageError(f"{'--suffix' if suffix else '--base'} needs --out DIR")
+        if options["plot"]:
+            _check_plot(options["plot"])
         self.target = target.Target(function, list(arguments), out is not None)
         self.inputs = inputs.Inputs(words, b"\0" if null else b"\n")
         self.pool = self._pool()
@@ -237,8 +239,19 @@ class _Command:
         if options["insights"] and not options["as_json"]:
             click.echo(str(self.pool.insights()), err=True)
         if options["plot"]:
-            self.pool.insights().plot(options["plot"])
+            try:
+                self.pool.insights().plot(options["plot"])
+            except (OSError, ValueError) as error:  # ValueError: no worker was ever started
+                click.echo(f"no plot: {error}", err=True)
+                code = code or 1
         return code
+
+
+def _check_plot(path: str) -> None:
+    try:
+        plot.check(path)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise click.UsageError(f"--plot: {error}") from None
 
 
 def _make_folder(path: str) -> None:
