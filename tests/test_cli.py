@@ -495,7 +495,7 @@ def test_terminated_is_as_clean(many: Path) -> None:
         (("map", "tasks:constant", "a"), "'tasks:constant' is not a function but int"),
         (("map", "broken:f", "a"), r"importing 'broken' failed: ZeroDivisionError: .* \(.*broken.py:1\)"),
         (("map", "tasks:upper"), "no inputs: name files, a pattern, @FILE, or - for standard input"),
-        (("map", "tasks:upper", "*.jpg"), r"no file matches '\*.jpg'"),
+        (("map", "tasks:upper", "*.jpg"), r"no file matches '\*.jpg' \(what is no pattern may come from @FILE or -\)"),
         (("map", "tasks:upper", "@nofile"), "cannot read 'nofile': No such file or directory"),
         (("map", "tasks:upper", "@."), "cannot read '.': Is a directory"),
         (("map", "tasks:copy", "a"), ".* needs 'dst': say --out DIR, or --arg dst=VALUE"),

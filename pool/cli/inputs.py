@@ -49,7 +49,7 @@ class Inputs:
                 found = glob.iglob(word, recursive=True)
                 head = list(itertools.islice(found, _COUNTED))
                 if not head:
-                    raise click.UsageError(f"no file matches {word!r}")
+                    raise click.UsageError(f"no file matches {word!r} (what is no pattern may come from @FILE or -)")
                 count = len(head) if len(head) < _COUNTED else None
                 head.sort()
                 sources.append(itertools.chain(head, found))
