@@ -421,6 +421,7 @@ def _values() -> dict[str, Any]:
         "bytes": bytes(grid),
         "bytearray": bytearray(grid),
         "array.array": arrays.array("d", range(9000)),
+        "short array.array": arrays.array("h", range(9)),
         "PickleBuffer": Buffered(array(6, 50_000).tobytes()),
         "PickleBuffer, writable": Buffered(bytearray(array(6, 50_000))),
         "many": [array(k, 100) for k in range(500)],
@@ -520,11 +521,24 @@ def test_results_that_look_into_the_argument(length: int, retries: int) -> None:
         processes.wait_until(lambda: views(pool) == 0, "nothing is held", 5)
 
 
-def test_a_memoryview_arrives_as_its_bytes() -> None:
+@pytest.mark.parametrize("length", [1000, 9000])
+def test_a_memoryview_arrives_as_its_bytes(length: int) -> None:
     with small_pool(1) as pool:
-        value = arrays.array("d", range(1000))
-        assert pool.submit(tasks.identity, memoryview(value)).result() == value.tobytes()
-        assert list(pool.imap(bytes, [memoryview(value)] * 3, chunksize=3)) == [value.tobytes()] * 3
+        value = arrays.array("d", range(length))
+        grid = np.arange(length * 24, dtype=np.uint8).view([("a", "i4"), ("b", "f8")]).reshape(length, 2)
+        for view in memoryview(value), memoryview(value)[::2], memoryview(grid), memoryview(grid.T):
+            assert pool.submit(tasks.identity, view).result() == view.tobytes()
+            assert list(pool.imap(bytes, [view] * 3, chunksize=3)) == [view.tobytes()] * 3
+            assert list(pool.imap(bytes, [view] * 3, chunksize=1)) == [view.tobytes()] * 3
+
+
+def test_bare_buffers_go_beside_the_pickle() -> None:
+    with small_pool(1) as pool:
+        for value in (bytes(90_000), bytearray(90_000), arrays.array("d", range(9000)), memoryview(bytes(90_000))):
+            future = pool.submit(tasks.identity, value)
+            assert future.result() == value
+            assert future.account is not None
+            assert (future.account.sent, future.account.received) == ("memory", "view")
 
 
 def test_memory_in_pieces_that_asks_to_travel_out_of_band_is_refused_by_name() -> None:
