@@ -188,7 +188,7 @@ def encode_value(value: Any) -> tuple[int, Any]:
             data = by_value(value, buffers.append)
         return (PACKED, pack(data, buffers)) if buffers else (VALUE, data)
     except (Exception, SystemExit) as error:
-        return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {_text(error)}"), 5)
+        return UNPICKLABLE, _dumps((type(value).__qualname__, f"{type(error).__name__}: {text_of(error)}"), 5)
 
 
 def pack(data: bytes, buffers: list[Any]) -> tuple[Any, ...]:
@@ -300,7 +300,8 @@ def loads_packed(packed: Any) -> Any:
     return loads(data, buffers=buffers)
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """An exception's text, shortened, whatever its own code does."""
     try:
         return str(error)[:_TEXT_LIMIT]
     except (Exception, SystemExit) as failed:  # a __str__ that raises must not cost us the report
@@ -337,7 +338,7 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
             inner = None
     # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
     kind = ABORT if isinstance(error, getattr(sys.modules.get("pool.errors"), "Abort", ())) else ERROR
-    return kind, _dumps((inner, type(error).__qualname__, _text(error), _trace(error, skip)), 5)
+    return kind, _dumps((inner, type(error).__qualname__, text_of(error), _trace(error, skip)), 5)
 
 
 EMERGENCY = _dumps(
@@ -381,7 +382,7 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
         try:
             error = loads(inner)
         except (Exception, SystemExit) as failed:
-            message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {_text(failed)})"
+            message = f"{message} (the exception itself cannot be rebuilt: {type(failed).__name__}: {text_of(failed)})"
     if not isinstance(error, BaseException):
         from pool.errors import RemoteError
 
@@ -406,7 +407,7 @@ def decode_value(kind: int, data: Any, task: str) -> Any:
     except (Exception, SystemExit) as failed:
         from pool.errors import ResultNotPicklable
 
-        reason = f"it cannot be rebuilt here: {type(failed).__name__}: {_text(failed)}"
+        reason = f"it cannot be rebuilt here: {type(failed).__name__}: {text_of(failed)}"
         raise ResultNotPicklable(task=task, type_name="value", reason=reason) from failed
 
 

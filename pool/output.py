@@ -11,6 +11,8 @@ _count = itertools.count()
 _record_fd: int | None = None
 _open: dict[str, None] = {}
 _LIMIT = 64 * 1024
+_LONGEST_NAME = 255  # bytes, on every common file system
+_LONGEST_SUFFIX = 32
 
 
 @contextlib.contextmanager
@@ -27,8 +29,7 @@ def output(path: str | os.PathLike[str]) -> Iterator[str]:
     folder, name = os.path.split(final)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"no such folder: {folder!r}")
-    stem, suffix = os.path.splitext(name)
-    temporary = os.path.join(folder, f".{stem}.part-{os.getpid()}-{next(_count)}{suffix}")
+    temporary = os.path.join(folder, _temporary_name(name))
     _open[temporary] = None
     _record()
     try:
@@ -41,6 +42,16 @@ def output(path: str | os.PathLike[str]) -> Iterator[str]:
     finally:
         _open.pop(temporary, None)
         _record()
+
+
+def _temporary_name(name: str) -> str:
+    """Hidden, with the suffix of ``name``, and no longer than a file system allows, which ``name`` may be already."""
+    stem, suffix = os.path.splitext(name)
+    if len(os.fsencode(suffix)) > _LONGEST_SUFFIX:  # a dot in a sentence
+        stem, suffix = name, ""
+    mark = f".part-{os.getpid()}-{next(_count)}{suffix}"
+    room = max(0, _LONGEST_NAME - len(os.fsencode(f".{mark}")))
+    return f".{os.fsdecode(os.fsencode(stem)[:room])}{mark}"
 
 
 def record_to(fd: int) -> None:
@@ -76,7 +87,7 @@ def remove_abandoned(folder: str) -> None:
     killed at the same moment leave them."""
     import re
 
-    unfinished = re.compile(r"\..+\.part-(\d+)-\d+(\..*)?")
+    unfinished = re.compile(r"\..*\.part-(\d+)-\d+(\..*)?")
     for where, _, names in os.walk(folder):
         for name in names:
             if (found := unfinished.fullmatch(name)) and not os.path.exists(f"/proc/{found[1]}"):

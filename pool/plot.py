@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 
@@ -15,9 +16,13 @@ _BUSY = "#2c7fb8"
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError or ModuleNotFoundError if there can be no such plot, for those who want to know beforehand."""
+    """Raises ValueError, FileNotFoundError (for the folder) or ModuleNotFoundError if there can be no such plot, for
+    those who want to know beforehand."""
     if os.path.splitext(path)[1].lower() not in _SUFFIXES:
         raise ValueError(f"a plot is a {' or a '.join(_SUFFIXES)} file, not {os.fspath(path)!r}")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, "no such folder", folder)
     if importlib.util.find_spec("matplotlib") is None:
         raise ModuleNotFoundError("plots need matplotlib: pip install 'prefork-pool[plot]'", name="matplotlib")
 

@@ -145,7 +145,7 @@ class Ticker:
         rate = done / max(elapsed, 1e-6) if ended else self._rate.of(now, done)
         busy, parts = client.at_work()
         memory = self._memory.of(now, client.processes())
-        eta = _eta(done, total, rate)
+        eta = eta_of(done, total, rate)
         return Progress(
             done, total, run.failed, run.crashes, 0, elapsed, rate, eta, busy, client.workers, memory, parts, ended
         )
@@ -198,7 +198,8 @@ class _Memory:
         return self._sum
 
 
-def _eta(done: int, total: int | None, rate: float) -> float | None:
+def eta_of(done: int, total: int | None, rate: float) -> float | None:
+    """Seconds until the end at ``rate`` items a second; None if it cannot be told."""
     if total is None or rate <= 0:
         return None
     return max(0, total - done) / rate
@@ -238,7 +239,7 @@ def display(
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if terminal.is_fit(fd := stream.fileno()):
                 return _Bar(total, fd, getattr(stream, "encoding", None) or "ascii", label)
-    return _Log(total, stream, label)
+    return Log(total, stream, label)
 
 
 class Display:
@@ -257,7 +258,7 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         if progress.total is None and self._total is not None:
-            eta = _eta(progress.done, self._total, progress.rate)
+            eta = eta_of(progress.done, self._total, progress.rate)
             progress = progress._replace(total=max(self._total, progress.done), eta=eta)
         now = time.monotonic()
         if self._last is None:
@@ -326,7 +327,7 @@ class _Bar(Display):
         return bar_line(progress, columns, self._label, unicode=self._unicode, colours=self._colours)
 
 
-class _Log(Display):
+class Log(Display):
     _pause = _LOG_SECONDS
 
     def __init__(self, total: int | None, stream: TextIO, label: str | None) -> None:
@@ -519,4 +520,4 @@ def _size(size: int) -> str:
     return f"{size / (1 << 20):,.0f} MiB" if size < 10 << 30 else f"{size / (1 << 30):,.1f} GiB"
 
 
-__all__ = ["Display", "Progress", "Ticker", "bar_line", "display", "log_line", "parts_text"]
+__all__ = ["Display", "Log", "Progress", "Ticker", "bar_line", "display", "eta_of", "log_line", "parts_text"]

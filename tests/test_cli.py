@@ -1,91 +1,16 @@
-"""``python -m pool`` as its user runs it: in a folder with a module, real processes, real files."""
+"""``pool map``: inputs, results, failures, outputs."""
 
 import json
 import os
 import re
-import resource
-import signal
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import processes
 import pytest
+from commands import files, folder, lines, run, start
 
-TASKS = """
-import os, signal, sys, time
-from pathlib import Path
-
-def nothing(x): pass
-def upper(x: str, times: int = 1): return x.upper() * times
-def add(x: int, *, n: float): return x + n
-def where(x: Path): return type(x).__name__ + str(x.parent)
-def some_fail(x):
-    if x == "bad": raise ValueError("a bad\\none")
-    if x == "segv": os.kill(os.getpid(), signal.SIGSEGV)
-    if x == "hang": time.sleep(1000)
-    if x == "exit": sys.exit(3)
-    return x
-def copy(src, dst):
-    Path(dst).write_bytes(Path(src).read_bytes())
-def half(src, dst):
-    Path(dst).write_text("half")
-    if "bad" in src: raise ValueError("bad")
-    if "segv" in src: os.abort()
-def content(src): return Path(src).read_bytes() * 2
-def number(src): return 7
-def forgets(src, dst): pass
-def noted(x):
-    with open("ledger", "a") as file: file.write(f"{x}\\n")
-    if x.endswith("5"): raise ValueError("five")
-def slow_copy(src, dst):
-    with open(dst, "wb", buffering=0) as file:
-        for byte in Path(src).read_bytes():
-            file.write(bytes([byte]))
-            time.sleep(0.001)
-    with open("ledger", "a") as file: file.write(f"{os.path.basename(src)}\\n")
-def tells(x):
-    print(f"task {x}", flush=True)
-    time.sleep(1000)
-class Holder:
-    @staticmethod
-    def inner(x): return "inner " + x
-constant = 3
-"""
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with tasks.py, in which everything runs."""
-    (tmp_path / "tasks.py").write_text(TASKS)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([sys.executable, "-m", "pool", *map(str, words)], text=True, **pipes)
-
-
-def run(*words: object, code: int = 0, input: str | None = None) -> tuple[str, str]:
-    """(stdout, stderr) of one command, which must end with ``code``."""
-    ran = start(*words, **({} if input is None else {"stdin": subprocess.PIPE}))
-    try:
-        out, err = ran.communicate(input, timeout=60)
-    finally:
-        ran.kill()
-    assert ran.returncode == code, err
-    return out, err
-
-
-def lines(*words: object, **options: Any) -> list[str]:
-    """What ``pool map -k`` prints."""
-    return run("map", "-k", *words, **options)[0].splitlines()
-
+__all__ = ["files", "folder"]
 
 # ---- inputs and results
 
@@ -145,7 +70,10 @@ def test_results_come_while_standard_input_is_silent() -> None:
 
 def test_annotations_convert() -> None:
     assert lines("tasks:add", "3", "4", "-a", "n=0.5") == ["3.5", "4.5"]
+    Path("x").mkdir()
+    Path("x/y").touch()
     assert lines("tasks:where", "x/y") == ["PosixPathx"]
+    assert lines("tasks:where", "-", input="x/no") == ["PosixPathx"]  # what is read may be anything
     assert lines("tasks:upper", "a", "--arg", "times=3") == ["AAA"]
     assert "ValidationError" in run("map", "tasks:add", "x", "-a", "n=1", code=1)[1]
 
@@ -157,6 +85,33 @@ def test_functions_in_classes_files_and_installed_modules() -> None:
     assert lines("deep/other.py:twice", "x") == ["xx"]
     assert lines("os.path:basename", "a/b") == ["b"]
     assert lines("builtins:len", "four") == ["4"]
+
+
+def test_file_is_found_whatever_else_has_its_name() -> None:
+    Path("queue.py").write_text("def twice(x): return x * 2\n")
+    Path("json.tools.py").write_text("def twice(x): return x * 2\n")
+    assert lines("queue.py:twice", "x") == ["xx"]
+    assert lines("json.tools.py:twice", "x") == ["xx"]
+    assert "say queue.py:... for yours" in run("map", "queue:twice", "x", code=2)[1]
+
+
+def test_arguments_may_be_lists() -> None:
+    assert lines("tasks:total", "x", "-a", "sizes=[1, 2]", "-a", "more=[1]") == ["4"]
+    assert "`array`" in run("map", "tasks:total", "x", "-a", "sizes=1", code=2)[1]
+
+
+def test_zero_is_no_policy_left_out() -> None:
+    assert "timeout must be greater than 0" in run("map", "tasks:upper", "a", "--timeout", "0", code=2)[1]
+    assert "memory_limit" in run("map", "tasks:upper", "a", "--memory-limit", "", code=2)[1]
+
+
+def test_lines_may_end_as_on_windows() -> None:
+    Path("list").write_bytes(b"a\r\n\r\nb\r\nc\rd")
+    assert json.loads(run("map", "tasks:nothing", "@list", "--json")[0].splitlines()[-1])["summary"]["inputs"] == 3
+    out = subprocess.run(
+        [sys.executable, "-m", "pool", "map", "-k", "tasks:upper", "@list"], capture_output=True
+    ).stdout
+    assert out == b"A\nB\nC\rD\n"
 
 
 def test_without_processes() -> None:
@@ -189,6 +144,34 @@ def test_reader_that_goes_away_ends_it() -> None:
     assert ran.wait(30) == 141
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict", "latin-1"])
+def test_any_text_can_be_printed(encoding: str) -> None:
+    Path("list").write_bytes("ł\n".encode() + b"\xff\n")
+    command = [sys.executable, "-m", "pool", "map", "-k", "tasks:some_fail", "@list"]
+    ran = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == ("ł" if "utf" in encoding else "\\u0142").encode() + b"\n\xff\n"
+
+
+def test_output_that_cannot_be_written_ends_it_in_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        ran = start("map", "tasks:upper", "a", "--journal", "j.db", stdout=full)
+        _, err = ran.communicate(timeout=30)
+    assert ran.returncode == 1
+    assert err.startswith("standard output cannot be written: No space left on device: ")
+    assert len(err.splitlines()) == 1
+    assert run("map", "tasks:upper", "a", "--journal", "j.db")[0] == "A\n"  # nobody had seen it
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full"])
+def test_closed_streams_are_no_reason_to_fail(closed: str) -> None:
+    command = f"{sys.executable} -m pool map tasks:noted 1 2 5 --json {closed}; echo code $? > code"
+    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert Path("code").read_text() == "code 1\n"
+    assert sorted(Path("ledger").read_text().split()) == ["1", "2", "5"]
+    assert "Traceback" not in ran.stdout + ran.stderr
+
+
 # ---- failures
 
 
@@ -201,6 +184,23 @@ def test_failures_are_listed_and_named() -> None:
     assert re.match(r"TaskTimeout: tasks.some_fail ran longer than its timeout of 0.5 s", listed["hang"])
     assert listed["exit"] == "SystemExit: 3"
     assert re.search(r"^2 of 6 done, 4 failed, 1 crash in [\d.]+ s$", err, re.M)
+
+
+def test_what_cannot_be_shown_is_that_inputs_failure() -> None:
+    for words in (), ("--json",):
+        out, err = run("map", "tasks:odd", "value", "error", "fine", *words, code=1)
+        assert "fine" in out
+        assert "failed  error  OddError: <str() raised RuntimeError>\n" in err
+        assert "failed  value  NotShown: its value cannot be shown: RuntimeError: no text\n" in err
+        assert "1 of 3 done, 2 failed" in err
+    err = run("map", "tasks:unpicklable", "a", code=1)[1]
+    assert re.search(r"^failed  a  ResultNotPicklable: tasks.unpicklable returned a value that can't be pickled", err)
+
+
+def test_listed_names_do_not_steer_the_terminal() -> None:
+    Path("list").write_bytes(b"a\33[2J\xff\0")
+    err = run("map", "tasks:add", "-0", "@list", "-a", "n=1", code=1)[1]
+    assert err.startswith("failed  a\\x1b[2J\\udcff  UnicodeEncodeError: ")
 
 
 def test_first_failure_may_end_it() -> None:
@@ -242,7 +242,7 @@ def test_json_lines() -> None:
     assert second == {"input": "bad", "ok": False, "error": "ValueError", "message": "a bad\none"}
     assert (third["input"], third["ok"], third["error"]) == ("segv", False, "WorkerCrashed")
     assert last["summary"].pop("seconds") > 0
-    expected = {"inputs": 3, "done": 1, "failed": 2, "before": 0, "crashes": 1, "stopped": None}
+    expected = {"inputs": 3, "done": 1, "failed": 2, "before": 0, "repeated": 0, "crashes": 1, "stopped": None}
     assert last["summary"] == expected
     assert "failed  bad" in err
 
@@ -253,6 +253,9 @@ def test_values_that_json_cannot_take_are_shown() -> None:
     )
     assert "{2}" in json.loads(run("map", "more:odd", "a", "--json")[0].splitlines()[0])["value"]
     assert json.loads(run("map", "more:path", "a", "--json")[0].splitlines()[0])["value"] == "a"
+    Path("arrays.py").write_text("import numpy\ndef number(x): return numpy.arange(3)\ndef nan(x): return float('nan')")
+    assert json.loads(run("map", "arrays.py:number", "a", "--json")[0].splitlines()[0])["value"] == [0, 1, 2]
+    assert '"value": "nan"' in run("map", "arrays.py:nan", "a", "--json")[0]  # NaN is no JSON
 
 
 def test_quiet_prints_only_values_and_failures() -> None:
@@ -266,19 +269,9 @@ def test_insights_and_their_plot() -> None:
     assert "<svg" in Path("busy.svg").read_text()
     last = json.loads(run("map", "tasks:upper", "a", "--insights", "--json")[0].splitlines()[-1])
     assert last["insights"]["functions"][0]["name"] == "tasks.upper"
-    err = run("map", "tasks:upper", "a", "--plot", "no/busy.svg", code=1)[1]
-    assert re.search(r"^no plot: .*No such file or directory", err, re.M)
 
 
 # ---- outputs
-
-
-@pytest.fixture
-def files(folder: Path) -> Path:
-    for name in ("in/a.txt", "in/x/a.txt", "in/x/b.txt"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    return folder
 
 
 def below(path: str) -> dict[str, str]:
@@ -331,247 +324,33 @@ def test_output_never_overwrites_an_input_or_another_output(files: Path) -> None
     assert "failed  in/a.txt  ValueError: an earlier input has the same output" in err
 
 
-# ---- the journal
+def test_input_given_again_is_done_once(files: Path) -> None:
+    command = ("map", "tasks:copy", "in/a.txt", "in/a.txt", "in/x/a.txt", "--out", "out", "--journal", "j.db")
+    assert re.search(r"^2 of 2 done in [\d.]+ s; 1 given again$", run(*command)[1], re.M)
+    assert re.search(r"^2 of 2 done in [\d.]+ s; 2 recorded before; 1 given again$", run(*command)[1], re.M)
 
 
-def ledger() -> list[str]:
-    return Path("ledger").read_text().split() if Path("ledger").exists() else []
+def test_input_whose_output_is_anothers_is_not_recorded(files: Path) -> None:
+    Path("in/a.png").touch()
+    words = ("map", "tasks:copy", "in/a.png", "in/a.txt", "--out", "out", "--suffix", ".webp", "--journal", "j.db")
+    for _ in range(2):
+        err = run(*words, code=1)[1]
+        assert "failed  in/a.txt  ValueError: an earlier input has the same output" in err
+        assert "1 of 2 done, 1 failed" in err
+    assert run("journal", "j.db")[0].startswith(f"{files}/tasks.py:copy ")
+    assert ": 1 done, 0 failed" in run("journal", "j.db")[0]
 
 
-def test_recorded_inputs_are_not_done_again() -> None:
-    command = ("map", "tasks:noted", "1", "2", "5", "--journal", "j.db")
-    assert "2 of 3 done" in run(*command, code=1)[1]
-    err = run(*command, code=1)[1]
-    assert "failed  5  ValueError: five" in err  # still not done, so it is still said
-    assert "2 of 3 done" in err
-    assert "; 3 recorded before" in err
-    assert sorted(ledger()) == ["1", "2", "5"]
-    run(*command, "3", code=1)
-    assert sorted(ledger()) == ["1", "2", "3", "5"]
-    run(*command, "--retry-failed", code=1)
-    assert sorted(ledger()) == ["1", "2", "3", "5", "5"]
+def test_folders_are_no_matches(files: Path) -> None:
+    run("map", "tasks:copy", "in/**", "--out", "out")
+    assert sorted(below("out")) == ["a.txt", "x/a.txt", "x/b.txt"]
+    assert lines("tasks:upper", "in/*/") == ["IN/X/"]  # asked for
+    err = run("map", "tasks:copy", "in", "--out", "out2", "--base", "in", code=1)[1]
+    assert "failed  in  ValueError: its output would have no name" in err
 
 
-def test_changed_file_is_another_input() -> None:
-    Path("file").write_text("one")
-    command = ("map", "tasks:noted", "file", "--journal", "j.db")
-    run(*command)
-    run(*command)
-    assert ledger() == ["file"]
-    Path("file").write_text("two and more")
-    run(*command)
-    assert ledger() == ["file", "file"]
-
-
-def test_other_arguments_or_outputs_are_other_work(files: Path) -> None:
-    command = ("map", "tasks:upper", "a", "--journal", "j.db", "--json")
-    for words, before in ((), 0), ((), 1), (("-a", "times=2"), 0), (("-a", "times=2"), 1):
-        assert json.loads(run(*command, *words)[0].splitlines()[-1])["summary"]["before"] == before
-    for out, before in ("out", 0), ("out", 1), ("other", 0):
-        text = run("map", "tasks:copy", "in/a.txt", "--out", out, "--journal", "j.db", "--json")[0]
-        assert json.loads(text.splitlines()[-1])["summary"]["before"] == before
-
-
-def test_journal_is_shown() -> None:
-    run("map", "tasks:noted", "1", "5", "--journal", "j.db", code=1)
-    assert re.fullmatch(r"tasks.noted \{\}: 1 done, 1 failed, [\d.]+ s of work, 1 runs\n", run("journal", "j.db")[0])
-    assert run("journal", "j.db", "--failed")[0].splitlines()[1] == "  5: ValueError: five"
-    rows = [json.loads(line) for line in run("journal", "j.db", "--json")[0].splitlines()]
-    assert {(row["input"], row["ok"]) for row in rows} == {("1", True), ("5", False)}
-
-
-def test_two_runs_do_not_share_a_journal() -> None:
-    first = start("map", "tasks:tells", "1", "--journal", "j.db")
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "task 1\n"
-        err = run("map", "tasks:nothing", "1", "--journal", "j.db", code=2)[1]
-        assert f"is in use by process {first.pid}" in err
-        assert run("journal", "j.db")[0].startswith("tasks.tells")  # it may be looked at
-        first.kill()
-        processes.wait_until(lambda: not processes.runs(first.pid), "it is dead, though we have not waited for it")
-        run("map", "tasks:nothing", "1", "--journal", "j.db")
-    finally:
-        first.kill()
-        first.communicate()
-
-
-def test_full_disk_is_said_and_nothing_is_repeated_afterwards() -> None:
-    Path("list").write_text("".join(f"{'x' * 200}{k}\n" for k in range(5000)))
-    ran = start("map", "tasks:upper", "-", "--journal", "j.db", stdin=subprocess.PIPE)
-    assert ran.stdin is not None
-    assert ran.stdout is not None
-    ran.stdin.write("first\n")
-    ran.stdin.flush()
-    assert ran.stdout.readline() == "FIRST\n"
-    resource.prlimit(ran.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))  # from now on, for the pool's memory is a file
-    _, err = ran.communicate(Path("list").read_text(), timeout=30)
-    assert ran.returncode == 1
-    assert re.search(r"^the journal 'j.db' cannot be written: .*; the same command goes on from here$", err, re.M)
-    assert "Traceback" not in err
-    out = run("map", "tasks:nothing", "@list", "--journal", "j.db", "--json")[0]
-    summary = json.loads(out.splitlines()[-1])["summary"]
-    assert summary["done"] == 5000
-
-
-def test_journal_is_at_most_100_ms_behind() -> None:
-    """Also while nothing else happens: one task has ended, the others go on."""
-    Path("more.py").write_text("import time\ndef wait(x): time.sleep(0 if x == 'quick' else 1000)\n")
-    ran = start("map", "more:wait", "quick", "a", "b", "--journal", "j.db", "--json")
-    try:
-        assert ran.stdout is not None
-        ran.stdout.readline()  # flushed with the commit
-
-        def recorded() -> bool:
-            with closing(sqlite3.connect("j.db")) as db:
-                return bool(db.execute("SELECT count(*) FROM item").fetchone()[0])
-
-        processes.wait_until(recorded, "it is in the journal", 0.5)
-    finally:
-        ran.kill()
-        ran.communicate()
-
-
-@pytest.fixture
-def many(folder: Path) -> Iterator[Path]:
-    (folder / "in").mkdir()
-    for number in range(120):
-        (folder / "in" / f"{number:03}").write_bytes(bytes([number]) * 30)
-    return folder
-
-
-def check_many(summary: str) -> None:
-    outputs = {path.name: path.read_bytes() for path in Path("out").iterdir()}
-    assert outputs == {f"{number:03}": bytes([number]) * 30 for number in range(120)}
-    assert "120 of 120 done" in summary
-
-
-def test_interrupted_killed_and_finished(many: Path) -> None:
-    command = ("map", "tasks:slow_copy", "in/*", "--out", "out", "--journal", "j.db", "-j", "4")
-    with processes.nothing_left():
-        first = start(*command, process_group=0)
-        processes.wait_until(lambda: len(ledger()) >= 30, "a quarter is done", 60)
-        os.killpg(first.pid, signal.SIGINT)
-        _, err = first.communicate(timeout=10)
-        assert first.returncode == 130
-        assert re.search(r"^interrupted: \d+ of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M)
-        assert not [name for name in os.listdir("out") if ".part-" in name]
-    with processes.nothing_left():
-        second = start(*command, process_group=0)
-        processes.wait_until(lambda: len(ledger()) >= 70, "more than half is done", 60)
-        with closing(sqlite3.connect("j.db")) as db:
-            recorded = {os.fsdecode(row[0]) for row in db.execute("SELECT input FROM item WHERE error IS NULL")}
-        done = len(ledger())
-        os.killpg(second.pid, signal.SIGKILL)
-        second.communicate()
-    third = run(*command)[1]
-    check_many(third)
-    assert done >= len(recorded) >= 30
-    again = [name for name in ledger()[done:] if f"in/{name}" in recorded]
-    assert again == []
-    assert len(ledger()) <= 120 + 2 * 4 + 40  # what was not recorded yet: at most 100 ms and what ran
-
-
-def test_terminated_is_as_clean(many: Path) -> None:
-    with processes.nothing_left():
-        ran = start("map", "tasks:slow_copy", "in/*", "--out", "out", "--journal", "j.db")
-        processes.wait_until(lambda: len(ledger()) >= 10, "something is done", 60)
-        ran.terminate()
-        _, err = ran.communicate(timeout=10)
-        assert ran.returncode == 128 + signal.SIGTERM
-        assert "interrupted: " in err
-
-
-# ---- misuse, help, completion
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("map", "tasks:uper", "a"), "'tasks' has no function 'uper'; did you mean 'upper'?"),
-        (("map", "taks:upper", "a"), "no module 'taks' .*; did you mean 'tasks'?"),
-        (("map", "task.py:upper", "a"), "no such file: 'task.py'; did you mean 'tasks.py'?"),
-        (("map", "tasks", "a"), "'tasks' is not of the form module:function, such as tasks:thumbnail"),
-        (("map", "tasks:constant", "a"), "'tasks:constant' is not a function but int"),
-        (("map", "broken:f", "a"), r"importing 'broken' failed: ZeroDivisionError: .* \(.*broken.py:1\)"),
-        (("map", "tasks:upper"), "no inputs: name files, a pattern, @FILE, or - for standard input"),
-        (("map", "tasks:upper", "*.jpg"), r"no file matches '\*.jpg' \(what is no pattern may come from @FILE or -\)"),
-        (("map", "tasks:upper", "@nofile"), "cannot read 'nofile': No such file or directory"),
-        (("map", "tasks:upper", "@."), "cannot read '.': Is a directory"),
-        (("map", "tasks:copy", "a"), ".* needs 'dst': say --out DIR, or --arg dst=VALUE"),
-        (("map", "tasks:add", "1"), ".* needs 'n': say --arg n=VALUE"),
-        (("map", "tasks:add", "1", "-a", "m=1"), "tasks.add has no parameter 'm'.*"),
-        (("map", "tasks:add", "1", "-a", "n=one"), "--arg 'n=one': Expected `float`, got `str`"),
-        (("map", "tasks:add", "1", "-a", "n"), "--arg 'n' is not of the form key=value"),
-        (("map", "tasks:upper", "a", "--timout", "3"), "no such option '--timout'.*--timeout.*"),
-        (("map", "tasks:upper", "a", "--timeout", "-3"), "timeout must be greater than 0"),
-        (("map", "tasks:upper", "a", "--workers", "many"), "invalid value for '-j' / '--workers': .*"),
-        (("map", "tasks:upper", "a", "-j", "100000"), "--workers: max_workers must be <= 512"),
-        (("map", "tasks:upper", "a", "--memory-limit", "much"), ".*'much'.*"),
-        (("map", "tasks:upper", "a", "--chunksize", "0"), "invalid value for '--chunksize': .*"),
-        (("map", "tasks:upper", "a", "--on-error", "ignore"), "invalid value for '--on-error': .*"),
-        (("map", "tasks:upper", "a", "--plot", "x.pdf"), "--plot: a plot is a .svg or a .png file, not 'x.pdf'"),
-        (("map", "tasks:upper", "a", "--retry-failed"), "--retry-failed needs --journal FILE"),
-        (("map", "tasks:upper", "a", "--suffix", ".x"), "--suffix needs --out DIR"),
-        (("map", "tasks:copy", "a", "--out", "tasks.py/x"), "--out 'tasks.py/x': Not a directory"),
-        (("map", "tasks:upper", "a", "--journal", "tasks.py"), "the journal 'tasks.py' cannot be used: file is not .*"),
-        (("map", "tasks:upper", "a", "--journal", "no/j.db"), "the journal 'no/j.db' cannot be used: unable to .*"),
-        (("journal", "nothing.db"), "no such journal: 'nothing.db'"),
-        (("mpa",), "no command 'mpa'; did you mean 'map'?"),
-    ],
-)  # fmt: skip
-def test_misuse_is_one_line(words: tuple[str, ...], said: str) -> None:
-    Path("broken.py").write_text("1 / 0\n")
-    out, err = run(*words, code=2)
-    assert out == ""
-    assert re.fullmatch(rf"python -m pool( map| journal)?: {said.replace('?', '[?]')}\n", err), err
-
-
-def test_other_database_is_no_journal() -> None:
-    with closing(sqlite3.connect("other.db")) as db:
-        db.execute("CREATE TABLE precious (x)")
-    err = run("map", "tasks:upper", "a", "--journal", "other.db", code=2)[1]
-    assert "'other.db' is a database, but no journal of pool map" in err
-    with closing(sqlite3.connect("other.db")) as db:
-        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("precious",)]
-
-
-@pytest.mark.parametrize("words", [(), ("map",), ("journal",), ("completion",)])
-def test_help_is_narrow_and_needs_nothing(words: tuple[str, ...]) -> None:
-    out, err = run(*words, "--help")
-    assert err == ""
-    assert out.startswith("Usage: python -m pool")
-    assert max(map(len, out.splitlines())) <= 80
-    assert len(out.splitlines()) < 70
-
-
-def test_version() -> None:
-    assert re.fullmatch(r"prefork-pool \d+\.\d+\.\d+, Python 3\.\d+\.\d+\S*\n", run("--version")[0])
-
-
-def complete(*words: str) -> list[str]:
-    env = {**os.environ, "_POOL_COMPLETE": "fish_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": words[-1]}
-    script = "import sys; sys.argv = ['pool']; from pool.cli import main; sys.exit(main())"
-    out = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True).stdout
-    return [line.partition(",")[2].partition("\t")[0] for line in out.splitlines()]
-
-
-def test_completion_knows_commands_options_and_functions() -> None:
-    assert complete("pool", "m") == ["map"]
-    assert complete("pool", "map", "--jou") == ["--journal"]
-    assert complete("pool", "map", "ta") == ["tasks:"]
-    assert complete("pool", "map", "tasks:so") == ["tasks:some_fail"]
-
-
-def test_completion_in_bash(folder: Path) -> None:
-    """In a real shell: where bash itself would break a word at the colon."""
-    script = f"""
-    PATH={Path(sys.executable).parent}:$PATH
-    eval "$(pool completion bash)"
-    COMP_LINE='pool map tasks:some' COMP_POINT=19
-    COMP_WORDS=(pool map tasks:some) COMP_CWORD=2
-    $(complete -p pool | sed 's/.*-F \\([^ ]*\\).*/\\1/') pool tasks:some map
-    echo "${{COMPREPLY[@]}}"; echo "$COMP_WORDBREAKS" | grep -c : || true
-    """
-    ran = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert ran.stdout.split() == ["tasks:some_fail", "0"], ran.stderr
+def test_longest_names_are_possible(files: Path) -> None:
+    for name in ("x" * 251 + ".txt", "ä" * 127, "x." + "y" * 250):
+        Path("in", name).write_text("long")
+        run("map", "tasks:copy", f"in/{name}", "--out", "out")
+        assert Path("out", name).read_text() == "long"

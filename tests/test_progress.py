@@ -680,7 +680,7 @@ def test_a_notebook_gets_an_output_that_changes_in_place(monkeypatch: pytest.Mon
     assert [(how, flag) for how, _, flag in shown] == [("display", True), ("update", True)] * 2
     assert shown[0][1] == bar_line(FULL, 100)
     ipython.get_ipython = lambda: types.SimpleNamespace()  # type: ignore[attr-defined]  # IPython in a terminal
-    assert isinstance(display(stream=io.StringIO()), progress._Log)
+    assert isinstance(display(stream=io.StringIO()), progress.Log)
 
 
 def _kind_of_display() -> str:
@@ -688,4 +688,4 @@ def _kind_of_display() -> str:
 
 
 def test_a_task_that_shows_progress_itself_leaves_the_terminal_to_the_client(pool: Pool) -> None:
-    assert pool.submit(_kind_of_display).result() == "_Log"
+    assert pool.submit(_kind_of_display).result() == "Log"

@@ -1,115 +1,20 @@
-"""The bar on a real terminal (a pty, and an emulator that plays its screen), beside whoever else prints there."""
+"""The bar on a terminal, beside whoever else prints there."""
 
-import contextlib
-import fcntl
 import os
-import pty
 import re
 import signal
-import struct
 import sys
-import termios
-import textwrap
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import processes
-import pyte
 import pytest
-import scripts
+from terminals import Terminal, terminal
+
+__all__ = ["terminal"]
 
 pytestmark = pytest.mark.timeout(60)
 
 BAR = re.compile(r"^ *(\d+)%  (?:[━╸─]+  )?([\d,]+)/([\d,]+)")
-
-
-class Terminal:
-    """A script whose controlling terminal is ``screen``."""
-
-    def __init__(self, folder: Path, script: str, columns: int = 80, lines: int = 12, **environment: str) -> None:
-        self.screen = pyte.HistoryScreen(columns, lines, history=1000)
-        self._stream = pyte.ByteStream(self.screen)
-        self._lock = threading.Lock()
-        self.raw = b""
-        file = folder / "script.py"
-        file.write_text(textwrap.dedent(script))
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            variables = {
-                **os.environ,
-                "PYTHONPATH": str(scripts.HERE),
-                "TERM": "xterm",
-                "LANG": "C.UTF-8",
-                **environment,
-            }
-            variables.pop("PYTHONUNBUFFERED", None)  # it writes each end of a line by itself
-            os.execve(sys.executable, [sys.executable, str(file)], variables)
-        self._set_size(columns, lines)
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _set_size(self, columns: int, lines: int) -> None:
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-
-    def resize(self, columns: int, lines: int) -> None:
-        """The window has another size now; as terminals do, its scroll region is gone, and the last lines stay."""
-        with self._lock:
-            self.screen.resize(lines, columns)
-            self._set_size(columns, lines)
-
-    def _read(self) -> None:
-        with contextlib.suppress(OSError):  # the script has ended
-            while data := os.read(self.fd, 65536):
-                with self._lock:
-                    self.raw += data
-                    self._stream.feed(data)
-
-    def lines(self) -> list[str]:
-        """What is on the screen, without blanks at the ends."""
-        with self._lock:
-            return [line.rstrip() for line in self.screen.display]
-
-    def all_lines(self) -> list[str]:
-        """With what was scrolled off, without empty lines."""
-        with self._lock:
-            top = ["".join(row[x].data for x in range(self.screen.columns)).rstrip() for row in self.screen.history.top]
-        return [line for line in [*top, *self.lines()] if line]
-
-    def wait_for(self, condition: Callable[[list[str]], Any]) -> Any:
-        return processes.wait_until(lambda: condition(self.lines()), f"the screen is {self.lines()}", 20)
-
-    def type(self, keys: str) -> None:
-        os.write(self.fd, keys.encode())
-
-    def end(self) -> int:
-        """Wait for the end of the script, and of its output. Its exit code."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        self.pid = 0
-        self._reader.join(20)
-        return code
-
-    def close(self) -> None:
-        if self.pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        self._reader.join(20)
-        os.close(self.fd)
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-    started: list[Terminal] = []
-
-    def start(script: str, *size: int, **environment: str) -> Terminal:
-        started.append(Terminal(tmp_path, script, *size, **environment))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
 
 
 def _bar(line: str) -> tuple[int, int] | None:
@@ -324,3 +229,20 @@ def test_a_terminal_that_cannot_do_it_gets_lines(terminal: Callable[..., Termina
     assert t.end() == 0
     assert b"\033" not in t.raw
     assert any(line.startswith("pool: 4 of 4 (100%), ") for line in t.lines())
+
+
+def test_last_bar_of_the_command_line_tells_all(terminal: Callable[..., Terminal], tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text("def check(x):\n    if x.endswith('7'): raise ValueError('seven')\n")
+    command = [sys.executable, "-m", "pool", "map", f"{tmp_path}/tasks.py:check", "--journal", f"{tmp_path}/j.db"]
+    t = terminal([*command, *map(str, range(20))])
+    assert t.end() == 1
+    bars = [line for line in t.all_lines() if _bar(line)]
+    assert re.match(r"100%  ━+  20/20  .*2 failed", bars[-1])
+    assert _bar(bars[-1]) == (20, 20)
+    assert t.all_lines()[-1].startswith("18 of 20 done, 2 failed in ")
+    t = terminal([*command, *map(str, range(30))])  # the first twenty were done before
+    assert t.end() == 1
+    assert _bar([line for line in t.all_lines() if _bar(line)][-1]) == (30, 30)
+    logged = terminal([*command, *map(str, range(40)), "--progress", "log"])
+    assert logged.end() == 1
+    assert not [line for line in logged.all_lines() if line.startswith("pool:")]  # the summary says it all

@@ -6,12 +6,15 @@ imported when they are called, so that help and completion are quick.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -33,11 +36,50 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def reader_gone() -> None:
-    """Nobody reads standard output any more: what is still to be flushed goes nowhere, instead of failing at exit."""
+def printable(text: str) -> str:
+    """On one line, without what would steer a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def say(text: str) -> None:
+    """A line on standard error, if anybody can be told."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
+def give_up_output() -> None:
+    """Standard output cannot be written any more: what is still to be flushed goes nowhere, instead of failing at
+    exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    """A codec error handler: names of files that are no text keep their bytes, what the encoding lacks is escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    bad = error.object[error.start : error.end]
+    return b"".join(_bytes_of(c) for c in bad), error.end
+
+
+def _bytes_of(character: str) -> bytes:
+    if "\udc80" <= character <= "\udcff":
+        return bytes((ord(character) - 0xDC00,))
+    return character.encode("ascii", "backslashreplace")
+
+
+def _prepare_streams() -> None:
+    """Both can be written, whatever the text and however we were started."""
+    codecs.register_error("pool.escape", _escape)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="pool.escape")
 
 
 class Stopped(Exception):
@@ -84,23 +126,44 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 success, 1 something failed, 2 the command was wrong, 130 interrupted."""
     name = os.path.basename(sys.argv[0])
     name = "python -m pool" if name == "__main__.py" else name
+    _prepare_streams()
+    if COMPLETE_VARIABLE in os.environ:
+        importlib.import_module("pool.cli.completion")  # its way to ask for words
     try:
         code: Any = cli.main(arguments, prog_name=name, complete_var=COMPLETE_VARIABLE, standalone_mode=False)
-        sys.stdout.flush()
+        with writing():
+            sys.stdout.flush()
         return int(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        say(error.ctx.get_help() if error.ctx else "")
         return 2
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
-        message = " ".join(error.format_message().split())
-        click.echo(f"{ctx.command_path if ctx else name}: {message[:1].lower()}{message[1:].rstrip('.')}", err=True)
+        message = printable(" ".join(error.format_message().split()))
+        say(f"{ctx.command_path if ctx else name}: {message[:1].lower()}{message[1:].rstrip('.')}")
         return error.exit_code if error.exit_code != 1 else 2
     except (KeyboardInterrupt, click.Abort):
         return 130
     except BrokenPipeError:
-        reader_gone()
+        give_up_output()
         return 128 + signal.SIGPIPE
+    except (Stopped, OSError) as error:  # OSError: help that cannot be written, no process or memory to be had
+        give_up_output()
+        say(f"{name}: {error}")
+        return 1
 
 
-__all__ = ["COMPLETE_VARIABLE", "Stopped", "cli", "main", "nearest", "reader_gone"]
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Around what writes to standard output. Raises BrokenPipeError if nobody reads it any more, Stopped for a full
+    disk and the like."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        give_up_output()
+        raise Stopped(f"standard output cannot be written: {error.strerror}") from error
+
+
+__all__ = ["COMPLETE_VARIABLE", "Stopped", "cli", "give_up_output", "main", "nearest", "printable", "say", "writing"]

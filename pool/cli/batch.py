@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import time
 from collections import deque
 from pathlib import Path
 
-from pool.cli import Stopped, target
+from pool.cli import Stopped, printable, target
 from pool.cli.inputs import Inputs
 from pool.cli.journal import NO_FILE, Journal, Recorded, Stamp, stamp
+from pool.cli.outputs import Claim, Outputs
 from pool.cli.target import Target
-from pool.errors import PoolBroken
+from pool.codec import text_of
+from pool.errors import PoolBroken, ResultNotPicklable
 from pool.mapping import Failure, NotYet
 from pool.output import output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Printer(Protocol):
+        def show(self, ended: Ended) -> None: ...
+        def flush(self) -> None: ...
+
 
 _AHEAD = 256  # inputs that are looked up in the journal at a time
 _KEPT = 1000  # failures, for the list at the end
@@ -88,7 +93,7 @@ class Ended:
         """For ``--json``."""
         record: dict[str, Any] = {"input": self.path, "ok": self.error is None}
         if self.error is not None:
-            return {**record, "error": type(self.error).__name__, "message": str(self.error)}
+            return {**record, "error": type(self.error).__name__, "message": text_of(self.error)}
         record |= {"value": self.value, "seconds": round(self.seconds, 6)}
         return record if self.output is None else {**record, "output": self.output}
 
@@ -96,42 +101,45 @@ class Ended:
 class Batch:
     """The source of a map, and the end of its results.
 
-    ``report`` is called with each input that has ended in this run.
+    What each input has come to goes to ``printer.show``, and is recorded behind ``printer.flush``: nobody misses a
+    result that will not come again. If a value cannot be shown, its input has failed.
 
     Attributes:
         call: what workers run.
-        out: the folder of the outputs, or None.
-        journal: may be set before the iteration begins.
-        done, failed, before: inputs that have succeeded, that have failed, and how many of both were recorded by
-            earlier runs.
+        outputs: where the outputs go, or None.
+        journal: may be set before the iteration begins. retry_failed: what it has as failed is to be done again.
+        done, failed: inputs that have succeeded, and that have failed; both with those that earlier runs recorded.
+        before, failed_before: how many of both were recorded, how many of them as failed.
+        repeated: inputs with an output that were given more than once: one time is enough.
         failures: (input, reason) of the first of those that failed.
     """
 
     def __init__(
-        self, found: Target, source: Inputs, out: str | None, base: str | None, suffix: str | None,
-        report: Callable[[Ended], None],
+        self, found: Target, source: Inputs, outputs: Outputs | None, printer: Printer,
+        retry_failed: bool = False,
     ) -> None:  # fmt: skip
-        self.call = Call(found, out is not None)
-        self.out = None if out is None else os.path.abspath(out)
+        self.call = Call(found, outputs is not None)
+        self.outputs = outputs
         self.journal: Journal | None = None
-        self.done = self.failed = self.before = 0
+        self.retry_failed = retry_failed
+        self.done = self.failed = self.before = self.failed_before = self.repeated = 0
         self.failures: list[tuple[str, str]] = []
-        self._report = report
-        self._keywords = found.keywords
+        self._printer = printer
+        self._found = found
         self._source = source
-        self._base = os.path.abspath(base or ".")
-        self._suffix = suffix
         self._given = 0
         self._running: dict[int, tuple[str, Stamp, str | None]] = {}
-        self._outputs: set[int] = set()
         self._ahead: deque[tuple[str, Stamp, Recorded | None]] = deque()
         self._began = time.monotonic()
 
-    def key(self) -> str:
+    def key(self) -> dict[str, str]:
         """Beside the function, what makes this another piece of work for the journal."""
-        words = {key: str(value) for key, value in sorted(self._keywords.items())}
-        where = {} if self.out is None else {"--base": self._base, "--out": self.out, "--suffix": self._suffix}
-        return json.dumps({**words, **{k: v for k, v in where.items() if v is not None}}, ensure_ascii=False)
+        key = dict(sorted(self._found.texts.items()))
+        if self.outputs is not None:
+            key |= {"--base": self.outputs.base, "--out": self.outputs.folder}
+            if self.outputs.suffix is not None:
+                key["--suffix"] = self.outputs.suffix
+        return key
 
     # ---- what is given away
 
@@ -140,61 +148,64 @@ class Batch:
 
     def __next__(self) -> str | tuple[str, str]:
         while True:
-            path, then = (next(self._source), NO_FILE) if self.journal is None else self._unrecorded(self.journal)
-            final = None if self.out is None else self._output(path)
-            if final is not None and not self._is_new(path, final):
-                error = ValueError(f"an earlier input has the same output {final!r}")
-                self._ended(Ended(path, final, 0.0, None, error), then)
+            path, then, known = (next(self._source), NO_FILE, None) if self.journal is None else self._looked_up()
+            final = None
+            if self.outputs is not None:
+                try:
+                    final = self.outputs.of(path)
+                except ValueError as error:
+                    self._ended(Ended(path, None, 0.0, None, error), None)
+                    continue
+                claim = self.outputs.claim(path, final)
+                if claim is Claim.AGAIN:
+                    self.repeated += 1
+                    continue
+                if claim is Claim.TAKEN:  # not recorded: it depends on what else there is
+                    taken = ValueError(f"an earlier input has the same output {final!r}")
+                    self._ended(Ended(path, final, 0.0, None, taken), None)
+                    continue
+            if known is not None and self._is_done(known, then, final):
+                self._count_recorded(path, known)
                 continue
             self._running[self._given] = path, then, final
             self._given += 1
             return path if final is None else (path, final)
 
-    def _unrecorded(self, journal: Journal) -> tuple[str, Stamp]:
-        """The next input that is not recorded as it is now, and what it is now."""
-        while True:
-            while self._ahead:
-                path, then, known = self._ahead.popleft()
-                if known is None or known[0] != then or (known[1] is not None and journal.retry_failed):
-                    return path, then
-                self.before += 1
-                if self.out is not None:
-                    self._is_new(path, self._output(path))
-                if known[1] is None:
-                    self.done += 1
-                else:
-                    self._failed(path, known[1])
-            self._look_ahead(journal)
+    def _looked_up(self) -> tuple[str, Stamp, Recorded | None]:
+        """The next input, what it is now, and what is recorded of it."""
+        if not self._ahead:
+            self._look_ahead()
+        return self._ahead.popleft()
 
-    def _look_ahead(self, journal: Journal) -> None:
+    def _look_ahead(self) -> None:
         """Some more inputs, and what is recorded of them: one query for all costs a fraction. Raises StopIteration, and
         what the source raises if it has none at all."""
+        assert self.journal is not None
         paths: list[str] = []
         with contextlib.suppress(NotYet):
             for path in itertools.islice(self._source, _AHEAD):
                 paths.append(path)  # one by one: what was read before an exception counts
         if not paths:
             paths.append(next(self._source))
-        known = journal.find(paths)
-        self._ahead.extend((path, stamp(path), known.get(path)) for path in paths)
+        stamps = [stamp(path) for path in paths]
+        known = self.journal.find(list(zip(paths, stamps, strict=True)))
+        self._ahead.extend(zip(paths, stamps, known, strict=True))
 
-    def _output(self, path: str) -> str:
-        """Where its output goes: always inside of ``out``."""
-        assert self.out is not None
-        relative = os.path.relpath(path, self._base)
-        if relative == ".." or relative.startswith("../"):  # not below the base: its whole path
-            relative = os.path.abspath(path).lstrip("/")
-        if self._suffix is not None:
-            relative = os.path.splitext(relative)[0] + self._suffix
-        return os.path.join(self.out, relative)
+    def _is_done(self, known: Recorded, then: Stamp, final: str | None) -> bool:
+        """Whether what is recorded still holds: the same input, and its output is there."""
+        if known.stamp != then:
+            return False
+        if known.error is not None:
+            return not self.retry_failed
+        return final is None or os.path.lexists(final)
 
-    def _is_new(self, path: str, final: str) -> bool:
-        """Whether no earlier input has this output."""
-        if final == os.path.abspath(path):
-            raise Stopped(f"the output of {path!r} would overwrite it: choose another --out or --suffix")
-        mark, before = hash(final), len(self._outputs)
-        self._outputs.add(mark)
-        return len(self._outputs) > before
+    def _count_recorded(self, path: str, known: Recorded) -> None:
+        self.before += 1
+        if known.error is None:
+            self.done += 1
+        else:
+            self.failed_before += 1
+            self._failed(path, known.error)
 
     # ---- what comes back
 
@@ -204,22 +215,32 @@ class Batch:
         path, then, final = self._running.pop(index)
         if not isinstance(result, Failure):
             seconds, value = result if type(result) is tuple else (result, None)
-            self._ended(Ended(path, final, seconds, value, None), then)
+            ended = Ended(path, final, seconds, value, None)
         elif isinstance(result.error, PoolBroken):
             raise result.error
         else:
-            self._ended(Ended(path, final, 0.0, None, result.error), then)
+            ended = Ended(path, final, 0.0, None, _of_the_value(result.error))
+        self._ended(ended, then)
 
-    def _ended(self, ended: Ended, then: Stamp) -> None:
+    def _ended(self, ended: Ended, then: Stamp | None) -> None:
+        """``then``: what the input was, to record it; None: not to be recorded."""
+        try:
+            self._printer.show(ended)
+        except (Stopped, BrokenPipeError):
+            raise  # nobody has seen the result
+        except Exception as error:
+            ended = Ended(ended.path, ended.output, ended.seconds, None, NotShown(error))
+            self._printer.show(ended)
         reason = None
         if ended.error is None:
             self.done += 1
         else:
             reason = describe(ended.error)
             self._failed(ended.path, reason)
-        if self.journal is not None:
+        if self.journal is not None and then is not None:
             self.journal.record(ended.path, then, reason, ended.seconds)
-        self._report(ended)
+            if self.journal.full:
+                self.commit()
 
     def _failed(self, path: str, reason: str) -> None:
         self.failed += 1
@@ -227,6 +248,8 @@ class Batch:
             self.failures.append((path, reason))
 
     def commit(self) -> None:
+        """Write results and records out."""
+        self._printer.flush()
         if self.journal is not None:
             self.journal.commit()
 
@@ -234,19 +257,37 @@ class Batch:
         if self.journal is not None:
             self.journal.close()
 
+    def inputs(self) -> int | None:
+        """How many there are, each counted once; None if it is not known yet."""
+        return None if self._source.total is None else self._source.total - self.repeated
+
     def summary(self) -> dict[str, Any]:
         return {
-            "done": self.done, "failed": self.failed, "before": self.before,
-            "seconds": round(time.monotonic() - self._began, 3),
+            "inputs": self.inputs(), "done": self.done, "failed": self.failed, "before": self.before,
+            "repeated": self.repeated, "seconds": round(time.monotonic() - self._began, 3),
         }  # fmt: skip
+
+
+class NotShown(ValueError):
+    """The function has returned something that cannot be printed."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(f"its value cannot be shown: {type(reason).__name__}: {text_of(reason)}")
+
+
+def _of_the_value(error: BaseException) -> BaseException:
+    """The same without our own type, which is around the value."""
+    if isinstance(error, ResultNotPicklable) and error.type_name == "tuple":
+        return ResultNotPicklable(task=error.task, type_name="value", reason=error.reason)
+    return error
 
 
 def describe(error: BaseException) -> str:
     """An error in one line, without the input, beside which it will stand."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = " ".join(f"{type(error).__name__}: {text_of(error)}".split())
     if arguments := getattr(error, "args_repr", ""):
         text = text.replace(f"({arguments})", "", 1)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+    return printable(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ...")
 
 
 __all__ = ["Batch", "Call", "Ended", "describe"]

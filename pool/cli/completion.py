@@ -1,11 +1,52 @@
-"""``pool completion``: the script for a shell."""
+"""``pool completion``: the script for a shell. Imported too when such a script asks for words."""
 
 from __future__ import annotations
 
+import os
+
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, add_completion_class, get_completion_class
+from click.shell_completion import split_arg_string as words_of
 
 from pool.cli import COMPLETE_VARIABLE, cli
+
+# bash breaks words at `:`, `=` and `@`, too, and replaces only what follows the last of them; so the line is split by
+# us, and what bash keeps is taken off the answers. The user's COMP_WORDBREAKS stays as it is.
+_BASH = r"""
+%(complete_func)s() {
+    local line=${COMP_LINE:0:COMP_POINT} type value kept= mark
+    local word=${line##*[[:space:]]}
+    for mark in : = @; do
+        if [[ $COMP_WORDBREAKS == *"$mark"* && $word == *"$mark"* ]]; then
+            value=${word%%"$mark"*}$mark
+            (( ${#value} > ${#kept} )) && kept=$value
+        fi
+    done
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain) COMPREPLY+=("${value#"$kept"}") ;;
+        esac
+    done < <(env COMP_WORDS="$line" %(complete_var)s=bash_complete "$1")
+    if [[ ${#COMPREPLY[@]} == 1 && $COMPREPLY == *[:/.] ]]; then compopt -o nospace; fi
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+
+class _Bash(BashComplete):
+    source_template = _BASH
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        line = os.environ["COMP_WORDS"]
+        words = words_of(line)
+        incomplete = words.pop() if words and not line[-1:].isspace() else ""
+        return words[1:], incomplete
+
+
+add_completion_class(_Bash)
 
 
 @click.command("completion")
@@ -18,6 +59,4 @@ def command(shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    if shell == "bash":
-        click.echo("COMP_WORDBREAKS=${COMP_WORDBREAKS//:}  # module:function is one word")
     click.echo(kind(cli, {}, "pool", COMPLETE_VARIABLE).source())

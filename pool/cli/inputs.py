@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import click
 
-from pool.cli import Stopped
+from pool.cli import Stopped, nearest
 from pool.mapping import NotYet
 
 _BLOCK = 1 << 20
@@ -34,8 +34,9 @@ class Inputs:
         base: the folder that all inputs share, if it is known beforehand: outputs are named by what comes after it.
     """
 
-    def __init__(self, words: tuple[str, ...], separator: bytes) -> None:
-        """Raises click.UsageError for a file that cannot be read, or a pattern that nothing matches."""
+    def __init__(self, words: tuple[str, ...], separator: bytes, are_files: bool = False) -> None:
+        """``are_files``: words are names of files. Raises click.UsageError for a file that cannot be read or is not
+        there, or a pattern that nothing matches."""
         self.total: int | None = 0
         shared: set[str] | None = set()
         sources: list[Iterator[str]] = []
@@ -46,16 +47,18 @@ class Inputs:
                 sources.append(lines)
                 count, shared = lines.count(), None
             elif glob.has_magic(word) and not os.path.lexists(word):
-                found = glob.iglob(word, recursive=True)
+                found = _matches(word)
                 head = list(itertools.islice(found, _COUNTED))
                 if not head:
-                    raise click.UsageError(f"no file matches {word!r} (what is no pattern may come from @FILE or -)")
+                    raise _nothing_matches(word)
                 count = len(head) if len(head) < _COUNTED else None
                 head.sort()
                 sources.append(itertools.chain(head, found))
                 if shared is not None:
                     shared.add(_before_magic(word))
             else:
+                if are_files and not os.path.lexists(word):
+                    raise no_such_file(word)
                 sources.append(iter((word,)))
                 if shared is not None:
                     shared.add(os.path.dirname(os.path.abspath(word)))
@@ -77,6 +80,30 @@ class Inputs:
         raise StopIteration
 
 
+def _matches(pattern: str) -> Iterator[str]:
+    """Files; folders if the pattern ends with a slash."""
+    found = glob.iglob(pattern, recursive=True)
+    return found if pattern.endswith(os.sep) else itertools.filterfalse(os.path.isdir, found)
+
+
+def _nothing_matches(pattern: str) -> click.UsageError:
+    folder = _before_magic(pattern)
+    if not os.path.isdir(folder):
+        return no_such_file(pattern, folder)
+    return click.UsageError(f"no file matches {pattern!r} (what is no pattern may come from @FILE or -)")
+
+
+def no_such_file(word: str, path: str | None = None) -> click.UsageError:
+    """That ``path`` is missing, by default ``word`` itself, with what looks like it in the same place."""
+    path, near = path or word, ""
+    while not os.path.isdir(folder := os.path.dirname(path) or "."):
+        path = folder
+    with contextlib.suppress(OSError):
+        near = nearest(os.path.basename(path), os.listdir(folder))
+    what = "" if path == word else f": there is no {os.path.relpath(path)!r}"
+    return click.UsageError(f"no such file: {word!r}{what}{near}")
+
+
 def _before_magic(pattern: str) -> str:
     """The folder in which a pattern begins to be one."""
     parts = pattern.split(os.sep)
@@ -90,11 +117,14 @@ class Lines:
 
     def __init__(self, name: str, separator: bytes) -> None:
         self._separator = separator
+        self._text = separator == b"\n"
         try:
             self._fd = os.open(name, os.O_RDONLY) if name else 0
             self._file = stat.S_ISREG(os.fstat(self._fd).st_mode)
             if name and not self._file and stat.S_ISDIR(os.fstat(self._fd).st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except FileNotFoundError:
+            raise no_such_file(name) from None
         except OSError as error:
             raise click.UsageError(f"cannot read {name or 'standard input'!r}: {error.strerror}") from None
         with contextlib.suppress(OSError):
@@ -112,10 +142,16 @@ class Lines:
         total, rest = 0, b""
         while block := os.pread(self._fd, 1 << 20, at):
             at += len(block)
-            lines = (rest + block).split(self._separator)
-            rest = lines.pop()
+            lines, rest = self._split(rest + block)
             total += sum(map(bool, lines))
         return total + bool(rest)
+
+    def _split(self, block: bytes) -> tuple[list[bytes], bytes]:
+        """Whole lines, and the begin of the next one."""
+        if self._text and b"\r" in block:  # lines as Windows writes them
+            block = block.replace(b"\r\n", b"\n")
+        lines = block.split(self._separator)
+        return lines, lines.pop()
 
     def __iter__(self) -> Lines:
         return self
@@ -138,8 +174,7 @@ class Lines:
             block = os.read(self._fd, _BLOCK)
         except OSError as error:
             raise Stopped(f"the inputs cannot be read: {error.strerror}") from error
-        lines = (self._rest + block).split(self._separator)
-        self._rest = lines.pop()
+        lines, self._rest = self._split(self._rest + block)
         if not block:
             self._ended = True
             lines, self._rest = [self._rest], b""

@@ -1,20 +1,23 @@
 """The journal of ``pool map``: which inputs are done, in an SQLite file that survives kill -9.
 
 An input is recorded under what was done with it (function, its arguments, where the outputs go), with its size and time
-of change: the same path with other bytes is another input. What is recorded is not done again.
+of change: the same path with other bytes is another input. A file has its absolute path there. What is recorded is not
+done again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
+from collections import namedtuple
 from collections.abc import Iterator
 
 import click
 
-from pool.cli import Stopped
+from pool.cli import Stopped, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,9 +38,15 @@ CREATE TABLE item (work INTEGER NOT NULL REFERENCES work, input BLOB NOT NULL, s
 
 Stamp = tuple[int, int]
 """Size and time of change in ns of an input."""
-Recorded = tuple[Stamp, "str | None"]
-"""What an input was, and its error if it failed."""
 NO_FILE: Stamp = -1, -1
+
+
+class Recorded(namedtuple("Recorded", "stamp error")):
+    """What an input was, and its error, or None."""
+
+    __slots__ = ()
+    stamp: Stamp
+    error: str | None
 
 
 def stamp(path: str) -> Stamp:
@@ -53,14 +62,16 @@ class Journal:
     """The records of one piece of work, open for this run.
 
     Attributes:
-        retry_failed: what is recorded as failed is to be done again.
         unclean: an earlier run of the same work was killed; it may have left temporary files.
+        elsewhere: if nothing of this work is recorded yet, the ``--base`` of those that differ from it only there.
     """
 
-    def __init__(self, path: str, function: str, arguments: str, retry_failed: bool = False) -> None:
-        """Opens or makes the file. Raises click.UsageError if it is no journal, in use, or not writable."""
+    def __init__(self, path: str, function: str, key: dict[str, str]) -> None:
+        """Opens or makes the file. ``key``: what makes it another work for the same function. Raises click.UsageError
+        if it is no journal, in use, or not writable."""
         self._path = path
-        self.retry_failed = retry_failed
+        self._folder = os.getcwd()
+        arguments = json.dumps(key, ensure_ascii=False)
         self._waiting: list[tuple[Any, ...]] = []
         with _usable(path):
             self._db = db = _open(path, make=True)
@@ -74,7 +85,15 @@ class Journal:
             db.execute("UPDATE run SET ended = 0 WHERE work = ? AND ended IS NULL", (self._work,))
             began = (self._work, os.getpid(), _began(os.getpid()), time.time())
             self._run = db.execute("INSERT INTO run (work, pid, pid_began, began) VALUES (?, ?, ?, ?)", began).lastrowid
+            self.elsewhere = self._others(function, key)
             db.execute("COMMIT")
+
+    def _others(self, function: str, key: dict[str, str]) -> list[str]:
+        if self._one("SELECT count(*) FROM item WHERE work = ?"):
+            return []
+        query = "SELECT arguments FROM work WHERE function = ? AND id IN (SELECT work FROM item) ORDER BY id"
+        others = [json.loads(arguments) for (arguments,) in self._db.execute(query, (function,))]
+        return [other["--base"] for other in others if {**key, "--base": other.get("--base")} == other]
 
     def _refuse_second_run(self) -> None:
         for pid, pid_began in self._db.execute("SELECT pid, pid_began FROM run WHERE ended IS NULL"):
@@ -85,21 +104,29 @@ class Journal:
     def _one(self, query: str) -> Any:
         return self._db.execute(query, (self._work,)).fetchone()[0]
 
-    def find(self, paths: list[str]) -> dict[str, Recorded]:
-        """What is recorded of these inputs."""
-        query = (
-            f"SELECT input, size, mtime_ns, error FROM item WHERE work = ? AND input IN ({','.join('?' * len(paths))})"
-        )
-        return {
-            os.fsdecode(name): ((size, mtime_ns), error)
-            for name, size, mtime_ns, error in self._db.execute(query, (self._work, *map(os.fsencode, paths)))
-        }
+    def find(self, inputs: list[tuple[str, Stamp]]) -> list[Recorded | None]:
+        """What is recorded of each of these inputs; the stamps are those of now."""
+        names = [self._name(path, then) for path, then in inputs]
+        marks = ",".join("?" * len(names))
+        query = f"SELECT input, size, mtime_ns, error FROM item WHERE work = ? AND input IN ({marks})"
+        rows = self._db.execute(query, (self._work, *names))
+        known = {name: Recorded((size, mtime_ns), error) for name, size, mtime_ns, error in rows}
+        return [known.get(name) for name in names]
+
+    def _name(self, path: str, then: Stamp) -> bytes:
+        """A file is the same file from every folder; anything else is what it says."""
+        if then == NO_FILE:
+            return os.fsencode(path)
+        return os.fsencode(os.path.normpath(os.path.join(self._folder, path)))
 
     def record(self, path: str, then: Stamp, error: str | None, seconds: float) -> None:
         """Note the end of an input; ``then``: what it was when it was given away. ``commit`` makes it safe."""
-        self._waiting.append((self._work, os.fsencode(path), *then, error, seconds, time.time()))
-        if len(self._waiting) >= _MOST_WAITING:
-            self.commit()
+        self._waiting.append((self._work, self._name(path, then), *then, error, seconds, time.time()))
+
+    @property
+    def full(self) -> bool:
+        """Whether ``commit`` should not wait for more."""
+        return len(self._waiting) >= _MOST_WAITING
 
     def commit(self) -> None:
         """Write what was noted. It survives any death of this process then, and is at most as old as the file system's
@@ -177,8 +204,6 @@ def _began(pid: int) -> float:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object for each recorded input.")
 def command(file: str, failed: bool, as_json: bool) -> None:
     """Show what the journal FILE of `pool map --journal` has recorded."""
-    import json
-
     with _usable(file):
         db = _open(file, make=False)
         works = db.execute("SELECT id, function, arguments FROM work ORDER BY id").fetchall()
@@ -195,7 +220,7 @@ def command(file: str, failed: bool, as_json: bool) -> None:
                     row = {"function": function, "input": path, "ok": error is None, "error": error}
                     click.echo(json.dumps({**row, "seconds": round(seconds, 6), "ended": ended}))
                 else:
-                    click.echo(f"  {path}: {error}")
+                    click.echo(f"  {printable(path)}: {error}")
         db.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import signal
@@ -11,12 +12,13 @@ import sys
 import click
 
 from pool import Pool, codec, plot
-from pool.cli import Stopped, inputs, reader_gone, target
+from pool.cli import Stopped, give_up_output, inputs, printable, say, target, writing
 from pool.cli.batch import Batch, Ended
 from pool.cli.journal import Journal
+from pool.cli.outputs import Outputs
 from pool.errors import PoolError
 from pool.output import remove_abandoned
-from pool.progress import Display, Progress, display
+from pool.progress import Display, Log, Progress, display, eta_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ class _ChunkSize(click.ParamType["int | str"]):
 def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     from click.shell_completion import CompletionItem
 
+    if incomplete.startswith("@"):  # no shell knows that a file follows
+        found = sorted(glob.glob(f"{glob.escape(incomplete[1:])}*"))
+        return [CompletionItem(f"@{path}/" if os.path.isdir(path) else f"@{path}") for path in found]
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -116,17 +121,20 @@ class _Command:
             raise click.UsageError("--retry-failed needs --journal FILE")
         if out is None and (suffix or base):
             raise click.UsageError(f"{'--suffix' if suffix else '--base'} needs --out DIR")
+        if suffix and os.sep in suffix:
+            raise click.UsageError(f"--suffix {suffix!r}: a suffix has no {os.sep!r}")
         if options["plot"]:
             _check_plot(options["plot"])
         self.target = target.Target(function, list(arguments), out is not None)
-        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n")
+        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n", self.target.takes_file)
         self.pool = self._pool()
         self.calls = self._policy()
-        self.journal_options = (journal, retry_failed)
+        self.journal = journal
         if out is not None:
             _make_folder(out)
-        where = base or self.inputs.base
-        self.batch = Batch(self.target, self.inputs, out, where, suffix, self._report)
+        outputs = None if out is None else Outputs(out, base or self.inputs.base, suffix)
+        self.printer = _Printer(options["as_json"])
+        self.batch = Batch(self.target, self.inputs, outputs, self.printer, retry_failed)
         self.signal = signal.SIGINT
 
     def _pool(self) -> Pool:
@@ -136,7 +144,8 @@ class _Command:
             raise click.UsageError(f"--workers: {error}") from None
 
     def _policy(self) -> Any:
-        policy = {key: self.options[key] for key in ("timeout", "retries", "memory_limit") if self.options[key]}
+        policy = {key: self.options[key] for key in ("timeout", "retries", "memory_limit")}
+        policy = {key: value for key, value in policy.items() if value is not None}
         try:
             return self.pool.options(**policy)
         except (ValueError, TypeError) as error:
@@ -149,7 +158,7 @@ class _Command:
         stopped: str | None = None
         code = 1
         show = self._display()
-        with show if sys.stderr.isatty() else contextlib.nullcontext():  # a log needs no last line beside the summary
+        with contextlib.nullcontext() if isinstance(show, Log) else show:  # a log needs no last line beside the summary
             try:
                 self.pool.start()  # first: workers shall not hold the journal
                 self._open_journal()
@@ -159,14 +168,18 @@ class _Command:
             except KeyboardInterrupt:
                 stopped, code = "interrupted", 128 + self.signal
             except BrokenPipeError:  # `| head` has what it wants
-                self.pool.kill_workers()
-                reader_gone()
+                give_up_output()
                 code = 128 + signal.SIGPIPE
             except (Stopped, PoolError) as error:
-                self.pool.kill_workers()
                 stopped = str(error)
+            finally:
+                if code != 0:
+                    self.pool.kill_workers()
             try:
                 self.batch.close()
+            except BrokenPipeError:
+                give_up_output()
+                code = 128 + signal.SIGPIPE
             except Stopped as error:
                 stopped, code = str(error), 1
         return code if code == 128 + signal.SIGPIPE else self._end(stopped, code)
@@ -177,12 +190,14 @@ class _Command:
         signal.raise_signal(signal.SIGINT)
 
     def _open_journal(self) -> None:
-        path, retry_failed = self.journal_options
-        if path is not None:
-            journal = Journal(path, self.target.name, self.batch.key(), retry_failed)
-            self.batch.journal = journal
-            if journal.unclean and self.batch.out is not None:
-                remove_abandoned(self.batch.out)
+        if self.journal is None:
+            return
+        batch = self.batch
+        batch.journal = journal = Journal(self.journal, self.target.place, batch.key())
+        for base in journal.elsewhere:
+            say(f"note: the journal knows this work with --base {base}, where outputs have other names")
+        if journal.unclean and batch.outputs is not None:
+            remove_abandoned(batch.outputs.folder)
 
     def _display(self) -> Display:
         kind: Literal["auto", "bar", "log", "none"]
@@ -199,57 +214,79 @@ class _Command:
         first = self.options["on_error"] == "raise"
         for index, result in results:
             batch.end(index, result)
-            if first and batch.failed:
+            if first and batch.failed > batch.failed_before:
                 self.pool.kill_workers()
                 return "stopped at the first failure"
         return None
 
-    def _report(self, ended: Ended) -> None:
-        if self.options["as_json"]:
-            sys.stdout.write(_json_line(ended.record()))
-        elif ended.value is not None:
-            sys.stdout.write(f"{ended.value}\n")
-
     def _tick(self, show: Display, counts: Progress) -> None:
+        """Fifty milliseconds have passed, or all is done: what has ended is written, and shown as the batch counts it,
+        which knows of earlier runs."""
         batch = self.batch
         batch.commit()
-        sys.stdout.flush()
-        total = self.inputs.total
+        total = batch.inputs()
         left = None if total is None else total - batch.before
-        eta = max(0, left - counts.done) / counts.rate if left is not None and counts.rate > 0 else None
-        if counts.ended:
-            return
-        show(counts._replace(total=left, eta=eta, before=batch.before, failed=batch.failed))
+        done = batch.done + batch.failed - batch.before
+        eta = eta_of(done, left, counts.rate)
+        counts = counts._replace(done=done, total=left, eta=eta, before=batch.before, failed=batch.failed)
+        if not (counts.ended and isinstance(show, Log)):
+            show(counts)
 
     def _end(self, stopped: str | None, code: int) -> int:
         batch, options = self.batch, self.options
         code = code or int(batch.failed > 0 or stopped is not None)
-        summary = {"inputs": self.inputs.total, **batch.summary(), "crashes": self.pool.crashes, "stopped": stopped}
+        summary = {**batch.summary(), "crashes": self.pool.crashes, "stopped": stopped}
         if options["as_json"]:
             extra = {"insights": self.pool.insights().to_dict()} if options["insights"] else {}
-            sys.stdout.write(_json_line({"summary": summary, **extra}))
-            sys.stdout.flush()
+            self.printer.write(_json_line({"summary": summary, **extra}))
+            self.printer.flush()
         if options["on_error"] != "skip":
             for path, why in batch.failures[:_LISTED]:
-                click.echo(f"failed  {path}  {why}", err=True)
+                say(f"failed  {printable(path)}  {why}")
             if batch.failed > min(_LISTED, len(batch.failures)):
-                click.echo(f"        and {batch.failed - min(_LISTED, len(batch.failures)):,} more", err=True)
+                say(f"        and {batch.failed - min(_LISTED, len(batch.failures)):,} more")
         if stopped is not None or not options["quiet"]:
-            click.echo(_sentence(summary, self.journal_options[0]), err=True)
+            say(_sentence(summary, self.journal))
         if options["insights"] and not options["as_json"]:
-            click.echo(str(self.pool.insights()), err=True)
+            say(str(self.pool.insights()))
         if options["plot"]:
             try:
                 self.pool.insights().plot(options["plot"])
             except (OSError, ValueError) as error:  # ValueError: no worker was ever started
-                click.echo(f"no plot: {error}", err=True)
+                say(f"no plot: {error}")
                 code = code or 1
         return code
+
+
+class _Printer:
+    """Standard output: what each input has come to."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def show(self, ended: Ended) -> None:
+        """Raises what the value raises when it is turned into text; and as ``write``."""
+        if self._as_json:
+            self.write(_json_line(ended.record()))
+        elif ended.value is not None:
+            self.write(f"{ended.value}\n")
+
+    def write(self, text: str) -> None:
+        """Raises BrokenPipeError if nobody reads any more, Stopped if it cannot be written."""
+        with writing():
+            sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """As ``write``."""
+        with writing():
+            sys.stdout.flush()
 
 
 def _check_plot(path: str) -> None:
     try:
         plot.check(path)
+    except FileNotFoundError as error:
+        raise click.UsageError(f"--plot {path!r}: {error.strerror}") from None
     except (ValueError, ModuleNotFoundError) as error:
         raise click.UsageError(f"--plot: {error}") from None
 
@@ -263,9 +300,18 @@ def _make_folder(path: str) -> None:
 
 def _json_line(record: dict[str, Any]) -> str:
     try:
-        return json.dumps(record, default=str, ensure_ascii=False) + "\n"
-    except (TypeError, ValueError):  # keys that are no strings, cycles
-        return json.dumps({**record, "value": repr(record.get("value"))}, default=str, ensure_ascii=False) + "\n"
+        return _json(record)
+    except (TypeError, ValueError):  # keys that are no strings, cycles, NaN
+        return _json({**record, "value": repr(record.get("value"))})
+
+
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numbers and arrays of numpy as such, everything else as text."""
+    return value.tolist() if type(value).__module__ == "numpy" else str(value)
 
 
 def _sentence(summary: dict[str, Any], journal: str | None) -> str:
@@ -280,6 +326,8 @@ def _sentence(summary: dict[str, Any], journal: str | None) -> str:
     text = f"{', '.join(parts)} in {seconds:.1f} s"
     if summary["before"]:
         text += f"; {summary['before']:,} recorded before"
+    if summary["repeated"]:
+        text += f"; {summary['repeated']:,} given again"
     if summary["stopped"] is None:
         return text
     again = "; the same command goes on from here" if journal is not None else ""

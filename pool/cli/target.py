@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import importlib.util
 import inspect
 import json
 import os
 import pkgutil
 import sys
+import sysconfig
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import click
 
 from pool import codec
 from pool.cli import nearest
+from pool.cli.inputs import no_such_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +38,8 @@ class Target:
     Attributes:
         function: the callable.
         name: ``module.qualname``.
-        keywords: what ``--arg`` gave, converted to the types of the function's annotations.
+        place: its name from everywhere: ``path/file.py:qualname`` if its module is not installed.
+        texts: what ``--arg`` gave; keywords: the same, converted to the types of the function's annotations.
         input_type: the annotation of the parameter for the input, if it says more than ``str``.
         takes_output: it gets the path of the output as its second argument. output_type: the annotation of that one.
     """
@@ -42,13 +48,15 @@ class Target:
         """Raises click.UsageError, in one line, for whatever cannot work."""
         self.function = find(spec)
         self.name = codec.task_name(self.function)
+        self.place = _place(self.function, self.name)
+        self.texts = dict(_key_and_text(argument) for argument in arguments)
         try:
             signature = inspect.signature(self.function)
         except (ValueError, TypeError):  # some builtins don't tell
             signature = None
         hints = _hints(self.function)
         known = None if signature is None else _keyword_names(signature)
-        self.keywords = dict(_keyword(argument, self.name, known, hints) for argument in arguments)
+        self.keywords = {key: _value(key, text, self.name, known, hints) for key, text in self.texts.items()}
         self.takes_output = False
         self.input_type: Any = None
         self.output_type: Any = None
@@ -71,6 +79,11 @@ class Target:
             how = "--out DIR, or " if len(places) > 1 and missing[0] is places[1] and not out else ""
             raise click.UsageError(f"{self.name}{signature} needs {first!r}: say {how}--arg {first}=VALUE")
 
+    @property
+    def takes_file(self) -> bool:
+        """Whether its inputs are names of files for sure."""
+        return isinstance(self.input_type, type) and issubclass(self.input_type, Path)
+
 
 def _unless_text(kind: Any) -> Any:
     return None if kind is str else kind
@@ -81,9 +94,10 @@ def find(spec: str) -> Callable[..., Any]:
     module_name, colon, attribute = spec.rpartition(":")
     if not colon or not module_name or not attribute:
         raise click.UsageError(f"{spec!r} is not of the form module:function, such as tasks:thumbnail")
-    module = _load(module_name)
-    found: Any = module
+    found: Any = _load(module_name)
+    holder = found
     for part in attribute.split("."):
+        holder = found
         try:
             found = getattr(found, part)
         except AttributeError:
@@ -92,21 +106,21 @@ def find(spec: str) -> Callable[..., Any]:
             raise click.UsageError(f"{module_name!r} has no function {attribute!r}{near}") from None
     if not callable(found):
         raise click.UsageError(f"{spec!r} is not a function but {type(found).__name__}")
+    if inspect.isclass(holder) and inspect.isfunction(inspect.getattr_static(holder, part, None)):
+        raise click.UsageError(f"{spec!r} is a method of objects of {holder.__name__}; name a function")
+    if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
+        kind = "a generator" if inspect.isgeneratorfunction(found) else "asynchronous"
+        raise click.UsageError(f"{spec!r} is {kind}: what it returns cannot come back from a worker")
     return found  # type: ignore[no-any-return]
 
 
 def _load(name: str) -> types.ModuleType:
-    folder = os.getcwd()
     if name.endswith(".py") or os.sep in name:
-        path = Path(name)
-        if not path.is_file():
-            files = [str(other) for other in path.parent.glob("*.py")] if path.parent.is_dir() else []
-            raise click.UsageError(f"no such file: {name!r}{nearest(name, files)}")
-        folder, name = str(path.resolve().parent), path.stem
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+        return _load_file(Path(name))
+    folder = os.getcwd()
+    _look_first_in(folder)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _import_failed(name, error) from error
@@ -115,6 +129,51 @@ def _load(name: str) -> types.ModuleType:
         raise click.UsageError(f"no module {name!r} in this folder or among the installed ones{near}") from None
     except (Exception, SystemExit) as error:
         raise _import_failed(name, error) from error
+    mine = Path(folder, *name.split(".")).with_suffix(".py")
+    if mine.is_file() and not _is_from(module, mine):
+        raise click.UsageError(f"{name!r} is a module that Python has loaded already: say {mine.name}:... for yours")
+    return module
+
+
+def _load_file(path: Path) -> types.ModuleType:
+    """The module of a file, under a name by which workers find it, whatever else has that name."""
+    if not path.is_file():
+        raise no_such_file(str(path))
+    path = path.resolve()
+    name = path.stem.replace(".", "_")
+    while name in sys.modules and not _is_from(sys.modules[name], path):
+        name += "_py"
+    if name in sys.modules:
+        return sys.modules[name]
+    _look_first_in(str(path.parent))  # for what it imports
+    loader = SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise _import_failed(name, error) from error
+    return module
+
+
+def _look_first_in(folder: str) -> None:
+    with contextlib.suppress(ValueError):
+        sys.path.remove(folder)
+    sys.path.insert(0, folder)
+
+
+def _is_from(module: types.ModuleType, file: Path) -> bool:
+    own = getattr(module, "__file__", None)
+    return own is not None and Path(own).resolve() == file.resolve()
+
+
+def _place(function: Any, name: str) -> str:
+    module = getattr(function, "__module__", None) or ""
+    file: str | None = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or any(file.startswith(folder + os.sep) for folder in sysconfig.get_paths().values()):
+        return name
+    return f"{os.path.abspath(file)}:{name.removeprefix(f'{module}.')}"
 
 
 def _import_failed(name: str, error: BaseException) -> click.UsageError:
@@ -140,31 +199,36 @@ def _keyword_names(signature: inspect.Signature) -> list[str] | None:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
 
-def _keyword(argument: str, function: str, known: list[str] | None, hints: dict[str, Any]) -> tuple[str, Any]:
+def _key_and_text(argument: str) -> tuple[str, str]:
     key, equals, text = argument.partition("=")
     if not equals or not key.isidentifier():
         raise click.UsageError(f"--arg {argument!r} is not of the form key=value")
+    return key, text
+
+
+def _value(key: str, text: str, function: str, known: list[str] | None, hints: dict[str, Any]) -> Any:
     if known is not None and key not in known:
         raise click.UsageError(f"{function} has no parameter {key!r}{nearest(key, known)}")
     if key not in hints:
-        return key, _guess(text)
+        return _guess(text)
     try:
-        return key, convert(text, hints[key])
+        return convert(text, hints[key])
     except (ValueError, TypeError) as error:
-        raise click.UsageError(f"--arg {argument!r}: {error}") from None
+        raise click.UsageError(f"--arg {f'{key}={text}'!r}: {error}") from None
 
 
 def _guess(text: str) -> Any:
-    """A value without an annotation: a number, true, false or null, else the text itself."""
+    """A value without an annotation: JSON (a number, true, false, null, a list or an object), else the text itself."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, int | float | bool | None) else text
+    return text if isinstance(value, str) else value
 
 
 def convert(text: str, kind: Any) -> Any:
-    """A word of the command line as the type of an annotation. Raises ValueError (msgspec's) if it cannot be one."""
+    """A word of the command line as the type of an annotation; lists and objects as JSON. Raises ValueError (msgspec's)
+    if it cannot be one."""
     if kind is str or kind is object:
         return text
     if kind is bytes:
@@ -174,18 +238,31 @@ def convert(text: str, kind: Any) -> Any:
     import msgspec
 
     try:
+        if text[:1] in ("[", "{"):
+            with contextlib.suppress(msgspec.MsgspecError):
+                return msgspec.json.decode(text, type=kind, strict=False)
         return msgspec.convert(text, kind, strict=False)
     except TypeError:  # a type that msgspec doesn't know
         return text
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Modules of the current folder and their functions, without importing anything."""
+    """Modules below the current folder, by name or by path, and their functions, without importing anything."""
     module, colon, name = incomplete.partition(":")
-    if not colon:
-        return [f"{found.stem}:" for found in sorted(Path().glob("*.py")) if found.stem.startswith(module)]
-    file = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
-    return [f"{module}:{found}" for found in _functions(file) if found.startswith(name)]
+    if colon:
+        file = Path(module) if module.endswith(".py") else Path(*module.split(".")).with_suffix(".py")
+        return [f"{module}:{found}" for found in _functions(file) if found.startswith(name)]
+    by_path = os.sep in module or module.endswith(".py")
+    before = module[: max(module.rfind("/" if by_path else "."), -1) + 1]
+    folder = Path(before) if by_path else Path(*before.split("."))
+    found = [f"{before}{other.name if by_path else other.stem}:" for other in folder.glob("*.py")]
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other.is_dir() and not other.name.startswith("."):
+            if not by_path and (other / "__init__.py").is_file():
+                found.append(f"{before}{other.name}.")
+            elif by_path or not before:
+                found.append(f"{before}{other.name}/")
+    return sorted(word for word in found if word.startswith(module) and not word.startswith(f"{before}__"))
 
 
 def _functions(file: Path) -> Iterator[str]:
@@ -196,3 +273,8 @@ def _functions(file: Path) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             yield node.name
+        elif isinstance(node, ast.ClassDef):
+            for method in node.body:
+                kinds = [ast.unparse(mark) for mark in getattr(method, "decorator_list", ())]
+                if isinstance(method, ast.FunctionDef) and {"staticmethod", "classmethod"} & set(kinds):
+                    yield f"{node.name}.{method.name}"

@@ -1,0 +1,240 @@
+"""``pool map --journal``: what is recorded, and runs that go on where another stopped."""
+
+import json
+import os
+import re
+import resource
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+from commands import files, folder, ledger, run, start
+
+__all__ = ["files", "folder"]
+
+
+def test_recorded_inputs_are_not_done_again() -> None:
+    command = ("map", "tasks:noted", "1", "2", "5", "--journal", "j.db")
+    assert "2 of 3 done" in run(*command, code=1)[1]
+    err = run(*command, code=1)[1]
+    assert "failed  5  ValueError: five" in err  # still not done, so it is still said
+    assert "2 of 3 done" in err
+    assert "; 3 recorded before" in err
+    assert sorted(ledger()) == ["1", "2", "5"]
+    run(*command, "3", code=1)
+    assert sorted(ledger()) == ["1", "2", "3", "5"]
+    run(*command, "--retry-failed", code=1)
+    assert sorted(ledger()) == ["1", "2", "3", "5", "5"]
+
+
+def test_changed_file_is_another_input() -> None:
+    Path("file").write_text("one")
+    command = ("map", "tasks:noted", "file", "--journal", "j.db")
+    run(*command)
+    run(*command)
+    assert ledger() == ["file"]
+    Path("file").write_text("two and more")
+    run(*command)
+    assert ledger() == ["file", "file"]
+
+
+def test_other_arguments_or_outputs_are_other_work(files: Path) -> None:
+    command = ("map", "tasks:upper", "a", "--journal", "j.db", "--json")
+    for words, before in ((), 0), ((), 1), (("-a", "times=2"), 0), (("-a", "times=2"), 1):
+        assert json.loads(run(*command, *words)[0].splitlines()[-1])["summary"]["before"] == before
+    for out, before in ("out", 0), ("out", 1), ("other", 0):
+        text = run("map", "tasks:copy", "in/a.txt", "--out", out, "--journal", "j.db", "--json")[0]
+        assert json.loads(text.splitlines()[-1])["summary"]["before"] == before
+
+
+def recorded(*words: str, **options: Any) -> int:
+    """How many inputs of a run were recorded before."""
+    found: int = json.loads(run(*words, "--json", **options)[0].splitlines()[-1])["summary"]["before"]
+    return found
+
+
+def test_arguments_of_other_types_are_other_work() -> None:
+    command = ("map", "tasks:of_kind", "a", "--journal", "j.db")
+    assert [recorded(*command, "-a", f"kind={kind}") for kind in ("true", "True", "true", "1", "1.0")] == [
+        0,
+        0,
+        1,
+        0,
+        0,
+    ]
+
+
+def test_file_is_the_same_from_every_folder_and_a_name_is_not(folder: Path) -> None:
+    for name in ("one/file", "two/file", "two/tasks.py"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text((folder / "tasks.py").read_text())
+    os.utime("one/file", (1, 1))
+    os.utime("two/file", (1, 1))
+    command = ("map", f"{folder}/tasks.py:nothing", "--journal", f"{folder}/j.db")
+    assert recorded(*command, "one/file") == 0
+    os.chdir("one")
+    assert recorded(*command, "file") == 1
+    os.chdir("../two")
+    assert recorded(*command, "file") == 0  # another one, though as large and as old
+    assert recorded("map", "tasks.py:nothing", "file", "--journal", f"{folder}/j.db") == 0  # another module
+
+
+def test_output_that_is_gone_is_made_again(files: Path) -> None:
+    command = ("map", "tasks:copy", "in/a.txt", "in/x/b.txt", "--out", "out", "--journal", "j.db")
+    run(*command)
+    Path("out/a.txt").unlink()
+    assert recorded(*command) == 1
+    assert Path("out/a.txt").exists()
+
+
+def test_other_names_of_outputs_are_said(files: Path) -> None:
+    run("map", "tasks:copy", "in/x/a.txt", "--out", "out", "--journal", "j.db")
+    err = run("map", "tasks:copy", "in/x/a.txt", "in/a.txt", "--out", "out", "--journal", "j.db")[1]
+    assert f"note: the journal knows this work with --base {files}/in/x, where outputs have other names\n" in err
+    again = run("map", "tasks:copy", "in/x/a.txt", "in/a.txt", "--out", "out", "--journal", "j.db")[1]
+    assert "note" not in again
+
+
+def test_failures_of_earlier_runs_do_not_stop_this_one() -> None:
+    command = ("map", "tasks:noted", "5", "15", "1", "2", "--journal", "j.db", "--on-error", "raise", "-j", "1", "-k")
+    run(*command, "--chunksize", "1", code=1)
+    err = run(*command, "--chunksize", "1", code=1)[1]
+    assert "stopped at the first failure" in err
+    assert re.search("^2 of 4 done, 2 failed", run(*command, code=1)[1], re.M)
+    assert ledger().count("5") == 1
+
+
+def test_journal_is_shown(folder: Path) -> None:
+    run("map", "tasks:noted", "1", "5", "--journal", "j.db", code=1)
+    name = re.escape(f"{folder}/tasks.py:noted")
+    assert re.fullmatch(name + r" \{\}: 1 done, 1 failed, [\d.]+ s of work, 1 runs\n", run("journal", "j.db")[0])
+    assert run("journal", "j.db", "--failed")[0].splitlines()[1] == "  5: ValueError: five"
+    rows = [json.loads(line) for line in run("journal", "j.db", "--json")[0].splitlines()]
+    assert {(row["input"], row["ok"]) for row in rows} == {("1", True), ("5", False)}
+
+
+def test_two_runs_do_not_share_a_journal(folder: Path) -> None:
+    first = start("map", "tasks:tells", "1", "--journal", "j.db")
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "task 1\n"
+        err = run("map", "tasks:nothing", "1", "--journal", "j.db", code=2)[1]
+        assert f"is in use by process {first.pid}" in err
+        assert run("journal", "j.db")[0].startswith(f"{folder}/tasks.py:tells")  # it may be looked at
+        first.kill()
+        processes.wait_until(lambda: not processes.runs(first.pid), "it is dead, though we have not waited for it")
+        run("map", "tasks:nothing", "1", "--journal", "j.db")
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_full_disk_is_said_and_nothing_is_repeated_afterwards() -> None:
+    Path("list").write_text("".join(f"{'x' * 200}{k}\n" for k in range(5000)))
+    ran = start("map", "tasks:upper", "-", "--journal", "j.db", stdin=subprocess.PIPE)
+    assert ran.stdin is not None
+    assert ran.stdout is not None
+    ran.stdin.write("first\n")
+    ran.stdin.flush()
+    assert ran.stdout.readline() == "FIRST\n"
+    resource.prlimit(ran.pid, resource.RLIMIT_FSIZE, (300_000, 300_000))  # from now on, for the pool's memory is a file
+    _, err = ran.communicate(Path("list").read_text(), timeout=30)
+    assert ran.returncode == 1
+    assert re.search(r"^the journal 'j.db' cannot be written: .*; the same command goes on from here$", err, re.M)
+    assert "Traceback" not in err
+    out = run("map", "tasks:nothing", "@list", "--journal", "j.db", "--json")[0]
+    summary = json.loads(out.splitlines()[-1])["summary"]
+    assert summary["done"] == 5000
+
+
+def test_journal_is_at_most_100_ms_behind() -> None:
+    """Also while nothing else happens: one task has ended, the others go on."""
+    Path("more.py").write_text(
+        "import time\n"
+        "def wait(x):\n"
+        "    if x != 'quick': time.sleep(1000)\n"
+        "    open('ended', 'w').write(str(time.time()))\n"
+    )
+    ran = start("map", "more:wait", "a", "b", "quick", "--journal", "j.db", "-j", "3")
+    try:
+
+        def recorded() -> int:
+            with closing(sqlite3.connect("j.db")) as db, suppress(sqlite3.OperationalError):  # there is no table yet
+                return int(db.execute("SELECT count(*) FROM item").fetchone()[0])
+            return 0
+
+        processes.wait_until(recorded, "it is in the journal")
+        behind = time.time() - float(Path("ended").read_text())
+        assert behind < 0.5  # on a machine that does other things, too
+    finally:
+        ran.kill()
+        ran.communicate()
+
+
+@pytest.fixture
+def many(folder: Path) -> Iterator[Path]:
+    (folder / "in").mkdir()
+    for number in range(120):
+        (folder / "in" / f"{number:03}").write_bytes(bytes([number]) * 30)
+    return folder
+
+
+def check_many(summary: str) -> None:
+    outputs = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert outputs == {f"{number:03}": bytes([number]) * 30 for number in range(120)}
+    assert "120 of 120 done" in summary
+
+
+def copied() -> dict[str, list[float]]:
+    """When ``slow_copy`` was done with each file."""
+    done: dict[str, list[float]] = {}
+    for line in Path("ledger").read_text().splitlines() if Path("ledger").exists() else ():
+        name, at = line.split()
+        done.setdefault(name, []).append(float(at))
+    return done
+
+
+def test_interrupted_killed_and_finished(many: Path) -> None:
+    command = ("map", "tasks:slow_copy", "in/*", "--out", "out", "--journal", "j.db", "-j", "4")
+    with processes.nothing_left():
+        first = start(*command, process_group=0)
+        processes.wait_until(lambda: len(copied()) >= 30, "a quarter is done", 60)
+        os.killpg(first.pid, signal.SIGINT)
+        _, err = first.communicate(timeout=10)
+        assert first.returncode == 130
+        assert re.search(r"^interrupted: \d+ of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M)
+        assert not [name for name in os.listdir("out") if ".part-" in name]
+    interrupted = copied()
+    with processes.nothing_left():
+        second = start(*command, process_group=0)
+        processes.wait_until(lambda: len(copied()) >= 70, "more than half is done", 60)
+        killed = time.monotonic()
+        os.killpg(second.pid, signal.SIGKILL)
+        second.communicate()
+    with closing(sqlite3.connect("j.db")) as db:
+        recorded = {os.path.basename(os.fsdecode(row[0])) for row in db.execute("SELECT input FROM item")}
+    before = copied()
+    late = [name for name, times in before.items() if times[0] < killed - 0.5 and name not in recorded]
+    assert late == []  # the promise is 100 ms; the machine may do other things, too
+    check_many(run(*command)[1])
+    # Done again was only what was not recorded; and an interrupted run records all that has come to an end.
+    after = copied()
+    assert [name for name in recorded if after[name] != before[name]] == []
+    assert sum(len(after[name]) > 1 for name in interrupted) <= 4
+
+
+def test_terminated_is_as_clean(many: Path) -> None:
+    with processes.nothing_left():
+        ran = start("map", "tasks:slow_copy", "in/*", "--out", "out", "--journal", "j.db")
+        processes.wait_until(lambda: len(copied()) >= 10, "something is done", 60)
+        ran.terminate()
+        _, err = ran.communicate(timeout=10)
+        assert ran.returncode == 128 + signal.SIGTERM
+        assert "interrupted: " in err
