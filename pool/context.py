@@ -41,8 +41,8 @@ class Worker:
 
     def progress(self, x: SupportsFloat | SupportsIndex) -> None:
         """Tell how far the task is, for who watches the map: a fraction from 0 to 1, or any other number. It stands
-        until the next task starts; NaN takes it back. Half a microsecond. Does nothing in a process that the task has
-        forked. TypeError for what is no number."""
+        until the next task starts; NaN takes it back. Takes a fifth of a microsecond. Does nothing in a process that
+        the task has forked. TypeError for what is no number."""
         _core.progress(self._segment, x)
 
     def __repr__(self) -> str:

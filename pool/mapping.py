@@ -28,7 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pool.progress import Progress, Ticker
+    from pool.progress import Progress
+    from pool.ticker import Ticker
 
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
@@ -501,7 +502,8 @@ def run_map(
 
 
 def _ticker(run: MapRun, iterable: Iterable[Any], progress: bool | Callable[[Progress], object]) -> Ticker:
-    from pool.progress import Ticker, display
+    from pool.progress import display
+    from pool.ticker import Ticker
 
     try:
         total = operator.length_hint(iterable, -1)

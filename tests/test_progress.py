@@ -18,7 +18,7 @@ import pytest
 import tasks
 
 import pool as package
-from pool import Failure, NotYet, Pool, Progress, errors, mapping, progress, worker
+from pool import Failure, NotYet, Pool, Progress, errors, mapping, progress, ticker, worker
 from pool.progress import bar_line, display, log_line
 
 pytestmark = pytest.mark.timeout(60)
@@ -370,21 +370,21 @@ def test_a_slow_body_and_a_slow_input_do_not_keep_the_calls_away(pool: Pool) -> 
 
 def test_the_rate_is_that_of_late_and_at_the_end_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(ticker, "time", types.SimpleNamespace(monotonic=lambda: now))
     client = types.SimpleNamespace(
         at_work=lambda: (1, ()), processes=list, workers=2, segment=None, tell_terminal=lambda path: None
     )
     run: Any = types.SimpleNamespace(client=client, given=0, flying=0, failed=0, crashes=0)
     seen: list[Progress] = []
-    ticker = progress.Ticker(run, seen.append, 10_000)
+    it = ticker.Ticker(run, seen.append, 10_000)
     for step in range(1, 1001):  # 100 s: first 10 items a second, then 40
         now = step / 10
         run.given += 1 if step <= 500 else 4
-        ticker.look(run.given)
+        it.look(run.given)
     assert seen[499].rate == pytest.approx(10, rel=0.1)
     assert seen[999].rate == pytest.approx(40, rel=0.1)
     assert seen[999].eta == pytest.approx((10_000 - 2500) / 40, rel=0.1)
-    ticker.end()
+    it.end()
     assert seen[-1].rate == pytest.approx(2500 / 100)
     assert seen[-1].ended
 
