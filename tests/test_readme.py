@@ -89,6 +89,20 @@ def test_link_to_a_heading_leads_somewhere(page: Path) -> None:
         assert heading in headings
 
 
+def _named_tests() -> list[str]:
+    return re.findall(r"`(test_\w+\.py::test_\w+)`", "".join(page.read_text() for page in PAGES))
+
+
+def test_pages_name_tests() -> None:
+    assert len(_named_tests()) > 30
+
+
+@pytest.mark.parametrize("name", _named_tests())
+def test_a_test_that_a_page_names_exists(name: str) -> None:
+    file, _, function = name.partition("::")
+    assert f"\ndef {function}(" in Path(__file__).with_name(file).read_text()
+
+
 def test_commands_are_targets_of_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), re.M))
     commands = set(re.findall(r"(?:`|^)make ([a-z-]+)", README.read_text(), re.M))
