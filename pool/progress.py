@@ -151,6 +151,9 @@ class Display:
         if last is not None:
             self._try(self._finish, last._replace(ended=True))
 
+    def pause(self) -> None:
+        """Give the terminal back until the next call."""
+
     def __enter__(self) -> Display:
         return self
 
@@ -159,7 +162,7 @@ class Display:
     ) -> None:
         self.close()
 
-    def _try(self, show: Callable[[Progress], object], progress: Progress) -> None:
+    def _try(self, show: Callable[[Any], object], progress: Progress | None) -> None:
         if not self._spoilt:
             try:
                 show(progress)
@@ -193,6 +196,9 @@ class _Bar(Display):
 
     def _show(self, progress: Progress) -> None:
         self._line.draw(lambda columns: self._text(progress, columns))
+
+    def pause(self) -> None:
+        self._try(lambda _: self._line.close(), None)
 
     def _finish(self, progress: Progress) -> None:
         atexit.unregister(self.close)

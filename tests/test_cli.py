@@ -1,8 +1,10 @@
 """``pool map``: inputs, results, failures, outputs."""
 
+import glob
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +99,14 @@ def test_file_is_found_whatever_else_has_its_name() -> None:
 
 def test_arguments_may_be_lists() -> None:
     assert lines("tasks:total", "x", "-a", "sizes=[1, 2]", "-a", "more=[1]") == ["4"]
+    Path("more.py").write_text(
+        "from pathlib import Path\n"
+        "def kinds(x: Path | None, *, a: list[Path], b: Path | None = None): return f'{a} {type(x) is type(b)}'\n"
+    )
+    assert lines("more:kinds", "more.py", "-a", 'a=["x"]', "-a", "b=y") == ["[PosixPath('x')] True"]
+    assert (
+        "no such file: 'mor.py'; did you mean 'more.py'?" in run("map", "more:kinds", "mor.py", "-a", "a=[]", code=2)[1]
+    )
     assert "`array`" in run("map", "tasks:total", "x", "-a", "sizes=1", code=2)[1]
 
 
@@ -164,12 +174,50 @@ def test_output_that_cannot_be_written_ends_it_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full"])
-def test_closed_streams_are_no_reason_to_fail(closed: str) -> None:
-    command = f"{sys.executable} -m pool map tasks:noted 1 2 5 --json {closed}; echo code $? > code"
+@pytest.mark.parametrize("failing", [False, True])
+def test_closed_streams_are_no_reason_to_fail(closed: str, failing: bool) -> None:
+    command = f"{sys.executable} -m pool map tasks:noted 1 2 {5 * failing} {closed}; echo code $? > code"
     ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert Path("code").read_text() == "code 1\n"
-    assert sorted(Path("ledger").read_text().split()) == ["1", "2", "5"]
+    assert Path("code").read_text() == f"code {int(failing)}\n"
+    assert sorted(Path("ledger").read_text().split()) == sorted(["1", "2", str(5 * failing)])
     assert "Traceback" not in ran.stdout + ran.stderr
+
+
+def test_closed_streams_that_are_used_are_errors() -> None:
+    Path("opens.py").write_text("secret = open('secrets')\ndef same(x): return x\n")
+    Path("secrets").write_text("no input\n")
+    command = f"{sys.executable} -m pool map opens:same a >&-; echo code $?"
+    assert subprocess.run(["bash", "-c", command], capture_output=True).returncode == 0
+    ran = subprocess.run(["bash", "-c", f"{command} >&2"], capture_output=True, text=True)
+    assert "standard output cannot be written: Bad file descriptor" in ran.stderr
+    assert "code 1" in ran.stderr
+    ran = subprocess.run(["bash", "-c", command.replace(" a >&-", " - <&-")], capture_output=True, text=True)
+    assert "no input" not in ran.stdout
+    assert "the inputs cannot be read: Bad file descriptor" in ran.stderr
+
+
+def ignore_interrupts() -> None:
+    """As a shell does it for `command &`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_background_jobs_of_a_shell_can_be_terminated(number: signal.Signals) -> None:
+    ran = start("map", "tasks:tells", "1", preexec_fn=ignore_interrupts)
+    try:
+        assert ran.stdout is not None
+        assert ran.stdout.readline() == "task 1\n"
+        ran.send_signal(number)
+        _, err = ran.communicate(timeout=30)
+        assert ran.returncode == 128 + number
+        assert err.startswith("interrupted: 0 of 1 done")
+    finally:
+        ran.kill()
+
+
+def test_a_line_may_be_very_long() -> None:
+    Path("list").write_bytes(b"x" * 60_000_000 + b"\n" + b"y" * 60_000_000)
+    assert lines("builtins:len", "@list") == ["60000000", "60000000"]
 
 
 # ---- failures
@@ -247,6 +295,15 @@ def test_json_lines() -> None:
     assert "failed  bad" in err
 
 
+def test_json_lines_can_be_read_whatever_the_names(folder: Path) -> None:
+    Path("list").write_bytes("é\n".encode() + b"\xff\n")
+    for encoding in ("ascii", "utf-8"):
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        command = [sys.executable, "-m", "pool", "map", "-k", "tasks:nothing", "@list", "--json"]
+        out = subprocess.run(command, capture_output=True, env=environment).stdout.decode(encoding)
+        assert [json.loads(line)["input"] for line in out.splitlines()[:2]] == ["é", "\udcff"]
+
+
 def test_values_that_json_cannot_take_are_shown() -> None:
     Path("more.py").write_text(
         "def odd(x): return {1: {2}, (3, 4): object}\ndef path(x):\n  import pathlib\n  return pathlib.Path(x)\n"
@@ -298,6 +355,22 @@ def test_outputs_stay_in_their_folder(files: Path) -> None:
                                   f"below/out/{str(files)[1:]}/in/a.txt"}  # fmt: skip
 
 
+def test_path_of_the_output_goes_where_the_function_wants_it(files: Path) -> None:
+    Path("more.py").write_text(
+        "import functools\n"
+        "def write(text, out):\n  with open(out, 'w') as file: file.write(str(text))\n"
+        "def three(src, size, out): write(size, out)\n"
+        "def named(src, size=256, *, target=None): write(size, target)\n"
+        "def positional(src, there, /): write('p', there)\n"
+        "bound = functools.partial(three, size=5)\n"
+    )
+    for name, words, text in (
+        ("three", ["-a", "size=3"], "3"), ("named", [], "256"), ("positional", [], "p"), ("bound", [], "5"),
+    ):  # fmt: skip
+        run("map", f"more:{name}", "in/a.txt", "--out", "out", *words)
+        assert below("out") == {"a.txt": text}
+
+
 def test_function_may_return_the_bytes(files: Path) -> None:
     run("map", "tasks:content", "in/a.txt", "--out", "out")
     assert below("out") == {"a.txt": "in/a.txt" * 2}
@@ -315,10 +388,56 @@ def test_failed_task_leaves_no_output(files: Path) -> None:
     assert "wrote nothing to the path" in run("map", "tasks:forgets", "in/a.txt", "--out", "out3", code=1)[1]
 
 
-def test_output_never_overwrites_an_input_or_another_output(files: Path) -> None:
-    err = run("map", "tasks:half", "in/a.txt", "--out", "in", code=1)[1]
-    assert "would overwrite it" in err
+OVERWRITING = {
+    "itself": ["in/a.txt", "--out", "in"],
+    "itself by a link": ["in/a.txt", "--out", "link"],
+    "itself, found by a link": ["link/a.txt", "--out", "in"],
+    "another one": ["in/x/a.txt", "in/a.txt", "--base", "in/x", "--out", "in"],
+    "one that comes later": ["in/x/a.txt", "in/x/b.txt", "in/a.txt", "--base", "in/x", "--out", "in"],
+    "one with that suffix": ["in/*.*", "--out", "in", "--suffix", ".txt"],
+}
+
+
+@pytest.mark.parametrize("what", OVERWRITING)
+def test_output_never_overwrites_an_input(files: Path, what: str) -> None:
+    Path("in/a.png").write_text("a picture")
+    Path("link").symlink_to("in")
+    before = below("in")
+    assert "would overwrite an input: choose another" in run("map", "tasks:half", *OVERWRITING[what], code=2)[1]
+    assert below("in") == before
+
+
+def test_output_never_overwrites_an_input_that_was_read(files: Path) -> None:
+    text = "in/a.txt\nin/x/a.txt\n"
+    err = run("map", "tasks:half", "-", "--out", "in", "--base", "in/x", input=text, code=1)[1]
+    assert "the output of 'in/x/a.txt' would overwrite an input" in err
     assert Path("in/a.txt").read_text() == "in/a.txt"
+
+
+def test_outputs_are_no_inputs_of_the_next_run(files: Path) -> None:
+    for _ in range(3):
+        run("map", "tasks:copy", "**/*.txt", "--out", "out")
+        assert sorted(below("out")) == ["in/a.txt", "in/x/a.txt", "in/x/b.txt"]
+    assert lines("tasks:upper", "out/**/b.txt") == ["OUT/IN/X/B.TXT"]  # asked for
+
+
+def test_patterns_find_what_glob_finds_but_for_links(files: Path) -> None:
+    Path("in/.hidden").mkdir()
+    for name in ("in/.hidden/a.txt", "in/.a.txt", "in/x/[b].txt", "a.txt"):
+        Path(name).touch()
+    for pattern in ("**", "in/**", "**/*.txt", "**/x/*", "in/*/a.txt", f"{files}/**/b.txt", "*/**/a.txt", "in/./**/a*"):
+        found = {path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)}
+        assert set(lines("tasks:some_fail", pattern)) == found, pattern
+        assert len(lines("tasks:some_fail", pattern)) == len(found)
+    assert sorted(lines("tasks:some_fail", "in/**/")) == ["in/", "in/x/"]
+    assert lines("tasks:some_fail", "**/in/**/a.txt") == ["in/a.txt", "in/x/a.txt"]
+    Path("in/x/again").symlink_to("..")  # a circle, and a fork: each way has two
+    Path("in/y").symlink_to("x")
+    assert sorted(lines("tasks:some_fail", "in/**/a.txt")) == ["in/a.txt", "in/x/a.txt"]
+    assert sorted(lines("tasks:some_fail", "in/*/a.txt")) == ["in/x/a.txt", "in/y/a.txt"]
+
+
+def test_no_two_inputs_have_one_output(files: Path) -> None:
     Path("in/a.png").touch()
     err = run("map", "tasks:copy", "in/a.png", "in/a.txt", "--out", "out", "--suffix", ".webp", code=1)[1]
     assert "failed  in/a.txt  ValueError: an earlier input has the same output" in err
@@ -327,6 +446,8 @@ def test_output_never_overwrites_an_input_or_another_output(files: Path) -> None
 def test_input_given_again_is_done_once(files: Path) -> None:
     command = ("map", "tasks:copy", "in/a.txt", "in/a.txt", "in/x/a.txt", "--out", "out", "--journal", "j.db")
     assert re.search(r"^2 of 2 done in [\d.]+ s; 1 given again$", run(*command)[1], re.M)
+    again = ("map", "tasks:copy", "in/a.txt", "./in/x/../a.txt", "--out", "out2")
+    assert "1 of 1 done" in run(*again)[1]
     assert re.search(r"^2 of 2 done in [\d.]+ s; 2 recorded before; 1 given again$", run(*command)[1], re.M)
 
 

@@ -7,6 +7,7 @@ import resource
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -102,6 +103,58 @@ def test_other_names_of_outputs_are_said(files: Path) -> None:
     assert "note" not in again
 
 
+@pytest.mark.parametrize("names", [("double", "triple"), ("first", "second"), ("Scale.two", "Scale.three")])
+def test_functions_are_told_apart_by_the_name_that_was_given(names: tuple[str, str]) -> None:
+    Path("more.py").write_text(
+        "import functools\n"
+        "def times(x, *, k): return f'{k} x {x}'\n"
+        "double, triple = functools.partial(times, k=2), functools.partial(times, k=3)\n"
+        "first, second = lambda x: 1, lambda x: 2\n"
+        "class Scale:\n"
+        "    def __init__(self, k): self.k = k\n"
+        "    def __call__(self, x): return self.k\n"
+        "Scale.two, Scale.three = Scale(2), Scale(3)\n"
+    )
+    for name in names:
+        assert recorded("map", f"more:{name}", "a", "--journal", "j.db") == 0
+        assert recorded("map", f"more:{name}", "a", "--journal", "j.db") == 1
+
+
+def test_results_that_nobody_has_seen_are_not_recorded() -> None:
+    Path("list").write_text("".join(f"{number}\n" for number in range(30_000)))
+    command = [sys.executable, "-m", "pool", "map", "tasks:upper", "@list", "--journal", "j.db"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        assert subprocess.run(command, stdout=full, stderr=subprocess.DEVNULL, env=environment).returncode == 1
+    assert recorded("map", "tasks:upper", "none", "--journal", "j.db") == 0
+    with closing(sqlite3.connect("j.db")) as db:
+        assert db.execute("SELECT count(*) FROM item").fetchone() == (1,)
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+    assert first.stdout is not None
+    seen = set(os.read(first.stdout.fileno(), 1 << 20).split(b"\n")[:-1])
+    first.stdout.close()
+    assert first.wait(30) == 141
+    rest = set(subprocess.run(command, capture_output=True, env=environment).stdout.split(b"\n"))
+    lost = {b"%d" % number for number in range(30_000)} - seen - rest
+    assert len(lost) * 6 <= 1 << 16  # what the pipe had taken and nobody had read
+
+
+def test_a_journal_needs_a_name() -> None:
+    assert "the journal has no name" in run("map", "tasks:upper", "a", "--journal", "", code=2)[1]
+    run("map", "tasks:upper", "a", "--journal", ":memory:")
+    assert Path(":memory:").exists()
+
+
+def test_looking_at_a_journal_changes_nothing() -> None:
+    run("map", "tasks:noted", "1", "--journal", "j.db")
+    before = {path: path.stat().st_mtime_ns for path in Path().iterdir()}
+    assert "1 done" in run("journal", "j.db")[0]
+    assert {path: path.stat().st_mtime_ns for path in Path().iterdir()} == before
+    Path("empty.db").touch()
+    assert "'empty.db' is no journal of pool map" in run("journal", "empty.db", code=2)[1]
+    assert Path("empty.db").stat().st_size == 0
+
+
 def test_failures_of_earlier_runs_do_not_stop_this_one() -> None:
     command = ("map", "tasks:noted", "5", "15", "1", "2", "--journal", "j.db", "--on-error", "raise", "-j", "1", "-k")
     run(*command, "--chunksize", "1", code=1)
@@ -126,11 +179,12 @@ def test_two_runs_do_not_share_a_journal(folder: Path) -> None:
         assert first.stdout is not None
         assert first.stdout.readline() == "task 1\n"
         err = run("map", "tasks:nothing", "1", "--journal", "j.db", code=2)[1]
-        assert f"is in use by process {first.pid}" in err
+        assert f"is in use by process {first.pid}\n" in err
         assert run("journal", "j.db")[0].startswith(f"{folder}/tasks.py:tells")  # it may be looked at
         first.kill()
         processes.wait_until(lambda: not processes.runs(first.pid), "it is dead, though we have not waited for it")
         run("map", "tasks:nothing", "1", "--journal", "j.db")
+        assert not Path("j.db-lock").exists()
     finally:
         first.kill()
         first.communicate()

@@ -246,3 +246,23 @@ def test_last_bar_of_the_command_line_tells_all(terminal: Callable[..., Terminal
     logged = terminal([*command, *map(str, range(40)), "--progress", "log"])
     assert logged.end() == 1
     assert not [line for line in logged.all_lines() if line.startswith("pool:")]  # the summary says it all
+
+
+def test_the_command_line_gives_the_terminal_back_while_it_is_stopped(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    (tmp_path / "tasks.py").write_text("import time\ndef nap(x): time.sleep(0.02)\n")
+    bash = terminal(["bash", "--norc", "--noprofile", "-i"], 100, 12)
+    bash.type(f"PS1='$ '; clear; {sys.executable} -m pool map {tmp_path}/tasks.py:nap $(seq 100000)\n")
+    bash.wait_for(lambda lines: _bar(lines[-1]))
+    bash.type("\x1a")
+    bash.wait_for(lambda lines: any("Stopped" in line for line in lines))
+    bash.type("for k in $(seq 30); do echo line $k; done; echo end\n")
+    lines = bash.wait_for(
+        lambda lines: lines if lines[-2:] == ["end", "$"] else None
+    )  # also the last line is the shell's
+    assert lines[-3] == "line 30"
+    bash.type("fg\n")
+    bash.wait_for(lambda lines: _bar(lines[-1]))
+    bash.type("\x03")
+    bash.wait_for(lambda lines: any(line.startswith("interrupted: ") for line in lines))

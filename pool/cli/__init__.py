@@ -49,11 +49,11 @@ def say(text: str) -> None:
         click.echo(text, err=True)
 
 
-def give_up_output() -> None:
-    """Standard output cannot be written any more: what is still to be flushed goes nowhere, instead of failing at
-    exit."""
+def give_up_output(fd: int = 1) -> None:
+    """Standard output (or error) cannot be written any more: what is still to be flushed goes nowhere, instead of
+    failing at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, fd)
     os.close(null)
 
 
@@ -72,18 +72,28 @@ def _bytes_of(character: str) -> bytes:
 
 
 def _prepare_streams() -> None:
-    """Both can be written, whatever the text and however we were started."""
+    """Whatever the text can be written, and what was closed (`>&-`) is an error when it is used, as for every command,
+    and no other file in its place."""
+    for fd, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free
     codecs.register_error("pool.escape", _escape)
-    for name in ("stdout", "stderr"):
+    for fd, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
-        if stream is None:  # `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if stream is None:
+            setattr(sys, name, open(fd, "w", closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="pool.escape")
 
 
 class Stopped(Exception):
     """The command cannot go on. The text is for people."""
+
+
+class Mistake(click.UsageError):
+    """Of the user: one line, and exit code 2."""
 
 
 class _Commands(click.Group):
@@ -104,7 +114,7 @@ class _Commands(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], _COMMANDS)}", ctx)
+            raise Mistake(f"no command {args[0]!r}{nearest(args[0], _COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -124,9 +134,18 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 success, 1 something failed, 2 the command was wrong, 130 interrupted."""
+    _prepare_streams()
+    code = _run(arguments)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        give_up_output(2)
+    return code
+
+
+def _run(arguments: list[str] | None) -> int:
     name = os.path.basename(sys.argv[0])
     name = "python -m pool" if name == "__main__.py" else name
-    _prepare_streams()
     if COMPLETE_VARIABLE in os.environ:
         importlib.import_module("pool.cli.completion")  # its way to ask for words
     try:
@@ -140,7 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
         message = printable(" ".join(error.format_message().split()))
-        say(f"{ctx.command_path if ctx else name}: {message[:1].lower()}{message[1:].rstrip('.')}")
+        if not isinstance(error, Mistake):  # click begins with a capital
+            message = f"{message[:1].lower()}{message[1:].rstrip('.')}"
+        say(f"{ctx.command_path if ctx else name}: {message}")
         return error.exit_code if error.exit_code != 1 else 2
     except (KeyboardInterrupt, click.Abort):
         return 130
@@ -166,4 +187,15 @@ def writing() -> Iterator[None]:
         raise Stopped(f"standard output cannot be written: {error.strerror}") from error
 
 
-__all__ = ["COMPLETE_VARIABLE", "Stopped", "cli", "give_up_output", "main", "nearest", "printable", "say", "writing"]
+__all__ = [
+    "COMPLETE_VARIABLE",
+    "Mistake",
+    "Stopped",
+    "cli",
+    "give_up_output",
+    "main",
+    "nearest",
+    "printable",
+    "say",
+    "writing",
+]

@@ -43,12 +43,16 @@ class Call:
         self.__module__, _, self.__qualname__ = found.name.partition(".")
         self._keywords = found.keywords
         self._input_type = found.input_type
-        self._takes_output = found.takes_output
+        self._output = found.output
+        self._output_by_name = found.output_by_name
         self._output_type = found.output_type
         self._has_outputs = has_outputs
 
     def __call__(self, item: Any) -> Any:
-        """Its seconds; as (seconds, value) if the value is not None."""
+        """Its seconds; as (seconds, value) if the value is not None. An exception as the item is raised: it has failed
+        before, and comes out in its turn."""
+        if isinstance(item, Exception):
+            raise item
         began = time.perf_counter()
         word, final = item if self._has_outputs else (item, "")
         path = word if self._input_type is None else target.convert(word, self._input_type)
@@ -59,10 +63,13 @@ class Call:
     def _with_output(self, path: Any, final: str) -> Any:
         os.makedirs(os.path.dirname(final), exist_ok=True)
         with output(final) as temporary:
-            if not self._takes_output:
+            if self._output is None:
                 return self._write(self._function(path, **self._keywords), temporary)
             where = temporary if self._output_type is None else target.convert(temporary, self._output_type)
-            value = self._function(path, where, **self._keywords)
+            if self._output_by_name:
+                value = self._function(path, **{self._output: where}, **self._keywords)
+            else:
+                value = self._function(path, where, **self._keywords)
             if not os.path.lexists(temporary):
                 raise FileNotFoundError(f"{self._name} wrote nothing to the path that it was given")
             return value
@@ -128,7 +135,7 @@ class Batch:
         self._found = found
         self._source = source
         self._given = 0
-        self._running: dict[int, tuple[str, Stamp, str | None]] = {}
+        self._running: dict[int, tuple[str, Stamp | None, str | None]] = {}  # Stamp None: not to be recorded
         self._ahead: deque[tuple[str, Stamp, Recorded | None]] = deque()
         self._began = time.monotonic()
 
@@ -146,7 +153,7 @@ class Batch:
     def __iter__(self) -> Batch:
         return self
 
-    def __next__(self) -> str | tuple[str, str]:
+    def __next__(self) -> str | tuple[str, str] | Exception:
         while True:
             path, then, known = (next(self._source), NO_FILE, None) if self.journal is None else self._looked_up()
             final = None
@@ -154,22 +161,26 @@ class Batch:
                 try:
                     final = self.outputs.of(path)
                 except ValueError as error:
-                    self._ended(Ended(path, None, 0.0, None, error), None)
-                    continue
+                    return self._fails(path, error)
                 claim = self.outputs.claim(path, final)
                 if claim is Claim.AGAIN:
                     self.repeated += 1
                     continue
                 if claim is Claim.TAKEN:  # not recorded: it depends on what else there is
-                    taken = ValueError(f"an earlier input has the same output {final!r}")
-                    self._ended(Ended(path, final, 0.0, None, taken), None)
-                    continue
+                    return self._fails(path, ValueError(f"an earlier input has the same output {final!r}"))
             if known is not None and self._is_done(known, then, final):
                 self._count_recorded(path, known)
                 continue
-            self._running[self._given] = path, then, final
-            self._given += 1
+            self._give(path, then, final)
             return path if final is None else (path, final)
+
+    def _give(self, path: str, then: Stamp | None, final: str | None) -> None:
+        self._running[self._given] = path, then, final
+        self._given += 1
+
+    def _fails(self, path: str, error: Exception) -> Exception:
+        self._give(path, None, None)
+        return error
 
     def _looked_up(self) -> tuple[str, Stamp, Recorded | None]:
         """The next input, what it is now, and what is recorded of it."""
@@ -255,7 +266,10 @@ class Batch:
 
     def close(self) -> None:
         if self.journal is not None:
-            self.journal.close()
+            try:
+                self.commit()
+            finally:
+                self.journal.close()
 
     def inputs(self) -> int | None:
         """How many there are, each counted once; None if it is not known yet."""

@@ -16,9 +16,7 @@ import select
 import stat
 from collections.abc import Iterator
 
-import click
-
-from pool.cli import Stopped, nearest
+from pool.cli import Mistake, Stopped, nearest
 from pool.mapping import NotYet
 
 _BLOCK = 1 << 20
@@ -30,14 +28,19 @@ class Inputs:
     """An iterator over all inputs, in the order of the words. Raises NotYet while standard input is silent.
 
     Attributes:
+        known: those that are known beforehand: words, and the first hundred thousand of each pattern.
         total: how many there are; None as long as it is not known.
         base: the folder that all inputs share, if it is known beforehand: outputs are named by what comes after it.
     """
 
-    def __init__(self, words: tuple[str, ...], separator: bytes, are_files: bool = False) -> None:
-        """``are_files``: words are names of files. Raises click.UsageError for a file that cannot be read or is not
-        there, or a pattern that nothing matches."""
+    def __init__(
+        self, words: tuple[str, ...], separator: bytes, are_files: bool = False, without: str | None = None
+    ) -> None:
+        """``are_files``: words are names of files. ``without``: a folder in which patterns find nothing, unless they
+        begin there. Raises Mistake for a file that cannot be read or is not there, or a pattern that nothing
+        matches."""
         self.total: int | None = 0
+        self.known: list[str] = []
         shared: set[str] | None = set()
         sources: list[Iterator[str]] = []
         for word in words:
@@ -47,12 +50,13 @@ class Inputs:
                 sources.append(lines)
                 count, shared = lines.count(), None
             elif glob.has_magic(word) and not os.path.lexists(word):
-                found = _matches(word)
+                found = _matches(word, without)
                 head = list(itertools.islice(found, _COUNTED))
                 if not head:
                     raise _nothing_matches(word)
                 count = len(head) if len(head) < _COUNTED else None
                 head.sort()
+                self.known += head
                 sources.append(itertools.chain(head, found))
                 if shared is not None:
                     shared.add(_before_magic(word))
@@ -60,6 +64,7 @@ class Inputs:
                 if are_files and not os.path.lexists(word):
                     raise no_such_file(word)
                 sources.append(iter((word,)))
+                self.known.append(word)
                 if shared is not None:
                     shared.add(os.path.dirname(os.path.abspath(word)))
             self.total = None if count is None or self.total is None else self.total + count
@@ -80,20 +85,47 @@ class Inputs:
         raise StopIteration
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def _matches(pattern: str, without: str | None) -> Iterator[str]:
     """Files; folders if the pattern ends with a slash."""
-    found = glob.iglob(pattern, recursive=True)
-    return found if pattern.endswith(os.sep) else itertools.filterfalse(os.path.isdir, found)
+    root = _before_magic(pattern)
+    if without is not None and (root == without or root.startswith(without + os.sep)):
+        without = None
+    for path in _glob(pattern):
+        if not pattern.endswith(os.sep) and os.path.isdir(path):
+            continue
+        if without is None or not os.path.abspath(path).startswith(without + os.sep):
+            yield path
 
 
-def _nothing_matches(pattern: str) -> click.UsageError:
+def _glob(pattern: str) -> Iterator[str]:
+    """As ``glob.iglob``, but ``**`` does not go through links to folders, which may lead in circles, and nothing is
+    found twice."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    at = parts.index("**")
+    rest = os.sep.join(parts[at + 1 :]) if at + 1 < len(parts) else "*"
+    found: set[str] | None = set() if "**" in parts[at + 1 :] else None
+    for top in glob.iglob(os.sep.join([*parts[:at], ""])) if at else ("",):
+        for folder, inner, _ in os.walk(top or os.curdir):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            name = folder if top else folder[len(os.curdir + os.sep) :]
+            for path in _glob(os.path.join(glob.escape(name), rest)):
+                if found is None or path not in found:
+                    yield path
+                if found is not None:
+                    found.add(path)
+
+
+def _nothing_matches(pattern: str) -> Mistake:
     folder = _before_magic(pattern)
     if not os.path.isdir(folder):
         return no_such_file(pattern, folder)
-    return click.UsageError(f"no file matches {pattern!r} (what is no pattern may come from @FILE or -)")
+    return Mistake(f"no file matches {pattern!r} (what is no pattern may come from @FILE or -)")
 
 
-def no_such_file(word: str, path: str | None = None) -> click.UsageError:
+def no_such_file(word: str, path: str | None = None) -> Mistake:
     """That ``path`` is missing, by default ``word`` itself, with what looks like it in the same place."""
     path, near = path or word, ""
     while not os.path.isdir(folder := os.path.dirname(path) or "."):
@@ -101,7 +133,7 @@ def no_such_file(word: str, path: str | None = None) -> click.UsageError:
     with contextlib.suppress(OSError):
         near = nearest(os.path.basename(path), os.listdir(folder))
     what = "" if path == word else f": there is no {os.path.relpath(path)!r}"
-    return click.UsageError(f"no such file: {word!r}{what}{near}")
+    return Mistake(f"no such file: {word!r}{what}{near}")
 
 
 def _before_magic(pattern: str) -> str:
@@ -126,12 +158,12 @@ class Lines:
         except FileNotFoundError:
             raise no_such_file(name) from None
         except OSError as error:
-            raise click.UsageError(f"cannot read {name or 'standard input'!r}: {error.strerror}") from None
+            raise Mistake(f"cannot read {name or 'standard input'!r}: {error.strerror}") from None
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _BLOCK)  # so that who writes is not woken for every few lines
         self._patience = _PATIENCE
         self._lines: list[bytes] = []
-        self._rest = b""
+        self._begun: list[bytes] = []  # of a line whose end has not been read yet
         self._ended = False
 
     def count(self) -> int | None:
@@ -139,19 +171,25 @@ class Lines:
         if not self._file:
             return None
         at = os.lseek(self._fd, 0, os.SEEK_CUR)
-        total, rest = 0, b""
-        while block := os.pread(self._fd, 1 << 20, at):
+        total = 0
+        while block := os.pread(self._fd, _BLOCK, at):
             at += len(block)
-            lines, rest = self._split(rest + block)
-            total += sum(map(bool, lines))
-        return total + bool(rest)
+            total += sum(map(bool, self._whole_lines(block)))
+        total += any(self._begun)
+        self._begun.clear()
+        return total
 
-    def _split(self, block: bytes) -> tuple[list[bytes], bytes]:
-        """Whole lines, and the begin of the next one."""
-        if self._text and b"\r" in block:  # lines as Windows writes them
-            block = block.replace(b"\r\n", b"\n")
-        lines = block.split(self._separator)
-        return lines, lines.pop()
+    def _whole_lines(self, block: bytes) -> list[bytes]:
+        """Those that end in this block."""
+        self._begun.append(block)
+        if self._separator not in block:  # a line of many blocks is put together once
+            return []
+        text = b"".join(self._begun)
+        if self._text and b"\r" in text:  # lines as Windows writes them
+            text = text.replace(b"\r\n", b"\n")
+        lines = text.split(self._separator)
+        self._begun = [lines.pop()]
+        return lines
 
     def __iter__(self) -> Lines:
         return self
@@ -174,9 +212,9 @@ class Lines:
             block = os.read(self._fd, _BLOCK)
         except OSError as error:
             raise Stopped(f"the inputs cannot be read: {error.strerror}") from error
-        lines, self._rest = self._split(self._rest + block)
+        lines = self._whole_lines(block)
         if not block:
             self._ended = True
-            lines, self._rest = [self._rest], b""
+            lines = [b"".join(self._begun)]
         lines.reverse()
         self._lines = lines

@@ -8,29 +8,30 @@ done again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import sqlite3
 import time
+import urllib.parse
 from collections import namedtuple
 from collections.abc import Iterator
 
 import click
 
-from pool.cli import Stopped, printable
+from pool.cli import Mistake, Stopped, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 _APPLICATION = 0x706F6F6C  # "pool", so that another program's database is not taken for a journal
-_VERSION = 1
+_VERSION = 2
 _MOST_WAITING = 20_000  # records that wait for their commit
 _SCHEMA = """
 CREATE TABLE work (id INTEGER PRIMARY KEY, function TEXT NOT NULL, arguments TEXT NOT NULL,
     UNIQUE (function, arguments));
-CREATE TABLE run (id INTEGER PRIMARY KEY, work INTEGER NOT NULL REFERENCES work, pid INTEGER NOT NULL,
-    pid_began REAL NOT NULL, began REAL NOT NULL, ended REAL);
+CREATE TABLE run (id INTEGER PRIMARY KEY, work INTEGER NOT NULL REFERENCES work, began REAL NOT NULL, ended REAL);
 CREATE TABLE item (work INTEGER NOT NULL REFERENCES work, input BLOB NOT NULL, size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL, error TEXT, seconds REAL NOT NULL, ended REAL NOT NULL,
     PRIMARY KEY (work, input)) WITHOUT ROWID;
@@ -67,24 +68,25 @@ class Journal:
     """
 
     def __init__(self, path: str, function: str, key: dict[str, str]) -> None:
-        """Opens or makes the file. ``key``: what makes it another work for the same function. Raises click.UsageError
+        """Opens or makes the file. ``key``: what makes it another work for the same function. Raises Mistake
         if it is no journal, in use, or not writable."""
         self._path = path
         self._folder = os.getcwd()
         arguments = json.dumps(key, ensure_ascii=False)
         self._waiting: list[tuple[Any, ...]] = []
+        if not path:
+            raise Mistake("the journal has no name")
         with _usable(path):
-            self._db = db = _open(path, make=True)
-            db.execute("BEGIN IMMEDIATE")  # two that start at the same moment shall not both find nobody there
-            self._refuse_second_run()
+            self._lock = _lock(path)
+            self._db = db = _open(path)
+            db.execute("BEGIN IMMEDIATE")
             db.execute("INSERT OR IGNORE INTO work (function, arguments) VALUES (?, ?)", (function, arguments))
             (self._work,) = db.execute(
                 "SELECT id FROM work WHERE function = ? AND arguments = ?", (function, arguments)
             ).fetchone()
             self.unclean = self._one("SELECT count(*) FROM run WHERE work = ? AND ended IS NULL") > 0
             db.execute("UPDATE run SET ended = 0 WHERE work = ? AND ended IS NULL", (self._work,))
-            began = (self._work, os.getpid(), _began(os.getpid()), time.time())
-            self._run = db.execute("INSERT INTO run (work, pid, pid_began, began) VALUES (?, ?, ?, ?)", began).lastrowid
+            self._run = db.execute("INSERT INTO run (work, began) VALUES (?, ?)", (self._work, time.time())).lastrowid
             self.elsewhere = self._others(function, key)
             db.execute("COMMIT")
 
@@ -94,12 +96,6 @@ class Journal:
         query = "SELECT arguments FROM work WHERE function = ? AND id IN (SELECT work FROM item) ORDER BY id"
         others = [json.loads(arguments) for (arguments,) in self._db.execute(query, (function,))]
         return [other["--base"] for other in others if {**key, "--base": other.get("--base")} == other]
-
-    def _refuse_second_run(self) -> None:
-        for pid, pid_began in self._db.execute("SELECT pid, pid_began FROM run WHERE ended IS NULL"):
-            if _began(pid) == pid_began:
-                self._db.close()
-                raise click.UsageError(f"the journal {self._path!r} is in use by process {pid}")
 
     def _one(self, query: str) -> Any:
         return self._db.execute(query, (self._work,)).fetchone()[0]
@@ -142,11 +138,15 @@ class Journal:
             self._waiting.clear()
 
     def close(self) -> None:
-        """Commit, and note that this run has ended by itself."""
-        self.commit()
-        with self._failing():
-            self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (time.time(), self._run))
-            self._db.close()
+        """Note that this run has ended by itself. What was not committed is not recorded."""
+        try:
+            with self._failing():
+                self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (time.time(), self._run))
+                self._db.close()
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self._path}-lock")  # while it is still ours
+            os.close(self._lock)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -161,22 +161,36 @@ def _usable(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise click.UsageError(f"the journal {path!r} cannot be used: {error}") from error
+        raise Mistake(f"the journal {path!r} cannot be used: {error}") from error
 
 
-def _open(path: str, make: bool) -> sqlite3.Connection:
-    if not make and not os.path.exists(path):
-        raise click.UsageError(f"no such journal: {path!r}")
-    db = sqlite3.connect(path, isolation_level=None, timeout=10)
-    (application,), (version,) = (
-        db.execute("PRAGMA application_id").fetchone(),
-        db.execute("PRAGMA user_version").fetchone(),
-    )
-    empty = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    if not empty and application != _APPLICATION:
-        raise click.UsageError(f"{path!r} is a database, but no journal of pool map")
-    if not empty and version != _VERSION:
-        raise click.UsageError(f"the journal {path!r} was made by another version of pool")
+def _lock(path: str) -> int:
+    """Hold ``path-lock`` as long as the file descriptor is open. The kernel lets go of it when we are dead, however we
+    died, and other machines and containers see it."""
+    name = f"{path}-lock"
+    while True:
+        try:
+            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise Mistake(f"the journal {path!r} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = os.pread(fd, 20, 0).decode(errors="replace")
+            os.close(fd)
+            who = f" by process {pid}" if pid else ""
+            raise Mistake(f"the journal {path!r} is in use{who}") from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(name), os.fstat(fd)):
+                os.truncate(fd, 0)
+                os.pwrite(fd, str(os.getpid()).encode(), 0)
+                return fd
+        os.close(fd)  # its owner has removed it meanwhile
+
+
+def _open(path: str) -> sqlite3.Connection:
+    db = sqlite3.connect(os.path.abspath(path), isolation_level=None, timeout=10)  # `:memory:` is a name like others
+    empty = _check(path, db)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
     if empty:
@@ -186,16 +200,32 @@ def _open(path: str, make: bool) -> sqlite3.Connection:
     return db
 
 
-def _began(pid: int) -> float:
-    """When the process began, so that a number which was given again is not taken for it; 0: there is none, or it is
-    dead and nobody has waited for it."""
-    import psutil
+def _open_to_look(path: str) -> sqlite3.Connection:
+    """Changes nothing: also from a disk that cannot be written to, and while a run uses it."""
+    if not os.path.exists(path):
+        raise Mistake(f"no such journal: {path!r}")
+    # Even who only reads makes files beside it, unless told that nobody writes.
+    how = "mode=ro" if os.path.exists(f"{path}-wal") else "immutable=1"
+    name = urllib.parse.quote(os.path.abspath(path))
+    db = sqlite3.connect(f"file:{name}?{how}", uri=True, isolation_level=None)
+    if _check(path, db):
+        raise Mistake(f"{path!r} is no journal of pool map")
+    return db
 
-    try:
-        process = psutil.Process(pid)
-        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except psutil.Error:
-        return 0.0
+
+def _check(path: str, db: sqlite3.Connection) -> bool:
+    """Whether it has nothing at all yet. Raises Mistake if it is no journal of ours."""
+    (application,), (version,) = (
+        db.execute("PRAGMA application_id").fetchone(),
+        db.execute("PRAGMA user_version").fetchone(),
+    )
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        return True
+    if application != _APPLICATION:
+        raise Mistake(f"{path!r} is a database, but no journal of pool map")
+    if version != _VERSION:
+        raise Mistake(f"the journal {path!r} was made by another version of pool")
+    return False
 
 
 @click.command("journal")
@@ -205,7 +235,7 @@ def _began(pid: int) -> float:
 def command(file: str, failed: bool, as_json: bool) -> None:
     """Show what the journal FILE of `pool map --journal` has recorded."""
     with _usable(file):
-        db = _open(file, make=False)
+        db = _open_to_look(file)
         works = db.execute("SELECT id, function, arguments FROM work ORDER BY id").fetchall()
         for work, function, arguments in works:
             if not as_json:

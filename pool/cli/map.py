@@ -12,7 +12,7 @@ import sys
 import click
 
 from pool import Pool, codec, plot
-from pool.cli import Stopped, give_up_output, inputs, printable, say, target, writing
+from pool.cli import Mistake, Stopped, give_up_output, inputs, printable, say, target, writing
 from pool.cli.batch import Batch, Ended
 from pool.cli.journal import Journal
 from pool.cli.outputs import Outputs
@@ -22,6 +22,7 @@ from pool.progress import Display, Log, Progress, display, eta_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any, Literal
 
@@ -59,8 +60,21 @@ def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str)
     "-a", "--arg", "arguments", metavar="KEY=VALUE", multiple=True, help="A further argument of the function."
 )
 @click.option("-0", "--null", is_flag=True, help="Inputs read from a file end with NUL, not with a newline.")
-@click.option("-j", "--workers", metavar="N", type=click.IntRange(0), help="Default: one for each CPU it may use.")
-@click.option("--chunksize", metavar="N|auto", type=_ChunkSize(), default="auto", show_default=True)
+@click.option(
+    "-j",
+    "--workers",
+    metavar="N",
+    type=click.IntRange(0),
+    help="Default: one for each CPU it may use. 0: no processes.",
+)
+@click.option(
+    "--chunksize",
+    metavar="N|auto",
+    type=_ChunkSize(),
+    default="auto",
+    show_default=True,
+    help="Inputs that are handed over at a time.",
+)
 @click.option("--timeout", metavar="SECONDS", type=float, help="Stop an attempt that runs longer.")
 @click.option("--memory-limit", metavar="SIZE", help="Stop an attempt that takes more, such as 500M.")
 @click.option("--retries", metavar="N", type=click.IntRange(0), default=0, help="Further attempts of what fails.")
@@ -83,7 +97,13 @@ def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str)
     "--json", "as_json", is_flag=True, help="One JSON object for each input, and a summary, on standard output."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary; failures are still listed.")
-@click.option("--progress", type=click.Choice(["auto", "bar", "log", "none"]), default="auto", show_default=True)
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "log", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: a bar on a terminal, else one line a minute.",
+)
 @click.option("--insights", is_flag=True, help="Print what the workers did, and which inputs were slowest.")
 @click.option(
     "--plot", metavar="FILE", type=click.Path(dir_okay=False), help="Draw when workers were busy: .svg or .png."
@@ -99,7 +119,7 @@ def command(**options: Any) -> int:
 
     \b
     Exit code: 0 every input succeeded, 1 some failed, 2 the command was wrong,
-    130 interrupted.
+    130 interrupted (128 and the number of the signal).
 
     \b
     pool map tasks:thumbnail 'photos/**/*.jpg' --out thumbs --journal thumbs.db
@@ -116,23 +136,30 @@ class _Command:
     ) -> None:  # fmt: skip
         self.options = options
         if not words:
-            raise click.UsageError("no inputs: name files, a pattern, @FILE, or - for standard input")
+            raise Mistake("no inputs: name files, a pattern, @FILE, or - for standard input")
         if retry_failed and journal is None:
-            raise click.UsageError("--retry-failed needs --journal FILE")
+            raise Mistake("--retry-failed needs --journal FILE")
         if out is None and (suffix or base):
-            raise click.UsageError(f"{'--suffix' if suffix else '--base'} needs --out DIR")
-        if suffix and os.sep in suffix:
-            raise click.UsageError(f"--suffix {suffix!r}: a suffix has no {os.sep!r}")
+            raise Mistake(f"{'--suffix' if suffix else '--base'} needs --out DIR")
+        if suffix and (os.sep in suffix or "." not in suffix):
+            raise Mistake(f"--suffix {suffix!r}: a suffix has a dot and no {os.sep!r}, such as '.webp'")
+        if base is not None and not os.path.isdir(base):
+            raise inputs.no_such_file(base)
+        if options["workers"] == 0 and (options["timeout"] is not None or options["memory_limit"] is not None):
+            raise Mistake("--timeout and --memory-limit need processes, and --workers is 0")
         if options["plot"]:
             _check_plot(options["plot"])
         self.target = target.Target(function, list(arguments), out is not None)
-        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n", self.target.takes_file)
+        place = None if out is None else os.path.abspath(out)
+        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n", self.target.takes_file, place)
         self.pool = self._pool()
         self.calls = self._policy()
         self.journal = journal
+        outputs = None
         if out is not None:
+            outputs = Outputs(out, base or self.inputs.base, suffix)
+            outputs.check(self.inputs.known)
             _make_folder(out)
-        outputs = None if out is None else Outputs(out, base or self.inputs.base, suffix)
         self.printer = _Printer(options["as_json"])
         self.batch = Batch(self.target, self.inputs, outputs, self.printer, retry_failed)
         self.signal = signal.SIGINT
@@ -141,7 +168,7 @@ class _Command:
         try:
             return Pool(self.options["workers"])
         except ValueError as error:
-            raise click.UsageError(f"--workers: {error}") from None
+            raise Mistake(f"--workers: {error}") from None
 
     def _policy(self) -> Any:
         policy = {key: self.options[key] for key in ("timeout", "retries", "memory_limit")}
@@ -149,7 +176,7 @@ class _Command:
         try:
             return self.pool.options(**policy)
         except (ValueError, TypeError) as error:
-            raise click.UsageError(str(error)) from None
+            raise Mistake(str(error)) from None
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -158,6 +185,7 @@ class _Command:
         stopped: str | None = None
         code = 1
         show = self._display()
+        signal.signal(signal.SIGTSTP, lambda number, frame: self._suspend(show))
         with contextlib.nullcontext() if isinstance(show, Log) else show:  # a log needs no last line beside the summary
             try:
                 self.pool.start()  # first: workers shall not hold the journal
@@ -185,9 +213,19 @@ class _Command:
         return code if code == 128 + signal.SIGPIPE else self._end(stopped, code)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """As Ctrl-C: the pool puts that off where it has to."""
+        """As Ctrl-C: the pool puts that off where it has to. A shell starts what is to run in the background with
+        Ctrl-C switched off."""
         self.signal = signal.Signals(number)
+        if not callable(signal.getsignal(signal.SIGINT)):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
+
+    def _suspend(self, show: Display) -> None:
+        """Ctrl-Z: the shell shall have the whole terminal. What workers have begun, they finish meanwhile."""
+        show.pause()
+        ours = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)  # and here it goes on
+        signal.signal(signal.SIGTSTP, ours)
 
     def _open_journal(self) -> None:
         if self.journal is None:
@@ -263,6 +301,7 @@ class _Printer:
 
     def __init__(self, as_json: bool) -> None:
         self._as_json = as_json
+        self._failed: Exception | None = None
 
     def show(self, ended: Ended) -> None:
         """Raises what the value raises when it is turned into text; and as ``write``."""
@@ -272,30 +311,38 @@ class _Printer:
             self.write(f"{ended.value}\n")
 
     def write(self, text: str) -> None:
-        """Raises BrokenPipeError if nobody reads any more, Stopped if it cannot be written."""
-        with writing():
-            sys.stdout.write(text)
+        """Raises BrokenPipeError if nobody reads any more, Stopped if it cannot be written; and then always."""
+        self._do(lambda: sys.stdout.write(text))
 
     def flush(self) -> None:
         """As ``write``."""
-        with writing():
-            sys.stdout.flush()
+        self._do(sys.stdout.flush)
+
+    def _do(self, what: Callable[[], object]) -> None:
+        if self._failed is not None:
+            raise self._failed
+        try:
+            with writing():
+                what()
+        except (BrokenPipeError, Stopped) as error:
+            self._failed = error
+            raise
 
 
 def _check_plot(path: str) -> None:
     try:
         plot.check(path)
     except FileNotFoundError as error:
-        raise click.UsageError(f"--plot {path!r}: {error.strerror}") from None
+        raise Mistake(f"--plot {path!r}: {error.strerror}") from None
     except (ValueError, ModuleNotFoundError) as error:
-        raise click.UsageError(f"--plot: {error}") from None
+        raise Mistake(f"--plot: {error}") from None
 
 
 def _make_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise click.UsageError(f"--out {path!r}: {error.strerror}") from None
+        raise Mistake(f"--out {path!r}: {error.strerror}") from None
 
 
 def _json_line(record: dict[str, Any]) -> str:
@@ -306,7 +353,12 @@ def _json_line(record: dict[str, Any]) -> str:
 
 
 def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
+    line = json.dumps(record, default=_plain, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        line.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:  # what cannot be written as it is
+        line = json.dumps(record, default=_plain, allow_nan=False) + "\n"
+    return line
 
 
 def _plain(value: Any) -> Any:

@@ -14,19 +14,17 @@ import sys
 import sysconfig
 import traceback
 import types
+import typing
 from collections.abc import Callable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pool import codec
-from pool.cli import nearest
+from pool.cli import Mistake, nearest
 from pool.cli.inputs import no_such_file
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 _OUTPUT_NAMES = frozenset({"out", "output", "out_path", "output_path", "dst", "dest", "destination", "target"})
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -41,15 +39,18 @@ class Target:
         place: its name from everywhere: ``path/file.py:qualname`` if its module is not installed.
         texts: what ``--arg`` gave; keywords: the same, converted to the types of the function's annotations.
         input_type: the annotation of the parameter for the input, if it says more than ``str``.
-        takes_output: it gets the path of the output as its second argument. output_type: the annotation of that one.
+        output: the parameter that gets the path of the output, or None. output_by_name: it is passed by its name.
+        output_type: its annotation.
     """
 
     def __init__(self, spec: str, arguments: list[str], out: bool) -> None:
-        """Raises click.UsageError, in one line, for whatever cannot work."""
-        self.function = find(spec)
+        """Raises Mistake, in one line, for whatever cannot work."""
+        self.function, self.place = find(spec)
         self.name = codec.task_name(self.function)
-        self.place = _place(self.function, self.name)
-        self.texts = dict(_key_and_text(argument) for argument in arguments)
+        self.texts: dict[str, str] = {}
+        for key, text in map(_key_and_text, arguments):
+            if self.texts.setdefault(key, text) != text:
+                raise Mistake(f"--arg {key} is given twice")
         try:
             signature = inspect.signature(self.function)
         except (ValueError, TypeError):  # some builtins don't tell
@@ -57,7 +58,8 @@ class Target:
         hints = _hints(self.function)
         known = None if signature is None else _keyword_names(signature)
         self.keywords = {key: _value(key, text, self.name, known, hints) for key, text in self.texts.items()}
-        self.takes_output = False
+        self.output: str | None = None
+        self.output_by_name = False
         self.input_type: Any = None
         self.output_type: Any = None
         if signature is None:
@@ -65,53 +67,72 @@ class Target:
         free = [p for p in signature.parameters.values() if p.name not in self.keywords]
         places = [p for p in free if p.kind in _POSITIONAL]
         if not places and not any(p.kind is p.VAR_POSITIONAL for p in free):
-            raise click.UsageError(f"{self.name}{signature} takes no argument for an input")
+            raise Mistake(f"{self.name}{signature} takes no argument for an input")
         if places:
             self.input_type = _unless_text(hints.get(places[0].name))
-        if len(places) > 1:
-            second = places[1]
-            self.takes_output = out and (second.default is second.empty or second.name in _OUTPUT_NAMES)
+        second = _output_parameter(free, places)
+        if out and second is not None:
+            self.output = second.name
+            self.output_by_name = second.kind is not second.POSITIONAL_ONLY
             self.output_type = _unless_text(hints.get(second.name))
         missing = [p for p in free if p.default is p.empty and p.kind in (*_POSITIONAL, p.KEYWORD_ONLY)]
-        missing = [p for p in missing if p not in places[: 1 + self.takes_output]]
+        missing = [p for p in missing if p not in places[:1] and p.name != self.output]
         if missing:
             first = missing[0].name
-            how = "--out DIR, or " if len(places) > 1 and missing[0] is places[1] and not out else ""
-            raise click.UsageError(f"{self.name}{signature} needs {first!r}: say {how}--arg {first}=VALUE")
+            how = "--out DIR, or " if second is not None and first == second.name and not out else ""
+            raise Mistake(f"{self.name}{signature} needs {first!r}: say {how}--arg {first}=VALUE")
 
     @property
     def takes_file(self) -> bool:
         """Whether its inputs are names of files for sure."""
-        return isinstance(self.input_type, type) and issubclass(self.input_type, Path)
+        kinds = [kind for kind in typing.get_args(self.input_type) or (self.input_type,) if kind is not type(None)]
+        return all(isinstance(kind, type) and issubclass(kind, Path) for kind in kinds)
+
+
+def _output_parameter(free: list[inspect.Parameter], places: list[inspect.Parameter]) -> inspect.Parameter | None:
+    """Of the parameters that no --arg gives: the second one, if the function needs it or its name says so, or any that
+    is passed by a name that says so."""
+    if len(places) > 1 and (places[1].default is places[1].empty or places[1].name in _OUTPUT_NAMES):
+        return places[1]
+    return next((p for p in free if p not in places[:1] and p.name in _OUTPUT_NAMES), None)
 
 
 def _unless_text(kind: Any) -> Any:
     return None if kind is str else kind
 
 
-def find(spec: str) -> Callable[..., Any]:
-    """The callable that ``module:name`` or ``path/file.py:name`` means; modules of the current folder come first."""
+def find(spec: str) -> tuple[Callable[..., Any], str]:
+    """The callable that ``module:name`` or ``path/file.py:name`` means; modules of the current folder come first. And
+    what it is called wherever the command is given: ``/path/file.py:name``, if its module is not installed."""
     module_name, colon, attribute = spec.rpartition(":")
     if not colon or not module_name or not attribute:
-        raise click.UsageError(f"{spec!r} is not of the form module:function, such as tasks:thumbnail")
-    found: Any = _load(module_name)
+        raise Mistake(f"{spec!r} is not of the form module:function, such as tasks:thumbnail")
+    module = _load(module_name)
+    found: Any = module
     holder = found
     for part in attribute.split("."):
         holder = found
         try:
             found = getattr(found, part)
-        except AttributeError:
+        except Exception:  # a module may have code for that
             names = [n for n in dir(found) if callable(getattr(found, n, None)) and not n.startswith("__")]
             near = nearest(part, names)
-            raise click.UsageError(f"{module_name!r} has no function {attribute!r}{near}") from None
+            raise Mistake(f"{module_name!r} has no function {attribute!r}{near}") from None
     if not callable(found):
-        raise click.UsageError(f"{spec!r} is not a function but {type(found).__name__}")
+        raise Mistake(f"{spec!r} is not a function but {type(found).__name__}")
     if inspect.isclass(holder) and inspect.isfunction(inspect.getattr_static(holder, part, None)):
-        raise click.UsageError(f"{spec!r} is a method of objects of {holder.__name__}; name a function")
+        raise Mistake(f"{spec!r} is a method of objects of {holder.__name__}; name a function")
     if inspect.iscoroutinefunction(found) or inspect.isgeneratorfunction(found) or inspect.isasyncgenfunction(found):
         kind = "a generator" if inspect.isgeneratorfunction(found) else "asynchronous"
-        raise click.UsageError(f"{spec!r} is {kind}: what it returns cannot come back from a worker")
-    return found  # type: ignore[no-any-return]
+        raise Mistake(f"{spec!r} is {kind}: what it returns cannot come back from a worker")
+    return found, f"{_file_or_name(module)}:{attribute}"
+
+
+def _file_or_name(module: types.ModuleType) -> str:
+    file: str | None = getattr(module, "__file__", None)
+    if file is None or any(file.startswith(folder + os.sep) for folder in sysconfig.get_paths().values()):
+        return module.__name__
+    return os.path.abspath(file)
 
 
 def _load(name: str) -> types.ModuleType:
@@ -124,14 +145,12 @@ def _load(name: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise _import_failed(name, error) from error
-        known = {module.name for module in pkgutil.iter_modules([folder])}
-        near = nearest(name, known) or nearest(name, sys.stdlib_module_names)
-        raise click.UsageError(f"no module {name!r} in this folder or among the installed ones{near}") from None
+        raise Mistake(f"no module {name!r} in this folder or among the installed ones{_near(name)}") from None
     except (Exception, SystemExit) as error:
         raise _import_failed(name, error) from error
     mine = Path(folder, *name.split(".")).with_suffix(".py")
     if mine.is_file() and not _is_from(module, mine):
-        raise click.UsageError(f"{name!r} is a module that Python has loaded already: say {mine.name}:... for yours")
+        raise Mistake(f"{name!r} is a module that Python has loaded already: say {mine.name}:... for yours")
     return module
 
 
@@ -168,23 +187,26 @@ def _is_from(module: types.ModuleType, file: Path) -> bool:
     return own is not None and Path(own).resolve() == file.resolve()
 
 
-def _place(function: Any, name: str) -> str:
-    module = getattr(function, "__module__", None) or ""
-    file: str | None = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or any(file.startswith(folder + os.sep) for folder in sysconfig.get_paths().values()):
-        return name
-    return f"{os.path.abspath(file)}:{name.removeprefix(f'{module}.')}"
+def _near(name: str) -> str:
+    """As ``nearest``, for modules."""
+    package, dot, last = name.rpartition(".")
+    if not dot:
+        installed = {module.name for module in pkgutil.iter_modules()}
+        return nearest(name, installed | set(sys.stdlib_module_names))
+    try:
+        paths = importlib.import_module(package).__path__
+    except Exception:
+        return _near(package)
+    return nearest(last, {module.name for module in pkgutil.iter_modules(paths)})
 
 
-def _import_failed(name: str, error: BaseException) -> click.UsageError:
+def _import_failed(name: str, error: BaseException) -> Mistake:
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" ({last[0].filename}:{last[0].lineno})" if last and "importlib" not in last[0].filename else ""
-    return click.UsageError(f"importing {name!r} failed: {type(error).__name__}: {error}{where}")
+    return Mistake(f"importing {name!r} failed: {type(error).__name__}: {error}{where}")
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    import typing
-
     try:
         return typing.get_type_hints(function)
     except Exception:  # names that only exist for type checkers
@@ -202,19 +224,19 @@ def _keyword_names(signature: inspect.Signature) -> list[str] | None:
 def _key_and_text(argument: str) -> tuple[str, str]:
     key, equals, text = argument.partition("=")
     if not equals or not key.isidentifier():
-        raise click.UsageError(f"--arg {argument!r} is not of the form key=value")
+        raise Mistake(f"--arg {argument!r} is not of the form key=value")
     return key, text
 
 
 def _value(key: str, text: str, function: str, known: list[str] | None, hints: dict[str, Any]) -> Any:
     if known is not None and key not in known:
-        raise click.UsageError(f"{function} has no parameter {key!r}{nearest(key, known)}")
+        raise Mistake(f"{function} has no parameter {key!r}{nearest(key, known)}")
     if key not in hints:
         return _guess(text)
     try:
         return convert(text, hints[key])
     except (ValueError, TypeError) as error:
-        raise click.UsageError(f"--arg {f'{key}={text}'!r}: {error}") from None
+        raise Mistake(f"--arg {f'{key}={text}'!r}: {error}") from None
 
 
 def _guess(text: str) -> Any:
@@ -240,10 +262,17 @@ def convert(text: str, kind: Any) -> Any:
     try:
         if text[:1] in ("[", "{"):
             with contextlib.suppress(msgspec.MsgspecError):
-                return msgspec.json.decode(text, type=kind, strict=False)
-        return msgspec.convert(text, kind, strict=False)
+                return msgspec.json.decode(text, type=kind, strict=False, dec_hook=_other)
+        return msgspec.convert(text, kind, strict=False, dec_hook=_other)
     except TypeError:  # a type that msgspec doesn't know
         return text
+
+
+def _other(kind: Any, value: Any) -> Any:
+    """What msgspec does not know by itself."""
+    if isinstance(kind, type) and issubclass(Path, kind) and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"{kind} is no type that can be written on a command line")
 
 
 def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
