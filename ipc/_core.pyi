@@ -187,6 +187,13 @@ def retire(segment: _Segment, /) -> None:
 def ring_client(segment: _Segment, /) -> None:
     """Wake the client, whether it sleeps or not."""
 
+def set_wire(segment: _Segment, fd: int, /) -> None:
+    """The socket through which this process wakes a client that listens (`listen`): one byte is sent. Nothing is sent
+    if `fd` has become another file meanwhile. OSError."""
+
+def wire(segment: _Segment, /) -> int:
+    """What `set_wire` has set here, or in the process that we were forked from; -1: nothing."""
+
 # ---- client
 
 def open_client(segment: _Segment, /) -> None:
@@ -237,6 +244,16 @@ def flush(segment: _Segment, /) -> int:
 def wait(segment: _Segment, spin_us: int, timeout_ms: int, /) -> bool:
     """Sleep until a row is done, a worker died, or, after FULL, a row may be free. False: the time is over. True: look
     again (also after a signal, whose Python handler has run then, and may have raised)."""
+
+def spin(segment: _Segment, spin_us: int, /) -> bool:
+    """The first part of `wait`: look for so long, if a core is left for it. True: there is something to do."""
+
+def listen(segment: _Segment, /) -> bool:
+    """Instead of `wait`, for who sleeps where something else wakes it: from now on the wire is rung. True: look again,
+    soon (there is something to do, or workers may have to be woken)."""
+
+def heard(segment: _Segment, /) -> None:
+    """The end of `listen`: the wire is rung no more. To be called before the next look, and before `wait`."""
 
 def cancel(segment: _Segment, tasks: list[_T | None], row: int, /) -> bool:
     """Take a row back that no worker has claimed, and set `tasks[row] = None`. False: too late."""

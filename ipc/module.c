@@ -401,6 +401,19 @@ FUNCTION(ring_client) {
     Py_RETURN_NONE;
 }
 
+FUNCTION(set_wire) { /* set_wire(segment, fd) */
+    VIEW(2, ANY);
+    uint32_t fd = number32(args[1]);
+    CHECK;
+    if (ipc_set_wire(&v->s, (int)fd) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(wire) {
+    VIEW(1, ANY);
+    return PyLong_FromLong(v->s.wire);
+}
+
 /* ---- client */
 
 FUNCTION(open_client) {
@@ -621,6 +634,30 @@ FUNCTION(client_wait) { /* wait(segment, spin_us, timeout_ms) -> bool */
     } while (code == IPC_EMPTY && timeout);
     if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
     return PyBool_FromLong(code != IPC_EMPTY);
+}
+
+FUNCTION(spin) { /* spin(segment, spin_us) -> bool */
+    VIEW(2, CLIENT);
+    uint64_t spin = number32(args[1]) * UINT64_C(1000);
+    CHECK;
+    struct ipc_look look;
+    int code;
+    ipc_client_look(v->client, &look);
+    Py_BEGIN_ALLOW_THREADS
+    code = ipc_client_spin(&v->s, &look, spin);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(code);
+}
+
+FUNCTION(client_listen) { /* listen(segment) -> bool */
+    VIEW(1, CLIENT);
+    return PyBool_FromLong(ipc_client_listen(v->client));
+}
+
+FUNCTION(heard) {
+    VIEW(1, CLIENT);
+    ipc_client_heard(&v->s);
+    Py_RETURN_NONE;
 }
 
 FUNCTION(cancel) { /* cancel(segment, tasks, row) -> bool */
@@ -1040,7 +1077,7 @@ FUNCTION(become_subreaper) {
 static PyMethodDef methods[] = {
     ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("forget", forget), ENTRY("forked", forked), ENTRY("retire", retire),
     ENTRY("dont_fork", dont_fork), ENTRY("counters", counters), ENTRY("slot_info", slot_info), ENTRY("ring_client", ring_client),
-    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait), ENTRY("spin", spin), ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("set_wire", set_wire), ENTRY("wire", wire),
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),

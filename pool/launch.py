@@ -34,6 +34,7 @@ class Running:
         room: int,
         workers: int,
         commands: _socket.socket,
+        wire: tuple[_socket.socket, _socket.socket],
         pid: int,
         marks: range,
         folder: str,
@@ -44,6 +45,7 @@ class Running:
         self.room = room
         self.workers = workers
         self.commands = commands
+        self.wire = wire  # (read, write): workers and monitor wake event loops through it
         self.pid = pid
         self.marks = marks  # on the monitor, on the workers, and on what these start
         self.pidfd: int | None = None
@@ -67,22 +69,33 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         _core.count_into(view, counts)
         _core.dont_fork(view)
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        # A socket, not a pipe: MSG_NOSIGNAL. Not an eventfd: all of them are one file, so a worker could not see that a
+        # task has put another one under the number.
+        wire = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        wire[0].setblocking(False)
+        for each in (view, theirs_view):
+            _core.set_wire(each, wire[1].fileno())
         codec.snapshot_main()
         worker_process.import_title()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
         marks = _new_marks(workers)
-        pid = _fork(segment, theirs_view, marks, ours, theirs, options)
+        pid = _fork(segment, theirs_view, marks, (ours, wire[0]), theirs, options)
     finally:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)
-    return Running(view, segment.rows, segment.room, workers, ours, pid, marks, options.folder)
+    return Running(view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder)
 
 
 def _fork(
-    segment: Segment, view: object, marks: range, ours: _socket.socket, theirs: _socket.socket, options: WorkerOptions
+    segment: Segment,
+    view: object,
+    marks: range,
+    ours: tuple[_socket.socket, ...],
+    theirs: _socket.socket,
+    options: WorkerOptions,
 ) -> int:
     client = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -95,7 +108,8 @@ def _fork(
         if pid == 0:
             try:
                 segment.close()  # nobody shall write into shared memory through a descriptor
-                ours.close()
+                for end in ours:
+                    end.close()
                 theirs.setblocking(False)
                 monitor.main(view, marks, theirs, client, options)
             finally:
@@ -130,6 +144,8 @@ def _warn_about_threads() -> None:
 def forget(running: Running) -> None:
     """In a forked child of the client: close our copies of its descriptors."""
     running.commands.close()
+    for end in running.wire:
+        end.close()
     if running.pidfd is not None:
         os.close(running.pidfd)
         running.pidfd = None

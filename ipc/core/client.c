@@ -423,6 +423,29 @@ int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_
     return code;
 }
 
+int ipc_client_listen(struct ipc_client *c) {
+    struct ipc_header *h = c->s->header;
+    struct ipc_look look;
+    ipc_flush_wakes(c);
+    ipc_client_look(c, &look);
+    /* SYNC POINT: seq_cst, before client_asleep: who sees (and takes) the sleep sees where to ring. */
+    atomic_store_explicit(&h->listening, 1, memory_order_seq_cst);
+    IPC_POINT("listen:said");
+    /* SYNC POINT: as in ipc_client_sleep; from here to the loop's own wait nothing is looked at again, for the wire keeps what was sent. */
+    atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_seq_cst);
+    if (something_to_do(c->s, &look)) {
+        ipc_client_heard(c->s);
+        return 1;
+    }
+    return look.too_early; /* asleep, but who has published so much must judge its wakes soon, or the second task of a burst waits for the guard */
+}
+
+void ipc_client_heard(struct ipc_segment *s) {
+    /* The caller looks afterwards. A ringer that has taken the sleep and finds nobody listening took it before this store, so its news is seen. */
+    atomic_store_explicit(&s->header->client_asleep, 0, memory_order_seq_cst);
+    atomic_store_explicit(&s->header->listening, 0, memory_order_seq_cst);
+}
+
 int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns) {
     struct ipc_look look;
     ipc_client_look(c, &look);

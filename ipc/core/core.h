@@ -34,6 +34,8 @@ struct ipc_segment {
     unsigned char *payload;
     uint32_t rows, slots, units, cores;
     uint64_t ring_mask, created;
+    int wire;                /* this process's end of the wire (a socket), -1: none */
+    uint64_t wire_device, wire_file; /* which file that is */
 };
 
 /* ---- segment.c */
@@ -56,6 +58,7 @@ int ipc_wake_slot(struct ipc_segment *s, uint32_t slot);         /* 1 if its sle
 unsigned ipc_wake_workers(struct ipc_segment *s, uint64_t most); /* how many were woken */
 void ipc_ring_slot(struct ipc_segment *s, uint32_t slot);        /* unconditional */
 void ipc_ring_client(struct ipc_segment *s);                     /* unconditional */
+int ipc_set_wire(struct ipc_segment *s, int fd);                 /* what rings of this process are sent through; 0, or -1 with errno */
 
 /* ---- units.c */
 struct ipc_piece { const void *data; uint64_t length; };
@@ -162,6 +165,9 @@ int ipc_client_spin(struct ipc_segment *s, const struct ipc_look *look, uint64_t
 int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_t *timeout_ns); /* 0 look again, IPC_SIGNAL, IPC_EMPTY: flush, look and
                                                                                                    sleep again while timeout_ns is not 0 */
 int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns); /* all of it: 0 look again, IPC_EMPTY timeout, IPC_SIGNAL */
+/* A client that sleeps in an event loop, in two halves: the loop hears the wire. */
+int ipc_client_listen(struct ipc_client *c);   /* 1: look again at once, 0: it sleeps */
+void ipc_client_heard(struct ipc_segment *s);  /* it is awake, or about to sleep on its bell */
 unsigned ipc_idle_scan(struct ipc_client *c); /* after a timeout: heal, and say how many were healed */
 void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give the memory of free payload units back */
 

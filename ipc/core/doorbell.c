@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -35,9 +37,30 @@ static void ring(_Atomic uint32_t *bell) {
 
 void ipc_ring_slot(struct ipc_segment *s, uint32_t slot) { ring(&s->slot[slot].bell); }
 
+static int wire_is_ours(const struct ipc_segment *s) {
+    struct stat st;
+    return s->wire >= 0 && fstat(s->wire, &st) == 0 && st.st_dev == s->wire_device && st.st_ino == s->wire_file;
+}
+
+int ipc_set_wire(struct ipc_segment *s, int fd) {
+    struct stat st;
+    if (fstat(fd, &st) < 0) return -1;
+    s->wire = fd;
+    s->wire_device = st.st_dev;
+    s->wire_file = st.st_ino;
+    return 0;
+}
+
 void ipc_ring_client(struct ipc_segment *s) {
     atomic_store_explicit(&s->header->client_asleep, 0, memory_order_seq_cst);
     ring(&s->header->client_bell);
+    /* SYNC POINT: seq_cst, after the sleep was taken or the death recorded: whoever listens has said so before it said that it sleeps, so a sleep
+     * that we have taken is seen with it. If it listens no more, it is awake, and looks at what was done before this ring. */
+    if (!atomic_load_explicit(&s->header->listening, memory_order_seq_cst)) return;
+    IPC_POINT("ring:wire");
+    /* A task may have closed the wire and opened something of its own under that number: that gets nothing, and the loop's timer finds what is done.
+     * A full wire (EAGAIN) has not been heard yet, and will be. */
+    if (wire_is_ours(s)) send(s->wire, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 unsigned ipc_count_bits(const _Atomic uint64_t *words, uint32_t bits) {

@@ -67,6 +67,7 @@ struct ipc_header {
     _Alignas(IPC_LINE) _Atomic uint64_t done_summary; /* bit k: some bit of done[k] may be set */
     _Alignas(IPC_LINE) _Atomic uint32_t client_asleep; /* 0 awake, 1 asleep, 2 asleep and in want of a row: head passing one would do */
     _Atomic uint32_t client_bell;
+    _Atomic uint32_t listening; /* client: it sleeps in event loops, which hear the wire and not the bell */
     /* control: rarely written, read by all */
     _Alignas(IPC_LINE) _Atomic uint32_t deaths; /* monitor: +1 after each slot.reaped */
     _Atomic uint32_t stop;                      /* 1: workers claim nothing more and exit */

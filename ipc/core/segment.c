@@ -62,5 +62,6 @@ int ipc_segment_attach(struct ipc_segment *s, void *base, size_t size, void *pay
     s->row = (struct ipc_row *)(void *)(b + rows_at(s->rows, s->slots));
     s->owner = (_Atomic uint64_t *)(void *)(b + owners_at(s->rows, s->slots));
     s->payload = payload;
+    s->wire = -1;
     return 0;
 }
