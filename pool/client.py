@@ -147,6 +147,10 @@ class Client(Waiting):
         """Whether this process made the pool (a forked child has a copy of the object)."""
         return self._owner == os.getpid()
 
+    def wire(self) -> Any:
+        """The end of it on which event loops poll; None without workers. Under the lock, where it is open."""
+        return None if self._running is None else self._running.wire[0]
+
     def idle_or_closed(self) -> bool:
         """Whether nothing that was accepted is unfinished."""
         return (
@@ -227,6 +231,7 @@ class Client(Waiting):
         self._fail_all(self.error)
         self.segment = None
         self.tasks = []
+        self.tell_loops()
 
     def _fail_all(self, error: BaseException | None) -> None:
         tasks = [task for task in self.tasks if task is not None] + list(self.queue)
@@ -440,8 +445,9 @@ class Client(Waiting):
             self.error = PoolBroken(f"no fresh segment after the shared memory was damaged: {failed}")
             self.state = CLOSED
             self._fail_all(self.error)
-            return
-        self._publish_queue()
+        else:
+            self._publish_queue()
+        self.tell_loops()
 
     # ---- for who shows what goes on; called without the lock
 

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
 
@@ -73,11 +73,15 @@ class _Calls(Executor):
         if self._buffersize is not None:
             limit = self._buffersize
             client.wait_for(lambda: client.unfinished < limit or client.state != OPEN)
-        if client.segment is None:
-            with client.lock:
-                client.check_open()
-                client.start()
         future = Future(client, self._policy)
+        self._send(future, fn, args, kwargs)
+        return future
+
+    def _send(self, future: Future, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Publish the call, or have it wait for a row; the future gets its outcome."""
+        client = self._client
+        if client.segment is None:
+            self._start()
         try:  # not under the lock: pickling runs code of the caller
             if codec.handles.used:
                 (function, data, flags), future.handles = codec.handles.of(_encode_call, client, fn, args, kwargs)
@@ -85,7 +89,7 @@ class _Calls(Executor):
                 function, data, flags = _encode_call(client, fn, args, kwargs)
         except Exception as error:
             future.fail_early(error)
-            return future
+            return
         if type(data) is tuple or len(data) > client.large:
             data, flags = client.prepared(data, flags, self._policy)
         with client.lock:
@@ -94,8 +98,24 @@ class _Calls(Executor):
             timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
             client.unfinished += 1
             client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1)))
-            client.submitted()
-        return future
+            future.accepted()
+
+    def _start(self) -> None:
+        """Make sure that there are workers."""
+        with self._client.lock:
+            self._client.check_open()
+            self._client.start()
+
+    def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """``await pool.run(fn, *args, **kwargs)`` in an event loop: the value of the call on a worker.
+
+        Raises what ``Future.result()`` raises. If the awaiting task is cancelled, the call is stopped with all processes
+        it has started, as by ``Future.kill()``; CancelledError comes when that is done. A second cancellation does not
+        wait. No thread is involved. With ``buffersize=`` it waits, without blocking the loop, while that many are
+        unfinished."""
+        from pool.aio import run
+
+        return run(self, fn, args, kwargs)
 
     def _track(self, future: Future) -> None:
         """Overridden where somebody waits for exactly what went through here."""
@@ -212,9 +232,7 @@ class _Calls(Executor):
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
         client = self._client
-        with client.lock:
-            client.check_open()
-            client.start()
+        self._start()
         function = client.function(fn, once=True)
         end = time.monotonic() + _ROOM_SECONDS
         while function.id == 0 and not client.idle_or_closed() and time.monotonic() < end:
@@ -305,9 +323,7 @@ class Pool(_Calls):
 
     def start(self) -> Pool:
         """Start the workers now instead of at first use. Returns the pool."""
-        with self._client.lock:
-            self._client.check_open()
-            self._client.start()
+        self._start()
         return self
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:

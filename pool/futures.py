@@ -104,6 +104,10 @@ class Future(concurrent.futures.Future["Any"]):
         self._exception = error
         self._end()
 
+    def accepted(self) -> None:
+        """It is a task now: somebody has to collect its outcome."""
+        self._client.submitted()
+
     def fail_early(self, error: BaseException) -> None:
         """It never became a task."""
         self._exception = error

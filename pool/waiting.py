@@ -5,6 +5,11 @@ wait follow, each on a lock of its own; a leader that has what it wanted passes 
 in our code, but futures are pending (callbacks, asyncio, ``concurrent.futures.wait``): then a collector thread leads.
 It stays away while user threads lead or submit, because a switch between threads costs more than a task; and it runs
 all callbacks, so that they never run inside somebody's ``submit``.
+
+Event loops (pool/aio.py) cannot sleep on the bell. While no thread leads and a loop awaits something, the client
+*listens*: it has said that it sleeps, and who has news rings the wire, on which all these loops poll. The one that
+hears it takes a ``turn``: it collects for everybody and listens again. A thread that wants to wait ends that and leads;
+when it leaves, and nobody follows, it has the loops listen again.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from pool.aio import Ear
     from pool.futures import Future
 
     class Callback(Protocol):
@@ -74,6 +80,10 @@ class Waiting:
         self._ended = False
         self._activity = 0
         self._checked = 0.0
+        self._listening = False
+        self.ears: dict[object, Ear] = {}  # of event loops, also of idle ones
+        self.awaiting: set[Ear] = set()  # those with outcomes to come
+        self.curious: set[Ear] = set()  # those that want to know of any outcome
 
     def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
         raise AssertionError("the client's")
@@ -134,6 +144,7 @@ class Waiting:
                 _core.ring_client(self.segment)  # it sees that somebody follows, and gives way
             return False
         self._leading, self._leader = True, threading.get_ident()
+        self._hush()
         return True
 
     def _lead(self, done: Callable[[], object], end: float | None) -> None:
@@ -171,6 +182,8 @@ class Waiting:
             else:
                 if self._eager:
                     self._bell.set()
+                if self._listen() and self.segment is not None:
+                    _core.ring_client(self.segment)
             self._leading = self._collector_leads = False  # last: else a repetition would do nothing
 
     def led_by_another(self) -> bool:
@@ -195,6 +208,8 @@ class Waiting:
                 for follower in self._followers:
                     if self._ended or follower.done():
                         follower.wake()
+        for ear in tuple(self.curious):
+            ear.tell()
         if self.to_call and threading.current_thread() is not self._collector:
             self.look_after()
 
@@ -213,6 +228,43 @@ class Waiting:
         for follower in self._followers:
             follower.wake()
         self._bell.set()
+        self.tell_loops()
+
+    # ---- event loops
+
+    def turn(self) -> bool:
+        """What a leader does between two sleeps: collect for all, then listen. For event loops; it never waits. True: it
+        is to be called again, soon. If a thread leads, that one does all this."""
+        with self.lock:
+            if self._leading:
+                return False
+            self._hush()
+            if time.monotonic() - self._checked >= _CHECK_SECONDS:
+                self._checked = time.monotonic()
+                self.check_monitor()
+            self.pump()
+        self.announce()
+        with self.lock:  # not before: who hears the wire looks at its own first
+            return not self._leading and self._listen()
+
+    def _listen(self) -> bool:
+        """Have the wire rung, if any event loop awaits something. True: look again, soon. Under the lock."""
+        if not self.awaiting or self.segment is None:
+            return False
+        self._listening = True
+        return _core.listen(self.segment)
+
+    def _hush(self) -> None:
+        """The end of listening; whoever calls it looks at everything afterwards. Under the lock."""
+        if self._listening:
+            self._listening = False
+            if self.segment is not None:
+                _core.heard(self.segment)
+
+    def tell_loops(self) -> None:
+        """There is another segment, or none: another wire. Under the lock."""
+        for ear in self.ears.values():
+            ear.tell()
 
     # ---- the collector thread
 
@@ -271,8 +323,10 @@ class Waiting:
                 if self.unfinished > 0 and seen == self._activity and self.idle_or_closed():
                     self.unfinished = 0  # a submit was interrupted after it had counted
                 busy = self.unfinished > 0 and not self._ended
-                lead = busy and not self._leading and (self._eager or seen == self._activity)
+                quiet = seen == self._activity and not self._listening  # nobody leads, for a while
+                lead = busy and not self._leading and (self._eager or quiet)
                 if lead:
+                    self._hush()
                     self._leading = self._collector_leads = True
                     self._leader = threading.get_ident()
                 if not busy:

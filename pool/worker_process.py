@@ -82,8 +82,8 @@ def main(
     """Be the worker of ``slot`` until the end of the process."""
     code = BOOT_FAILED
     log_fd, outputs_fd = _move_up(log_fd), _move_up(outputs_fd)
-    _core.set_wire(segment, _move_up(_core.wire(segment)))
     try:
+        _core.set_wire(segment, _move_up(_core.wire(segment)))
         _isolate(segment, slot, generation, log_fd, monitor)
         context.be_worker(context.Worker(segment, slot, generation), lambda: _in_task or _Process.starting)
         _settle_in(slot, outputs_fd, options)
