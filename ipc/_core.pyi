@@ -245,9 +245,6 @@ def wait(segment: _Segment, spin_us: int, timeout_ms: int, /) -> bool:
     """Sleep until a row is done, a worker died, or, after FULL, a row may be free. False: the time is over. True: look
     again (also after a signal, whose Python handler has run then, and may have raised)."""
 
-def spin(segment: _Segment, spin_us: int, /) -> bool:
-    """The first part of `wait`: look for so long, if a core is left for it. True: there is something to do."""
-
 def listen(segment: _Segment, /) -> bool:
     """Instead of `wait`, for who sleeps where something else wakes it: from now on the wire is rung. True: look again,
     soon (there is something to do, or workers may have to be woken)."""

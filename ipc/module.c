@@ -636,19 +636,6 @@ FUNCTION(client_wait) { /* wait(segment, spin_us, timeout_ms) -> bool */
     return PyBool_FromLong(code != IPC_EMPTY);
 }
 
-FUNCTION(spin) { /* spin(segment, spin_us) -> bool */
-    VIEW(2, CLIENT);
-    uint64_t spin = number32(args[1]) * UINT64_C(1000);
-    CHECK;
-    struct ipc_look look;
-    int code;
-    ipc_client_look(v->client, &look);
-    Py_BEGIN_ALLOW_THREADS
-    code = ipc_client_spin(&v->s, &look, spin);
-    Py_END_ALLOW_THREADS
-    return PyBool_FromLong(code);
-}
-
 FUNCTION(client_listen) { /* listen(segment) -> bool */
     VIEW(1, CLIENT);
     return PyBool_FromLong(ipc_client_listen(v->client));
@@ -1077,7 +1064,7 @@ FUNCTION(become_subreaper) {
 static PyMethodDef methods[] = {
     ENTRY("size", segment_size), ENTRY("create", create), ENTRY("attach", attach), ENTRY("forget", forget), ENTRY("forked", forked), ENTRY("retire", retire),
     ENTRY("dont_fork", dont_fork), ENTRY("counters", counters), ENTRY("slot_info", slot_info), ENTRY("ring_client", ring_client),
-    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait), ENTRY("spin", spin), ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("set_wire", set_wire), ENTRY("wire", wire),
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait), ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("set_wire", set_wire), ENTRY("wire", wire),
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),

@@ -243,9 +243,9 @@ class Waiting:
                 self._checked = time.monotonic()
                 self.check_monitor()
             self.pump()
+            again = self._listen()
         self.announce()
-        with self.lock:  # not before: who hears the wire looks at its own first
-            return not self._leading and self._listen()
+        return again
 
     def _listen(self) -> bool:
         """Have the wire rung, if any event loop awaits something. True: look again, soon. Under the lock."""
