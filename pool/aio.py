@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable, Generator, Iterable
 from concurrent.futures._base import FINISHED, PENDING
 
 from pool.client import OPEN, Client
 from pool.futures import Future
+from pool.mapping import Aside, MapRun, NotYet, run_map
 from pool.task import Policy
 
 TYPE_CHECKING = False
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from pool.executor import _Calls
+    from pool.progress import Progress
 
+_END = object()
+_GIVE_WAY_SECONDS = 0.005  # a loop that iterates results which are all there gets its turn so often
 _CHECK_SECONDS = 0.1  # as of threads that wait: how long a lost ring or the monitor's death can stay unseen
 
 
@@ -129,9 +134,7 @@ class Ear:
         finally:
             self._turning = False
             while self._arrived:
-                waiter = self._arrived.popleft()
-                if not waiter.done():
-                    waiter.set_result(None)
+                _set(self._arrived.popleft())
         if self._queue:
             self._let_in()
         if again:
@@ -171,19 +174,21 @@ class Ear:
             os.close(self._fd)
 
 
-def _ear(calls: _Calls) -> Ear:
-    """The running loop's ear for the client, which is started."""
-    client, loop = calls._client, asyncio.get_running_loop()
+def _ear(client: Client) -> Ear:
+    """The running loop's ear for the client, which has been started."""
+    loop = asyncio.get_running_loop()
     ear = client.ears.get(loop)
-    if client.segment is None or ear is None:
-        calls._start()
+    if ear is None:
         with client.lock:
             for closed in [other for other in client.ears.values() if other.loop.is_closed()]:
                 del client.ears[closed.loop]
                 closed.close()
             ear = client.ears.setdefault(loop, Ear(client, loop))
-        ear.attach()
+    ear.attach()
     return ear
+
+
+# ---- one call
 
 
 class _Awaited(Future):
@@ -224,10 +229,13 @@ async def run(calls: _Calls, fn: Callable[..., Any], args: tuple[Any, ...], kwar
     """See ``Pool.run``."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, not {type(fn).__name__}")
-    ear = _ear(calls)
+    client = calls._client
+    if client.segment is None:
+        calls._start()
+    ear = _ear(client)
     if calls._buffersize is not None:
         await ear.room(calls._buffersize)
-    future = _Awaited(calls._client, calls._policy, ear)
+    future = _Awaited(client, calls._policy, ear)
     calls._send(future, fn, args, kwargs)
     try:
         await future.ended()
@@ -243,4 +251,189 @@ async def run(calls: _Calls, fn: Callable[..., Any], args: tuple[Any, ...], kwar
         del future  # no cycle through the traceback's frame
 
 
-__all__ = ["Ear", "run"]
+# ---- maps
+
+
+class LoopRun(MapRun):
+    """A map that an event loop iterates."""
+
+    ear: Ear
+    waiter: asyncio.Future[None] | None = None  # under the client's lock: somebody waits for the next outcome
+    feed: _Feed | None = None
+
+    def came(self, count: int) -> None:
+        super().came(count)
+        self.woken(self.waiter)
+
+    def woken(self, waiter: asyncio.Future[None] | None) -> None:
+        """Nobody waits any more; ``waiter`` is to be told so. Under the client's lock."""
+        if self.waiter is not None:
+            self.waiter = None
+            self.ear.arrived(waiter)
+
+    def wants(self, unread: int) -> int:
+        count = super().wants(unread)
+        if self.feed is not None:
+            self.feed.wanted = count
+        return count
+
+
+class _Feed:
+    """An async iterable as the input of a map. A task reads it, as far as the map wants to give away more."""
+
+    def __init__(self, source: AsyncIterable[Any]) -> None:
+        self._source = aiter(source)
+        self._items: deque[Any] = deque()
+        self._ended = False
+        self._error: BaseException | None = None  # which it has raised
+        self._task: asyncio.Task[None] | None = None
+        self._asked: asyncio.Future[None] | None = None  # the task waits for it
+        self.wanted = 0  # items that may be given away now
+        self.waiter: asyncio.Future[None] | None = None  # to be told of the next item
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> Any:
+        if self._items:
+            self.wanted -= 1
+            return self._items.popleft()
+        if self._ended:
+            error, self._error = self._error, None
+            raise StopIteration if error is None else error
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._read())
+        elif self._asked is not None and not self._asked.done():
+            self._asked.set_result(None)
+        raise NotYet
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                while len(self._items) < self.wanted:
+                    self._items.append(await anext(self._source))
+                    self._tell()
+                self._asked = asyncio.get_running_loop().create_future()
+                await self._asked
+        except StopAsyncIteration:
+            pass
+        except Exception as error:
+            self._error = error
+        except BaseException as error:  # an input that was cancelled has not come to its end
+            self._error = error
+            raise
+        finally:
+            self._ended = True
+            self._tell()
+
+    def _tell(self) -> None:
+        if self.waiter is not None:
+            _set(self.waiter)
+
+    async def close(self) -> None:
+        """Return when the task has ended; the iterator gets its CancelledError if it was about to give an item."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def leave(self) -> None:
+        """The same without waiting, in any thread."""
+        if self._task is not None and not self._task.done():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+
+class Results:
+    """What ``amap`` returns. Not an async generator: what is left behind by ``break`` is taken back at once, and not when
+    the loop finds time for it."""
+
+    def __init__(
+        self,
+        run: LoopRun,
+        iterable: Iterable[Any] | AsyncIterable[Any],
+        ordered: bool,
+        on_error: str,
+        progress: bool | Callable[[Progress], object],
+    ) -> None:
+        self._run = run
+        self._feed = run.feed = _Feed(iterable) if isinstance(iterable, AsyncIterable) else None
+        self._aside = Aside(tells=self._feed is not None)
+        source = iter(iterable) if self._feed is None else self._feed  # type: ignore[arg-type]
+        self._steps: Generator[Any, None, None] = run_map(
+            run, source, ordered, on_error, progress=progress, aside=self._aside
+        )
+        self._iterating = False
+        self._rested = 0.0
+
+    def __aiter__(self) -> Results:
+        return self
+
+    async def __anext__(self) -> Any:
+        if self._iterating:
+            raise RuntimeError("this iteration is already waited for by another task")
+        self._iterating = True
+        try:
+            if time.monotonic() - self._rested > _GIVE_WAY_SECONDS:  # results may come as fast as they are taken
+                await asyncio.sleep(0)
+                self._rested = time.monotonic()
+            while (result := next(self._steps, _END)) is self._aside:
+                await self._rest()
+            if result is not _END:
+                return result
+        except GeneratorExit:  # nobody goes on with us: the loop was closed
+            self._steps.close()
+            raise
+        except BaseException:
+            self._steps.close()
+            if self._feed is not None:
+                await self._feed.close()
+            raise
+        finally:
+            self._iterating = False
+        if self._feed is not None:
+            await self._feed.close()
+        raise StopAsyncIteration
+
+    async def _rest(self) -> None:
+        """Return when there may be something to do: an outcome, input, or the time that the map wants to look at."""
+        run, client, loop = self._run, self._run.client, asyncio.get_running_loop()
+        ear = None if client.segment is None else _ear(client)
+        waiter: asyncio.Future[None] = loop.create_future()
+        with client.lock:
+            if run.ready:  # another thread has collected it
+                return
+            if run.flying and ear is not None:
+                run.ear, run.waiter = ear, waiter
+                ear.expect()
+                ear.soon()
+        if self._feed is not None:
+            self._feed.waiter = waiter
+        timer = None if self._aside.seconds is None else loop.call_later(self._aside.seconds, _set, waiter)
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            with client.lock:
+                run.woken(None)
+        self._rested = time.monotonic()
+
+    async def aclose(self) -> None:
+        """Leave the iteration: take back what has not started."""
+        if self._iterating:
+            raise RuntimeError("this iteration is waited for by another task")
+        self._steps.close()
+        if self._feed is not None:
+            await self._feed.close()
+
+    def __del__(self) -> None:  # the steps see to what was given away
+        if self._feed is not None:
+            self._feed.leave()
+
+
+def _set(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+__all__ = ["Ear", "LoopRun", "Results", "run"]

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
 
@@ -223,18 +223,48 @@ class _Calls(Executor):
         results = run_map(run, iterable, ordered, on_error, progress=progress)
         return ((run.index, result) for result in results) if numbered else results
 
+    def amap(
+        self, fn: Callable[..., Any], iterable: Iterable[Any] | AsyncIterable[Any], **options: Unpack[MapOptions]
+    ) -> AsyncIterator[Any]:
+        """``async for result in pool.amap(fn, iterable)``: ``imap`` for an event loop, which goes on meanwhile. The
+        input may be an async iterable. Options as for ``imap``.
+
+        Leaving the loop takes back what has not started: by ``aclose()``, by being cancelled while it waits, or when
+        nobody holds the iterator any more, as after ``break``. What runs finishes and is dropped. No thread is
+        involved."""
+        return self._amap(fn, iterable, True, **options)
+
+    def amap_unordered(
+        self, fn: Callable[..., Any], iterable: Iterable[Any] | AsyncIterable[Any], **options: Unpack[MapOptions]
+    ) -> AsyncIterator[Any]:
+        """As ``amap``, results as they finish."""
+        return self._amap(fn, iterable, False, **options)
+
+    def _amap(
+        self, fn: Callable[..., Any], iterable: Any, ordered: bool, *, buffersize: int | None = None,
+            chunksize: int | str = "auto", on_error: str = "raise",
+            progress: bool | Callable[[Progress], object] = False,
+    ) -> AsyncIterator[Any]:  # fmt: skip
+        from pool.aio import LoopRun, Results
+
+        size = check_map_options(chunksize, on_error, buffersize, progress)
+        function = self._function(fn, 0.0)
+        run = LoopRun(self._client, function, codec.CALL_ONE, self._policy, size, buffersize)
+        run.owner = self
+        return Results(run, iterable, ordered, on_error, progress)
+
     def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
         return MapRun(self._client, self._function(fn), call, self._policy, chunksize, buffersize)
 
-    def _function(self, fn: Callable[..., Any]) -> Function:
+    def _function(self, fn: Callable[..., Any], patience: float = _ROOM_SECONDS) -> Function:
         """Start the workers if they are not there, and store the function for many tasks. Raises what pickling
-        raised, MemoryError if there is no room for it."""
+        raised, MemoryError if there is no room for it within so many seconds."""
         if not callable(fn):
             raise TypeError(f"fn must be callable, not {type(fn).__name__}")
         client = self._client
         self._start()
         function = client.function(fn, once=True)
-        end = time.monotonic() + _ROOM_SECONDS
+        end = time.monotonic() + patience
         while function.id == 0 and not client.idle_or_closed() and time.monotonic() < end:
             client.wait_for(lambda: False, 0.01)  # results are in the way until they are collected
             function = client.function(fn, once=True)
@@ -425,9 +455,9 @@ class Options(_Calls):
         self._check_open()
         self._futures.add(future)
 
-    def _run(self, fn: Callable[..., Any], call: int, chunksize: int | None, buffersize: int | None) -> MapRun:
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         self._check_open()
-        return super()._run(fn, call, chunksize, buffersize)
+        return super()._run(*args, **kwargs)
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return _keep_alive(self, iterator)

@@ -16,7 +16,7 @@ import reprlib
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 from ipc import _core
 from pool import chunks, codec, spill
@@ -73,6 +73,21 @@ class Failure:
 
     def __repr__(self) -> str:
         return f"Failure(item={self.item!r}, index={self.index}, error={self.error!r})"
+
+
+class Aside:
+    """What ``run_map`` yields, instead of waiting, to who waits by itself: an event loop.
+
+    Attributes:
+        seconds: when to go on at the latest, even if nothing has come; None: no need to.
+        tells: the input tells that loop when it has more, so nobody has to ask.
+    """
+
+    __slots__ = ("seconds", "tells")
+
+    def __init__(self, tells: bool) -> None:
+        self.seconds: float | None = None
+        self.tells = tells
 
 
 class MapRun:
@@ -397,10 +412,12 @@ def run_map(
     on_error: str,
     end: float | None = None,
     progress: bool | Callable[[Progress], object] = False,
-) -> Iterator[Any]:
+    aside: Aside | None = None,
+) -> Generator[Any, None, None]:
     """The dispatch loop: give while the window has room, collect, yield what has come, wait.
 
-    ``end``: time.monotonic() after which waiting for a result raises TimeoutError. ``progress``: see ``imap``."""
+    ``end``: time.monotonic() after which waiting for a result raises TimeoutError. ``progress``: see ``imap``.
+    ``aside``: never wait, but yield this."""
     client, ready = run.client, run.ready
     ticker = _ticker(run, iterable, progress) if progress else None
     source = iter(iterable)
@@ -481,13 +498,18 @@ def run_map(
                 if failed is not None:
                     raise failed
                 return
-            if dry and client.segment is None:  # without workers there is nothing to wait for
+            if dry and aside is None and client.segment is None:  # without workers there is nothing to wait for
                 time.sleep(_ASK_SECONDS)
                 continue
             left = pause = None if end is None else end - time.monotonic()
             if ticker is not None or dry:
                 tick = _NEVER if ticker is None else ticker.seconds()
-                pause = min(_NEVER if left is None else left, tick, _ASK_SECONDS if dry else _NEVER)
+                ask = _ASK_SECONDS if dry and not (aside is not None and aside.tells) else _NEVER
+                pause = min(_NEVER if left is None else left, tick, ask)
+            if aside is not None:
+                aside.seconds = pause
+                yield aside
+                continue
             if not client.wait_for(lambda: ready, pause) and pause == left:
                 client.check_open()
                 raise TimeoutError
@@ -574,4 +596,4 @@ def check_map_options(chunksize: int | str, on_error: str, buffersize: int | Non
     return min(chunksize, _core.MAX_ITEMS)
 
 
-__all__ = ["Failure", "MapRun", "NotYet", "check_buffersize", "check_map_options", "run_map"]
+__all__ = ["Aside", "Failure", "MapRun", "NotYet", "check_buffersize", "check_map_options", "run_map"]
