@@ -16,7 +16,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Generator, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable
 from concurrent.futures._base import FINISHED, PENDING
 
 from pool.client import OPEN, Client
@@ -344,8 +344,8 @@ class _Feed:
 
 
 class Results:
-    """What ``amap`` returns. Not an async generator: what is left behind by ``break`` is taken back at once, and not when
-    the loop finds time for it."""
+    """What ``amap`` returns. Not an async generator: what is left behind by ``break`` is taken back at once, and not
+    when the loop finds time for it."""
 
     def __init__(
         self,
@@ -358,10 +358,8 @@ class Results:
         self._run = run
         self._feed = run.feed = _Feed(iterable) if isinstance(iterable, AsyncIterable) else None
         self._aside = Aside(tells=self._feed is not None)
-        source = iter(iterable) if self._feed is None else self._feed  # type: ignore[arg-type]
-        self._steps: Generator[Any, None, None] = run_map(
-            run, source, ordered, on_error, progress=progress, aside=self._aside
-        )
+        source: Any = iterable if self._feed is None else self._feed
+        self._steps = run_map(run, source, ordered, on_error, progress=progress, aside=self._aside)
         self._iterating = False
         self._rested = 0.0
 
@@ -408,8 +406,10 @@ class Results:
                 ear.soon()
         if self._feed is not None:
             self._feed.waiter = waiter
-        timer = None if self._aside.seconds is None else loop.call_later(self._aside.seconds, _set, waiter)
+        timer = None
         try:
+            if self._aside.seconds is not None:
+                timer = loop.call_later(self._aside.seconds, _set, waiter)
             await waiter
         finally:
             if timer is not None:

@@ -109,10 +109,10 @@ class _Calls(Executor):
     def run(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """``await pool.run(fn, *args, **kwargs)`` in an event loop: the value of the call on a worker.
 
-        Raises what ``Future.result()`` raises. If the awaiting task is cancelled, the call is stopped with all processes
-        it has started, as by ``Future.kill()``; CancelledError comes when that is done. A second cancellation does not
-        wait. No thread is involved. With ``buffersize=`` it waits, without blocking the loop, while that many are
-        unfinished."""
+        Raises what ``Future.result()`` raises. If the awaiting task is cancelled, the call is stopped with all
+        processes it has started, as by ``Future.kill()``; CancelledError comes when that is done. A second cancellation
+        does not wait. No thread is involved. With ``buffersize=`` it waits, without blocking the loop, while that many
+        are unfinished."""
         from pool.aio import run
 
         return run(self, fn, args, kwargs)

@@ -233,8 +233,8 @@ class Waiting:
     # ---- event loops
 
     def turn(self) -> bool:
-        """What a leader does between two sleeps: collect for all, then listen. For event loops; it never waits. True: it
-        is to be called again, soon. If a thread leads, that one does all this."""
+        """What a leader does between two sleeps: collect for all, then listen. For event loops; it never waits. True:
+        it is to be called again, soon. If a thread leads, that one does all this."""
         with self.lock:
             if self._leading:
                 return False
