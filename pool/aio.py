@@ -361,7 +361,7 @@ class Results:
         source: Any = iterable if self._feed is None else self._feed
         self._steps = run_map(run, source, ordered, on_error, progress=progress, aside=self._aside)
         self._iterating = False
-        self._rested = 0.0
+        self._rested = time.monotonic()
 
     def __aiter__(self) -> Results:
         return self
