@@ -16,7 +16,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures._base import FINISHED, PENDING
 
 from pool.client import OPEN, Client
@@ -282,9 +282,10 @@ class _Feed:
     """An async iterable as the input of a map. A task reads it, as far as the map wants to give away more."""
 
     def __init__(self, source: AsyncIterable[Any]) -> None:
-        self._source = aiter(source)
+        self._source: AsyncIterator[Any] | None = aiter(source)  # later the task has it, and nobody else
         self._items: deque[Any] = deque()
         self._ended = False
+        self._left = False  # the map wants no more
         self._error: BaseException | None = None  # which it has raised
         self._task: asyncio.Task[None] | None = None
         self._asked: asyncio.Future[None] | None = None  # the task waits for it
@@ -302,16 +303,17 @@ class _Feed:
             error, self._error = self._error, None
             raise StopIteration if error is None else error
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._read())
+            source, self._source = self._source, None
+            self._task = asyncio.get_running_loop().create_task(self._read(source))  # type: ignore[arg-type]
         elif self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
         raise NotYet
 
-    async def _read(self) -> None:
+    async def _read(self, source: AsyncIterator[Any]) -> None:
         try:
             while True:
                 while len(self._items) < self.wanted:
-                    self._items.append(await anext(self._source))
+                    self._items.append(await anext(source))
                     self._tell()
                 self._asked = asyncio.get_running_loop().create_future()
                 await self._asked
@@ -320,7 +322,8 @@ class _Feed:
         except Exception as error:
             self._error = error
         except BaseException as error:  # an input that was cancelled has not come to its end
-            self._error = error
+            if not self._left:
+                self._error = error
             raise
         finally:
             self._ended = True
@@ -331,13 +334,15 @@ class _Feed:
             _set(self.waiter)
 
     async def close(self) -> None:
-        """Return when the task has ended; the iterator gets its CancelledError if it was about to give an item."""
+        """Let go of the input, which is cancelled if it was about to give an item; return when it has seen to that."""
+        self._left = True
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
 
     def leave(self) -> None:
         """The same without waiting, in any thread."""
+        self._left = True
         if self._task is not None and not self._task.done():
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
