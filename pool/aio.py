@@ -326,6 +326,7 @@ class _Feed:
                 self._error = error
             raise
         finally:
+            del source  # a cancelled task keeps this frame
             self._ended = True
             self._tell()
 

@@ -455,9 +455,9 @@ class Options(_Calls):
         self._check_open()
         self._futures.add(future)
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _function(self, fn: Callable[..., Any], patience: float = _ROOM_SECONDS) -> Function:
         self._check_open()
-        return super()._run(*args, **kwargs)
+        return super()._function(fn, patience)
 
     def _keep(self, iterator: Iterator[Any]) -> Iterator[Any]:
         return _keep_alive(self, iterator)
