@@ -511,6 +511,50 @@ PLANTED = [
         "-t 10 asleep",
     ),
     Planted(
+        "the sleep of a loop stored with release only: store buffering",
+        "client.c",
+        [
+            (
+                "atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_seq_cst)",
+                "atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_release)",
+            ),
+        ],
+        "litmus",
+        "-t 20 listen",
+    ),
+    Planted(
+        "no second look while a loop listens",
+        "client.c",
+        [("if (something_to_do(c->s, &look)) {", "if (0) {")],
+        "litmus",
+        "-t 10 listen",
+    ),
+    Planted(
+        "who has heard is still said to listen",
+        "client.c",
+        [("    atomic_store_explicit(&s->header->listening, 0, memory_order_seq_cst);\n", "")],
+        "steps",
+    ),
+    Planted(
+        "the monitor leaves the wire to whoever took the sleep",
+        "monitor.c",
+        [
+            (
+                "    ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, "
+                "k);\n}\n\nint ipc_claimed_by",
+                "    if (atomic_load(&h->client_asleep)) ipc_ring_client(s);\n    for (uint32_t k = 0; k < s->slots; "
+                "k++) ipc_ring_slot(s, k);\n}\n\nint ipc_claimed_by",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "the wire is taken for ours by its number",
+        "doorbell.c",
+        [("if (wire_is_ours(s)) send", "(void)wire_is_ours; send")],
+        "steps",
+    ),
+    Planted(
         "bell read after the sleeper bit",
         "worker.c",
         [

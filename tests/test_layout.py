@@ -27,6 +27,7 @@ HEADER = {
     "done_summary": 384,
     "client_asleep": 512,
     "client_bell": 516,
+    "listening": 520,
     "deaths": 640,
     "stop": 644,
     "armed": 648,

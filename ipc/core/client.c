@@ -428,10 +428,9 @@ int ipc_client_listen(struct ipc_client *c) {
     struct ipc_look look;
     ipc_flush_wakes(c);
     ipc_client_look(c, &look);
-    /* SYNC POINT: seq_cst, before client_asleep: who sees (and takes) the sleep sees where to ring. */
+    /* SYNC POINT: seq_cst, both before the look. A worker says that it is done, then takes the sleep, then looks whether we listen: what it takes
+     * too early to ring the wire for, the look below finds. From here to the loop's own wait nothing is looked at: the wire keeps what was sent. */
     atomic_store_explicit(&h->listening, 1, memory_order_seq_cst);
-    IPC_POINT("listen:said");
-    /* SYNC POINT: as in ipc_client_sleep; from here to the loop's own wait nothing is looked at again, for the wire keeps what was sent. */
     atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_seq_cst);
     if (something_to_do(c->s, &look)) {
         ipc_client_heard(c->s);
@@ -441,7 +440,7 @@ int ipc_client_listen(struct ipc_client *c) {
 }
 
 void ipc_client_heard(struct ipc_segment *s) {
-    /* The caller looks afterwards. A ringer that has taken the sleep and finds nobody listening took it before this store, so its news is seen. */
+    /* The caller looks afterwards. Who has taken the sleep and finds nobody listening has said its news before these stores, so they are seen. */
     atomic_store_explicit(&s->header->client_asleep, 0, memory_order_seq_cst);
     atomic_store_explicit(&s->header->listening, 0, memory_order_seq_cst);
 }

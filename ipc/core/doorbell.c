@@ -54,8 +54,8 @@ int ipc_set_wire(struct ipc_segment *s, int fd) {
 void ipc_ring_client(struct ipc_segment *s) {
     atomic_store_explicit(&s->header->client_asleep, 0, memory_order_seq_cst);
     ring(&s->header->client_bell);
-    /* SYNC POINT: seq_cst, after the sleep was taken or the death recorded: whoever listens has said so before it said that it sleeps, so a sleep
-     * that we have taken is seen with it. If it listens no more, it is awake, and looks at what was done before this ring. */
+    /* SYNC POINT: seq_cst; our news was said before. A client that says later that it listens looks at the news after that; one that listens no
+     * more is awake, and looks too, or sleeps on the bell. */
     if (!atomic_load_explicit(&s->header->listening, memory_order_seq_cst)) return;
     IPC_POINT("ring:wire");
     /* A task may have closed the wire and opened something of its own under that number: that gets nothing, and the loop's timer finds what is done.

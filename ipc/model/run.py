@@ -55,6 +55,9 @@ DEFAULT = [
     ("sleep", "T=2 K=1 DEP", "complete"),
     ("sleep", "T=2 K=1 NO_RESTART A=1", "complete"),
     ("sleep", "T=2 K=1 NO_RESTART A=1 NO_AT_ONCE", "complete"),
+    ("sleep", "T=2 K=0 LOOP", "complete"),
+    ("sleep", "T=1 K=1 LOOP", "complete"),
+    ("sleep", "T=2 K=0 R=1 C=1 LOOP", "complete"),
     ("payload", "T=2 K=1 W=1 C=1", "complete"),
     ("payload", "T=3 K=1 W=1", "complete"),
     ("payload", "T=2 K=2 W=1", "complete"),
@@ -132,6 +135,10 @@ DEFAULT = [
     ("sleep", "T=2 K=0 DEP GUARD GUARD_FIRST WOKEN_QUIET", "stuck"),  # woken first, and then no successor
     ("sleep", "T=2 K=0 DEP GUARD WOKEN_QUIET", "stuck"),  # woken last, and then no successor
     ("sleep", "T=2 K=0 R=1 C=1 NO_AT_ONCE READY_COUNT", "stuck"),  # ready = rows in READY, not tail - head
+    ("sleep", "T=1 K=0 LOOP LISTEN_LATE", "stuck"),  # listening is said after the second look
+    ("sleep", "T=1 K=0 LOOP WIRE_EARLY", "stuck"),  # a worker looks for listeners before it says DONE
+    ("sleep", "T=1 K=0 LOOP NO_LOOP_LOOK", "stuck"),  # no second look while a loop listens
+    ("sleep", "T=1 K=1 LOOP WIRE_IF_TAKEN", "stuck"),  # a death rings the wire only if the sleep was not taken
     # planted faults: who owns a payload unit
     ("payload", "T=2 K=0 W=1 GIVE_LATE", "assert"),  # the worker takes kept arguments over after DONE
     ("payload", "T=1 K=1 W=1 NO_FREE_KEPT", "assert"),  # settle leaves what the dead have kept

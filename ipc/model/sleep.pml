@@ -8,6 +8,9 @@
  *   (client_asleep 2); the monitor's unconditional rings; SIGKILL of a worker between any two steps. No timeouts
  *   but the guard's looks: enabled while the ring is not empty, so it is never waited for in vain; whether head has moved
  *   since its last look is left open. It retires at any moment with the ring empty.
+ *   With LOOP the client sleeps either way, as it happens: on its bell, or in an event loop, which hears the wire (a bit: it keeps what was
+ *   sent) and may wake up at any moment for reasons of its own, a thread that takes over, say. Who rings the bell rings the wire too if
+ *   `listening` says so.
  *   User code after a wake runs until every published task has been started; with DEP task 0 runs until task 1 has ended.
  *   A lost wake-up is a stuck state.
  * Store buffers: with RELAXED_x the first half of a Dekker pair may take effect later than the loads that follow it:
@@ -25,6 +28,7 @@
  * Sizes: T tasks · R rows (ring: N, the same) · K kills · C cancels · A attempts · NO_RESTART: the dead are never replaced
  * Planted faults: WAKE_FIRST NO_LOOK NO_CLIENT_LOOK NO_CLIENT_RING IF_ASLEEP_RING NO_CLEAR NO_RING_ALL
  *   CLEAR_LATE NO_DEFERRED EMPTY_RING_WAKE NO_HEAD_RING READY_COUNT FLAG_RING NO_BELL SPIN_LATE SPIN_SUBTRACT
+ *   LISTEN_LATE WIRE_EARLY WIRE_IF_TAKEN NO_LOOP_LOOK
  *   NO_SPIN_CLEAR GUARD_RESIGN_LATE GUARD_LOOK_EARLY NO_GUARD_CLEAR GUARD_CLEAR_LATE NO_SUCCESSOR GUARD_FIRST WOKEN_QUIET
  *   (see run.py).
  *   RELAXED_* are above. SPIN and GUARD add their parts. The wake at once is optional: NO_AT_ONCE leaves it out.
@@ -67,6 +71,7 @@ byte sleepers;				/* bit w */
 byte rung[W]; bit waits[W];		/* slot.bell: 1 w has read it · 2 it changed since · 0 nobody cares; w is in FUTEX_WAIT */
 byte asleep;				/* client_asleep: 1, or 2 "a row would do as well" */
 byte crung; bit cwaits;			/* client_bell, the same */
+bit listening, wire;			/* the client sleeps in an event loop; something is on the wire */
 byte kills;
 /* what only the checker sees */
 byte holds[W], claims[T], ended[T], nended;
@@ -88,7 +93,12 @@ byte guard, spinners;			/* slot + 1 of the guard, bit w: w spins */
 /* the bell of slot v: +1, then FUTEX_WAKE */
 #define BUMP(x)		if :: x == 1 -> x = 2 :: else fi
 inline bell(v)		{ d_step { BUMP(rung[v]) } waits[v] = 0 }
-inline client_bell()	{ asleep = 0; d_step { BUMP(crung) } cwaits = 0 }	/* ipc_ring_client */
+/* ipc_ring_client */
+#ifdef LOOP
+inline client_bell()	{ asleep = 0; d_step { BUMP(crung) } cwaits = 0; if :: listening -> wire = 1 :: else fi }
+#else
+inline client_bell()	{ asleep = 0; d_step { BUMP(crung) } cwaits = 0 }
+#endif
 #if W == 2
 #define OTHERS_HOLD(t)	(holds[1 - w] == t + 1)
 #define REAPED(v)	(v == 0 -> m0 : m1)
@@ -141,7 +151,7 @@ inline wake_others(most) {
 proctype worker(byte w) {
 	byte h, r, q, g, t, n, s, v, gg;
 	bit ok, took;
-#ifdef RELAXED_HEAD
+#if defined(RELAXED_HEAD) || defined(WIRE_EARLY)
 	bit early;
 #endif
 start:
@@ -202,6 +212,9 @@ claim:	if
 	(t != 0 || fin[1]);
 #endif
 	/* Complete */
+#ifdef WIRE_EARLY
+	early = listening;
+#endif
 	d_step {
 		assert(!life[w]);
 		row[r].st = DONE; holds[w] = 0; fin[t] = 1; ok = 0; t = 0
@@ -215,9 +228,16 @@ claim:	if
 	if
 	:: asleep ->
 		d_step { ok = (asleep != 0); asleep = 0 }
+#ifdef WIRE_EARLY
+		if :: ok -> ok = 0; d_step { BUMP(crung) } cwaits = 0; if :: early -> wire = 1 :: else fi :: else fi
+#else
 		if :: ok -> ok = 0; client_bell() :: else fi
+#endif
 	:: else
 	fi;
+#ifdef WIRE_EARLY
+	early = 0;
+#endif
 #ifdef RELAXED_DONE
 	(!b_done[w]);
 #endif
@@ -362,10 +382,14 @@ death:
 	reaped[w] = gen[w] + 1;
 	deaths++;
 #ifndef NO_CLIENT_RING
+#ifdef WIRE_IF_TAKEN
+	if :: asleep -> client_bell() :: else -> d_step { BUMP(crung) } cwaits = 0 fi;
+#else
 #ifdef IF_ASLEEP_RING
 	if :: asleep -> asleep = 0; client_bell() :: else fi;
 #else
 	client_bell()
+#endif
 #endif
 #endif
 #ifndef NO_RING_ALL
@@ -486,6 +510,9 @@ inline close(good) {
 proctype client() {
 	byte todo = (1 << T) - 1, t, r, n, s, v, m, m0, m1, m2, seen, gg, cancels = C, attempts[T];
 	bit c, took;
+#ifdef LOOP
+	bit takeovers;
+#endif
 loop:	if :: nended == T -> goto over :: else fi;
 	d_step {				/* a task that waits, a row to put it in */
 		t = 0; do :: t < T && !(todo & (1 << t)) -> t++ :: else -> break od;
@@ -574,6 +601,34 @@ loop:	if :: nended == T -> goto over :: else fi;
 		atomic { r = 0; m0 = 0; m1 = 0; m2 = 0 }
 	:: !done && deaths == seen ->		/* Sleep */
 		deferred_wake();
+#ifdef LOOP
+		if
+		:: skip
+		::
+#ifndef LISTEN_LATE
+			listening = 1;		/* ipc_client_listen */
+#endif
+			d_step { DRAIN; asleep = (todo -> 2 : 1) }
+#ifndef NO_LOOP_LOOK
+			if
+			:: done || deaths != seen || (todo && ANY_USABLE) -> skip
+			:: else ->
+#ifdef LISTEN_LATE
+				listening = 1;
+#endif
+				if
+				:: wire
+				:: !takeovers -> takeovers = 1	/* a thread leads now */
+				fi
+			fi;
+#else
+			wire;
+#endif
+			d_step { wire = 0; asleep = 0 }	/* the loop hears the wire and empties it; ipc_client_heard */
+			listening = 0;
+			goto loop
+		fi;
+#endif
 		crung = 1;			/* b = client_bell */
 #ifdef RELAXED_ASLEEP
 		d_step { DRAIN; b_asleep = 1; v_asleep = (todo -> 2 : 1) }

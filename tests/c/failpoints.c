@@ -17,6 +17,7 @@
 static struct ipc_segment S;
 static struct driver D;
 static struct desk desk;
+static int wire, in_loop; /* how the client sleeps */
 
 /* ---- workers are processes */
 
@@ -86,6 +87,8 @@ static uint32_t claimed_by_the_dead(void) {
     return n;
 }
 
+static int client_sleep(uint64_t timeout) { return in_loop ? sleep_in_loop(&D.c, wire, timeout) : ipc_client_wait(&D.c, 0, timeout); }
+
 static void client_round(uint64_t timeout) {
     driver_collect(&D);
     driver_settle(&D);
@@ -93,7 +96,7 @@ static void client_round(uint64_t timeout) {
     while (D.views > 1) driver_drop(&D, 0);
     if (driver_live(&D) == 0) return;
     ipc_flush_wakes(&D.c);
-    int code = ipc_client_wait(&D.c, 0, timeout);
+    int code = client_sleep(timeout);
     CHECK(code != IPC_EMPTY || timeout < LONG, "no step of the dead leaves anybody asleep beside work");
 }
 
@@ -120,16 +123,20 @@ static int asleep(uint32_t slot) {
 }
 
 /* One run; returns 1 if the doomed process was killed, 0 if it never came to the k-th occurrence. */
-static int run(const char *step, uint32_t occurrence, int mate, int waker) {
+static int run(const char *step, uint32_t occurrence, int mate, int waker, int loop) {
     int status, killed = 0, ended = 0;
-    trying("kill at %s, occurrence %u, %s%s", step, occurrence, mate ? "beside another worker" : "alone", waker ? ", as a waker" : "");
+    trying("kill at %s, occurrence %u, %s%s%s", step, occurrence, mate ? "beside another worker" : "alone", waker ? ", as a waker" : "",
+           loop ? ", the client in an event loop" : "");
     fresh_segment(&S, ROWS, 2, UNITS, 2);
+    wire = fresh_wire(&S);
+    in_loop = loop;
     driver_open(&D, &S, D.last_id);
     D.adopts = 1;
     doom.step = step;
     doom.occurrence = occurrence;
     if (mate && waker) forks(1, 0, 0, 0); /* it goes to sleep first */
     else submit_some();
+    atomic_store(&S.header->listening, (uint32_t)loop);
     atomic_store(&S.header->client_asleep, 1); /* the first completion finds the client asleep */
     forks(0, 0, 1, waker);
     if (mate && !waker) forks(1, 0, 0, 0);
@@ -149,13 +156,16 @@ static int run(const char *step, uint32_t occurrence, int mate, int waker) {
         if (waker) submit_some(); /* for which the other must wake up, and be awake for good */
         uint32_t bell = atomic_load(&S.header->client_bell), others = atomic_load(&S.slot[1].bell);
         struct ipc_death death = {0, 1, status, IPC_DIED, 0};
+        rung(wire);
+        atomic_store(&S.header->listening, (uint32_t)loop);
         ipc_record_death(&S, 0, &death);
         CHECK(atomic_load(&S.header->client_bell) != bell && atomic_load(&S.slot[1].bell) != others, "a death rings everybody");
+        CHECK(rung(wire) == loop, "and the wire, if somebody listens");
         CHECK(!(atomic_load(&S.header->sleepers[0]) & 1) && atomic_load(&S.header->guard) != 1, "nobody counts on the dead");
         if (!waker) CHECK(driver_settle(&D) == owed && D.charged == charged + owed, "who was claimed pays one attempt, nobody else");
         if (!mate) forks(0, 1, 0, 0);
         /* What the dead owed was rung by the monitor; the client's own wakes would hide it. */
-        if (waker) while (driver_live(&D)) { driver_collect(&D); if (driver_live(&D)) CHECK(ipc_client_wait(&D.c, 0, LONG) != IPC_EMPTY, "a wake-up that the dead had taken is passed on"); driver_settle(&D); }
+        if (waker) while (driver_live(&D)) { driver_collect(&D); if (driver_live(&D)) CHECK(client_sleep(LONG) != IPC_EMPTY, "a wake-up that the dead had taken is passed on"); driver_settle(&D); }
         while (driver_live(&D)) client_round(LONG);
         submit_some(); /* the pool is as good as new */
         while (driver_live(&D)) client_round(LONG);
@@ -183,9 +193,11 @@ int main(int argc, char **argv) {
     alarm(120);
     for (int a = 1; a < argc; a++) {
         uint32_t before = kills;
-        for (uint32_t k = 1; run(argv[a], k, 0, 0); k++) kills++;
-        for (uint32_t k = 1; run(argv[a], k, 1, 0); k++) kills++;
-        for (uint32_t k = 1; run(argv[a], k, 1, 1); k++) kills++;
+        for (int loop = 0; loop < 2; loop++) {
+            for (uint32_t k = 1; run(argv[a], k, 0, 0, loop); k++) kills++;
+            for (uint32_t k = 1; run(argv[a], k, 1, 0, loop); k++) kills++;
+            for (uint32_t k = 1; run(argv[a], k, 1, 1, loop); k++) kills++;
+        }
         printf("%-18s %3u kills\n", argv[a], kills - before);
         trying("%s", argv[a]);
         CHECK(kills > before, "every step named in the core is reached by some run");

@@ -14,7 +14,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <poll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #pragma GCC diagnostic ignored "-Wunused-function" /* no test uses all of it */
@@ -51,6 +53,31 @@ static void fresh_segment(struct ipc_segment *s, uint32_t rows, uint32_t slots, 
     unsigned char *payload = s->header ? s->payload : map_shared((size_t)units * IPC_UNIT_SIZE);
     CHECK(ipc_segment_create(base, size, rows, slots, units, cores) == 0, "a segment can be created");
     CHECK(ipc_segment_attach(s, base, size, payload) == 0, "a fresh segment can be attached");
+}
+
+/* A wire for this segment, in this process and in those that it forks; returns the end that an event loop polls. */
+static int fresh_wire(struct ipc_segment *s) {
+    static int ends[2] = {-1, -1};
+    if (ends[0] >= 0) close(ends[0]), close(ends[1]);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends) == 0, "a wire");
+    CHECK(ipc_set_wire(s, ends[1]) == 0, "it is a file");
+    return ends[0];
+}
+
+static int rung(int wire) { /* bytes that were on the wire */
+    char bytes[4096];
+    ssize_t n = read(wire, bytes, sizeof(bytes));
+    return n < 0 ? 0 : (int)n;
+}
+
+/* As ipc_client_wait, for a client that sleeps in poll. Workers may have to be woken soon (ipc_client_listen says when): it looks again at once. */
+static int sleep_in_loop(struct ipc_client *c, int wire, uint64_t timeout) {
+    struct pollfd fd = {.fd = wire, .events = POLLIN};
+    int code = 0;
+    if (!ipc_client_listen(c)) code = poll(&fd, 1, (int)((timeout + 999999) / 1000000)) > 0 ? 0 : IPC_EMPTY;
+    rung(wire);
+    ipc_client_heard(c->s);
+    return code;
 }
 
 static inline uint64_t word_of(struct ipc_segment *s, uint32_t row) { return atomic_load_explicit(&s->row[row].word, memory_order_acquire); }

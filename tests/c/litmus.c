@@ -2,7 +2,7 @@
  * (done map / client_asleep). Each side stores, then looks at the other's word; if both looks are satisfied before both stores are seen, the
  * sleeper sleeps beside work. x86 does that with any store that is not seq_cst. Nobody else moves, so one lost wake-up is a standstill.
  *
- *   litmus [-t seconds] [tail | asleep]     both without a name */
+ *   litmus [-t seconds] [tail | asleep | listen]     all without a name; listen: the client sleeps in poll, as an event loop does */
 #include "kit.h"
 
 #include <pthread.h>
@@ -14,6 +14,7 @@ static struct ipc_segment S;
 static struct ipc_client C;
 static uint64_t length = 3 * SECOND;
 static int worker_sleeps; /* 1: the worker goes to sleep and the client spins; 0: the other way round */
+static int wire, in_loop;
 
 static cpu_set_t allowed;
 /* The n-th of the CPUs that this process may use: each thread has its own, or nothing is ever at the same time. */
@@ -66,7 +67,8 @@ static void await_done(uint64_t start, uint64_t *random) {
             ipc_pause();
         } else {
             drift(random);
-            ipc_client_wait(&C, 0, STANDSTILL);
+            if (in_loop) sleep_in_loop(&C, wire, STANDSTILL);
+            else ipc_client_wait(&C, 0, STANDSTILL);
         }
         CHECK(ipc_now() - start < STANDSTILL, worker_sleeps ? "the worker is not asleep beside a task" : "the client is not asleep beside a result");
     }
@@ -78,9 +80,11 @@ static void litmus(const char *name) {
     uint64_t random = 7, end = ipc_now() + length, n = 0, sleeps = 0;
     struct ipc_task task = {.task = 1}; /* no arguments */
     worker_sleeps = !strcmp(name, "tail");
+    in_loop = !strcmp(name, "listen");
     atomic_store(&delay, 0);
     memset(&S, 0, sizeof(S));
     fresh_segment(&S, 4, 1, 1, 2);
+    wire = fresh_wire(&S);
     ipc_client_init(&C, &S);
     pthread_create(&thread, NULL, worker, NULL);
     for (uint64_t start; (start = ipc_now()) < end; n++) {
@@ -109,5 +113,6 @@ int main(int argc, char **argv) {
     on_cpu(0);
     if (optind == argc || !strcmp(argv[optind], "tail")) litmus("tail");
     if (optind == argc || !strcmp(argv[optind], "asleep")) litmus("asleep");
+    if (optind == argc || !strcmp(argv[optind], "listen")) litmus("listen");
     return 0;
 }

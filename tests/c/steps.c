@@ -583,6 +583,80 @@ static void a_death_rings_everybody_whoever_took_which_bit(void) {
     CHECK(driver_settle(&D) == 0, "nobody had claimed anything");
 }
 
+/* ---- a client that sleeps in an event loop */
+
+static int wire;
+
+static void a_result_rings_the_wire_once_while_the_client_listens(void) {
+    begin(4, 4);
+    wire = fresh_wire(&S);
+    for (int k = 0; k < 4; k++) publish(small);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0 && rung(wire) == 0, "nobody listens");
+    CHECK(ipc_client_listen(&D.c) == 1, "there is a result: it does not sleep");
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0 && rung(wire) == 0, "nobody listens, still");
+    CHECK(driver_collect(&D) == 2 && ipc_client_listen(&D.c) == 0, "now it sleeps");
+    uint32_t bell = atomic_load(&S.header->client_bell);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0 && rung(wire) == 1, "the wire is rung");
+    CHECK(atomic_load(&S.header->client_bell) != bell, "and the bell, for who sleeps on it by now");
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0 && rung(wire) == 0, "once");
+    ipc_client_heard(&S);
+    CHECK(driver_collect(&D) == 2, "who hears it finds both");
+    publish(small);
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "one more");
+    ipc_ring_client(&S);
+    CHECK(rung(wire) == 0, "who has heard is not rung, come what may");
+}
+
+static void a_death_rings_the_wire_whoever_took_the_sleep(void) {
+    begin(2, 4);
+    wire = fresh_wire(&S);
+    dies(0);
+    CHECK(rung(wire) == 0, "nobody listens");
+    CHECK(driver_settle(&D) == 0 && ipc_client_listen(&D.c) == 0, "it sleeps");
+    atomic_store(&S.header->client_asleep, 0); /* the dead took it, and had no time to ring */
+    dies(1);
+    CHECK(rung(wire) == 1, "the monitor rings");
+    CHECK(ipc_client_listen(&D.c) == 1, "the client does not sleep beside a death");
+}
+
+static void who_wants_a_row_is_told_through_the_wire(void) {
+    begin(1, 4);
+    wire = fresh_wire(&S);
+    row_of_act = publish(small);
+    cancel_it();
+    CHECK(driver_submit(&D, small) == IPC_FULL, "its row cools");
+    CHECK(ipc_client_listen(&D.c) == 0, "it sleeps in want of a row");
+    CHECK(ipc_claim(&A) == IPC_EMPTY && rung(wire) == 1, "head has passed: the row may be used again");
+    ipc_client_heard(&S);
+}
+
+static void a_wire_that_is_another_file_by_now_is_left_alone(void) {
+    int theirs[2];
+    begin(2, 4);
+    wire = fresh_wire(&S);
+    CHECK(ipc_client_listen(&D.c) == 0, "it sleeps");
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, theirs) == 0, "the task's own sockets");
+    int number = S.wire, kept_aside = dup(number);
+    CHECK(dup2(theirs[1], number) == number, "one of them under the number of the wire");
+    ipc_ring_client(&S);
+    CHECK(rung(theirs[0]) == 0, "nothing is written into it");
+    CHECK(dup2(kept_aside, number) == number, "the wire itself, by another name");
+    ipc_ring_client(&S);
+    CHECK(rung(wire) == 1, "is rung");
+    close(number);
+    ipc_ring_client(&S); /* no file at all */
+    CHECK(dup2(kept_aside, number) == number, "for the next test");
+    close(kept_aside), close(theirs[0]), close(theirs[1]);
+}
+
+static void a_full_wire_blocks_nobody(void) {
+    begin(2, 4);
+    wire = fresh_wire(&S);
+    CHECK(ipc_client_listen(&D.c) == 0, "it sleeps");
+    for (int k = 0; k < 100000; k++) ipc_ring_client(&S); /* more than it holds: the alarm would end the test */
+    CHECK(rung(wire) > 0, "it is heard");
+}
+
 /* ---- sleep */
 
 static void publish_and_flush(void) {
@@ -920,6 +994,8 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(quantiles_are_near_those_of_the_numbers),
     TEST(a_limited_task_is_looked_at_before_it_can_be_over), TEST(memory_of_an_item_is_counted_from_its_own_start),
     TEST(what_was_inherited_counts_when_it_is_written_to),
+    TEST(a_result_rings_the_wire_once_while_the_client_listens), TEST(a_death_rings_the_wire_whoever_took_the_sleep),
+    TEST(who_wants_a_row_is_told_through_the_wire), TEST(a_wire_that_is_another_file_by_now_is_left_alone), TEST(a_full_wire_blocks_nobody),
 };
 
 int main(int argc, char **argv) {
