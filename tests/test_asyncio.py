@@ -914,6 +914,7 @@ def test_leaving_takes_back_what_has_not_started(run: Run, gate: tasks.Gate, way
             with contextlib.suppress(asyncio.CancelledError, ZeroDivisionError):
                 await leaving
             del leaving, paths  # an exception holds the frame that holds the iterator
+            await asyncio.sleep(0)  # and until here the loop holds the task
             read = items.read
             gate.open(100)
             await turns(lambda: pool._client.turn() or pool._client.idle_or_closed(), "what runs ends")
