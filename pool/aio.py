@@ -1,25 +1,16 @@
-"""The pool in an event loop: ``Pool.run`` and ``Pool.amap``. No thread is started for it.
-
-::
-
-    worker ── rings the wire ──▶ every loop that awaits something ── turn ──▶ collects for all, delivers its own
-    other threads: collect too ── call_soon_threadsafe ──▶ the loop whose outcome it is
-
-Each loop has an *ear* for each client: its own descriptor of the wire, and the count of outcomes it awaits. Everything
-of a loop happens in its thread, but for what is said to be under the client's lock.
-"""
+"""``Pool.run`` and ``Pool.amap``: the pool in an event loop. No thread is started for it; see pool/ears.py."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures._base import FINISHED, PENDING
 
-from pool.client import OPEN, Client
+from pool.client import Client
+from pool.ears import Ear, ear_of, tell_waiter
 from pool.futures import Future
 from pool.mapping import Aside, MapRun, NotYet, run_map
 from pool.task import Policy
@@ -33,159 +24,6 @@ if TYPE_CHECKING:
 
 _END = object()
 _GIVE_WAY_SECONDS = 0.005  # a loop that iterates results which are all there gets its turn so often
-_CHECK_SECONDS = 0.1  # as of threads that wait: how long a lost ring or the monitor's death can stay unseen
-
-
-class Ear:
-    """What one event loop hears of one client."""
-
-    def __init__(self, client: Client, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._client = client
-        self._expected = 0
-        self._arrived: deque[asyncio.Future[None]] = deque()  # to be told
-        self._queue: deque[asyncio.Future[None]] = deque()  # wait for room
-        self._limit = 0  # futures of the client that may be unfinished, for these
-        self._told = False  # a turn is due
-        self._turning = False
-        self._timer = False
-        self._wire: object = None  # the client's end of it; ours is a duplicate, for it may close its own at any time
-        self._fd = -1
-        self._polls = False
-
-    # ---- under the client's lock, in any thread
-
-    def expect(self) -> None:
-        """An outcome is to come."""
-        self._expected += 1
-        self._client.awaiting.add(self)
-
-    def arrived(self, waiter: asyncio.Future[None] | None) -> None:
-        """It has come, or nobody awaits it any more."""
-        self._expected -= 1
-        if not self._expected:
-            self._client.awaiting.discard(self)
-        if waiter is not None:
-            self._arrived.append(waiter)
-            self.tell()
-
-    def tell(self) -> None:
-        """Have the loop take a turn."""
-        if self._told or self._turning:
-            return
-        self._told = True
-        try:
-            self.loop.call_soon_threadsafe(self._turn)
-        except RuntimeError:  # it is closed
-            self.close()
-
-    # ---- in the loop's thread
-
-    def soon(self) -> None:
-        """As `tell`, without waking a loop that is awake."""
-        if not self._told:
-            self._told = True
-            self.loop.call_soon(self._turn)
-
-    def attach(self) -> None:
-        """Hear the client's wire of now. Raises OSError if there are too many open files."""
-        with self._client.lock:  # under it an open wire stays open
-            wire = self._client.wire()
-            if wire is self._wire:
-                return
-            self.close()
-            if wire is not None:
-                self._fd = os.dup(wire.fileno())
-                self._wire = wire
-
-    async def room(self, limit: int) -> None:
-        """Return when fewer than so many futures are unfinished, or the pool has ended."""
-        client = self._client
-        self._limit = limit
-        while client.unfinished >= limit and client.state == OPEN:
-            waiter = self.loop.create_future()
-            self._queue.append(waiter)
-            with client.lock:
-                self.expect()
-                client.curious.add(self)
-            try:
-                self.soon()
-                await waiter
-            finally:
-                with client.lock:
-                    self.arrived(None)
-
-    def _let_in(self) -> None:
-        """Those that wait for room, as far as there is room."""
-        room = self._limit - self._client.unfinished if self._client.state == OPEN else len(self._queue)
-        while self._queue and room > 0:
-            waiter = self._queue.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                room -= 1
-        if not self._queue:
-            self._client.curious.discard(self)
-
-    def _turn(self) -> None:
-        self._told = False
-        self._turning = True  # what this turn collects is told below
-        try:
-            again = self._client.turn()
-        finally:
-            self._turning = False
-            while self._arrived:
-                _set(self._arrived.popleft())
-        if self._queue:
-            self._let_in()
-        if again:
-            self.soon()
-        if self._expected and not self._timer:
-            self._timer = True
-            self.loop.call_later(_CHECK_SECONDS, self._check)
-        self.attach()
-        if self._expected and not self._polls and self._fd >= 0:
-            self.loop.add_reader(self._fd, self._heard)
-            self._polls = True
-
-    def _heard(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # another loop was faster
-            os.read(self._fd, 4096)
-        if not self._expected:  # it was for another loop: hear no more until there is something to hear
-            self.loop.remove_reader(self._fd)
-            self._polls = False
-        self._turn()
-
-    def _check(self) -> None:
-        self._timer = False
-        if self._expected:
-            self._turn()
-
-    def close(self) -> None:
-        """Hear nothing any more. In the loop's thread, or after the loop was closed."""
-        fd, self._fd, self._wire = self._fd, -1, None
-        if fd >= 0:
-            if self._polls and not self.loop.is_closed():
-                self.loop.remove_reader(fd)
-            self._polls = False
-            os.close(fd)
-
-    def __del__(self) -> None:
-        if self._fd >= 0:  # the loop is closed, and does not poll any more
-            os.close(self._fd)
-
-
-def _ear(client: Client) -> Ear:
-    """The running loop's ear for the client, which has been started."""
-    loop = asyncio.get_running_loop()
-    ear = client.ears.get(loop)
-    if ear is None:
-        with client.lock:
-            for closed in [other for other in client.ears.values() if other.loop.is_closed()]:
-                del client.ears[closed.loop]
-                closed.close()
-            ear = client.ears.setdefault(loop, Ear(client, loop))
-    ear.attach()
-    return ear
 
 
 # ---- one call
@@ -232,7 +70,7 @@ async def run(calls: _Calls, fn: Callable[..., Any], args: tuple[Any, ...], kwar
     client = calls._client
     if client.segment is None:
         calls._start()
-    ear = _ear(client)
+    ear = ear_of(client)
     if calls._buffersize is not None:
         await ear.room(calls._buffersize)
     future = _Awaited(client, calls._policy, ear)
@@ -332,7 +170,7 @@ class _Feed:
 
     def _tell(self) -> None:
         if self.waiter is not None:
-            _set(self.waiter)
+            tell_waiter(self.waiter)
 
     async def close(self) -> None:
         """Let go of the input, which is cancelled if it was about to give an item; return when it has seen to that."""
@@ -353,6 +191,8 @@ class Results:
     """What ``amap`` returns. Not an async generator: what is left behind by ``break`` is taken back at once, and not
     when the loop finds time for it."""
 
+    _feed: _Feed | None = None
+
     def __init__(
         self,
         run: LoopRun,
@@ -362,7 +202,8 @@ class Results:
         progress: bool | Callable[[Progress], object],
     ) -> None:
         self._run = run
-        self._feed = run.feed = _Feed(iterable) if isinstance(iterable, AsyncIterable) else None
+        if isinstance(iterable, AsyncIterable):
+            self._feed = run.feed = _Feed(iterable)
         self._aside = Aside(tells=self._feed is not None)
         source: Any = iterable if self._feed is None else self._feed
         self._steps = run_map(run, source, ordered, on_error, progress=progress, aside=self._aside)
@@ -401,7 +242,7 @@ class Results:
     async def _rest(self) -> None:
         """Return when there may be something to do: an outcome, input, or the time that the map wants to look at."""
         run, client, loop = self._run, self._run.client, asyncio.get_running_loop()
-        ear = None if client.segment is None else _ear(client)
+        ear = None if client.segment is None else ear_of(client)
         waiter: asyncio.Future[None] = loop.create_future()
         with client.lock:
             if run.ready:  # another thread has collected it
@@ -415,7 +256,7 @@ class Results:
         timer = None
         try:
             if self._aside.seconds is not None:
-                timer = loop.call_later(self._aside.seconds, _set, waiter)
+                timer = loop.call_later(self._aside.seconds, tell_waiter, waiter)
             await waiter
         finally:
             if timer is not None:
@@ -437,9 +278,4 @@ class Results:
             self._feed.leave()
 
 
-def _set(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-__all__ = ["Ear", "LoopRun", "Results", "run"]
+__all__ = ["LoopRun", "Results", "run"]

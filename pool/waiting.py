@@ -6,7 +6,7 @@ in our code, but futures are pending (callbacks, asyncio, ``concurrent.futures.w
 It stays away while user threads lead or submit, because a switch between threads costs more than a task; and it runs
 all callbacks, so that they never run inside somebody's ``submit``.
 
-Event loops (pool/aio.py) cannot sleep on the bell. While no thread leads and a loop awaits something, the client
+Event loops (pool/ears.py) cannot sleep on the bell. While no thread leads and a loop awaits something, the client
 *listens*: it has said that it sleeps, and who has news rings the wire, on which all these loops poll. The one that
 hears it takes a ``turn``: it collects for everybody and listens again. A thread that wants to wait ends that and leads;
 when it leaves, and nobody follows, it has the loops listen again.
@@ -25,7 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
-    from pool.aio import Ear
+    from pool.ears import Ear
     from pool.futures import Future
 
     class Callback(Protocol):
@@ -81,6 +81,7 @@ class Waiting:
         self._activity = 0
         self._checked = 0.0
         self._listening = False
+        self._listened = 0.0  # since when; renewed by each turn
         self.ears: dict[object, Ear] = {}  # of event loops, also of idle ones
         self.awaiting: set[Ear] = set()  # those with outcomes to come
         self.curious: set[Ear] = set()  # those that want to know of any outcome
@@ -172,8 +173,9 @@ class Waiting:
         with self.lock:
             if follower is not None and follower in self._followers:
                 self._followers.remove(follower)
-            if not self._leading or self._leader != threading.get_ident():
+            if self.led_by_another():
                 return
+            # Nobody leads, from here on: we did, or were to take the lead and have got what we wanted just before.
             self._activity += 1
             for follower in self._followers:
                 if not follower.done():
@@ -182,8 +184,9 @@ class Waiting:
             else:
                 if self._eager:
                     self._bell.set()
-                if self._listen() and self.segment is not None:
-                    _core.ring_client(self.segment)
+                if not self._listening and self._listen():
+                    for ear in tuple(self.awaiting):
+                        ear.tell()
             self._leading = self._collector_leads = False  # last: else a repetition would do nothing
 
     def led_by_another(self) -> bool:
@@ -208,8 +211,10 @@ class Waiting:
                 for follower in self._followers:
                     if self._ended or follower.done():
                         follower.wake()
-        for ear in tuple(self.curious):
-            ear.tell()
+        if self.curious:
+            with self.lock:
+                for ear in tuple(self.curious):
+                    ear.tell()
         if self.to_call and threading.current_thread() is not self._collector:
             self.look_after()
 
@@ -248,10 +253,10 @@ class Waiting:
         return again
 
     def _listen(self) -> bool:
-        """Have the wire rung, if any event loop awaits something. True: look again, soon. Under the lock."""
+        """Have the wire rung, if any event loop awaits something. True: a turn is due, soon. Under the lock."""
         if not self.awaiting or self.segment is None:
             return False
-        self._listening = True
+        self._listening, self._listened = True, time.monotonic()
         return _core.listen(self.segment)
 
     def _hush(self) -> None:
@@ -323,7 +328,9 @@ class Waiting:
                 if self.unfinished > 0 and seen == self._activity and self.idle_or_closed():
                     self.unfinished = 0  # a submit was interrupted after it had counted
                 busy = self.unfinished > 0 and not self._ended
-                quiet = seen == self._activity and not self._listening  # nobody leads, for a while
+                # Nobody leads, for a while; a loop that has taken no turn for so long is busy, or closed.
+                heard = self._listening and time.monotonic() - self._listened < 2 * _CHECK_SECONDS
+                quiet = seen == self._activity and not heard
                 lead = busy and not self._leading and (self._eager or quiet)
                 if lead:
                     self._hush()
