@@ -1,5 +1,7 @@
 """The examples as their user runs them: with real input, with workers killed, interrupted, with input that is bad."""
 
+import http.client
+import io
 import os
 import re
 import shutil
@@ -7,8 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 import processes
 import psutil
@@ -384,6 +387,110 @@ def test_script_lists_its_failures() -> None:
     assert wrong == "(unclosed    wrong: missing ), unterminated subpattern at position 0"
     assert re.match(r"\(.* too slow: __main__\.count ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
     assert re.match(r"crash +crashed: worker died in __main__\.count\('crash'\): SIGSEGV \(.*, attempt 2\)$", crashed)
+
+
+class Server:
+    """The running server."""
+
+    def __init__(self, ran: subprocess.Popen[str]) -> None:
+        self.ran = ran
+        assert ran.stdout is not None
+        self.said = ran.stdout
+        self.port = int(re.match(r"http://127.0.0.1:(\d+)/, with 2 workers", self.said.readline())[1])
+
+    def workers(self) -> list[psutil.Process]:
+        (monitor,) = psutil.Process(self.ran.pid).children()
+        return monitor.children()
+
+    def post(self, photo: bytes, path: str = "/?size=64", **headers: str) -> http.client.HTTPConnection:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("POST", path, photo, headers)
+        return connection
+
+    def thumbnail(self, photo: bytes, path: str = "/?size=64", **headers: str) -> tuple[int, bytes]:
+        with closing(self.post(photo, path, **headers)) as connection:
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def decoding(self) -> psutil.Process:
+        """The worker that is about to have a huge photo in its memory."""
+        large = 100 << 20
+        return processes.wait_until(
+            lambda: next((w for w in self.workers() if w.memory_info().rss > large), None), "a worker decodes", 60
+        )
+
+
+@contextmanager
+def server(*options: object) -> Iterator[Server]:
+    with example("--port", 0, *options, script="server.py") as ran:
+        serving = Server(ran)
+        yield serving
+        ran.send_signal(signal.SIGTERM)
+        _, errors = ran.communicate(timeout=30)
+        assert (ran.returncode, errors) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def huge() -> bytes:
+    """Small as a file, and seconds of work."""
+    out = io.BytesIO()
+    Image.new("RGB", (9400, 9400)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_server_makes_thumbnails() -> None:
+    with server() as serving:
+        for photo in PHOTOS:
+            status, body = serving.thumbnail(photo.read_bytes())
+            assert status == 200
+            with Image.open(io.BytesIO(body)) as small:
+                small.load()
+                assert (small.format, max(small.size)) == ("WEBP", 64)
+        assert all(re.fullmatch(r"POST /\?size=64 200 \d+ ms\n", serving.said.readline()) for _ in PHOTOS)
+        status, body = serving.thumbnail(PHOTOS[0].read_bytes(), "/", Expect="100-continue")
+        assert (status, body[:4]) == (200, b"RIFF")
+
+
+def test_server_says_what_it_cannot_do() -> None:
+    photo = PHOTOS[0].read_bytes()
+    with server() as serving:
+        assert serving.thumbnail(b"no photo") == (415, ANY)
+        assert serving.thumbnail(photo[: len(photo) // 2]) == (415, ANY)
+        assert serving.thumbnail(photo, "/?size=large") == (400, b"size and Content-Length are numbers\n")
+        assert serving.thumbnail(photo, "/?size=0") == (400, b"a size is 1 to 4096\n")
+        with closing(http.client.HTTPConnection("127.0.0.1", serving.port, timeout=60)) as connection:
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 405
+        assert serving.thumbnail(photo)[0] == 200
+
+
+def test_server_gives_up_a_photo_at_its_deadline(huge: bytes) -> None:
+    with server("--timeout", 0.1) as serving:
+        status, body = serving.thumbnail(huge)
+        assert status == 504
+        assert b"__main__.thumbnail ran longer than its timeout of 0.1 s" in body
+        assert serving.thumbnail(PHOTOS[1].read_bytes())[0] == 200
+
+
+def test_server_stops_the_work_for_a_client_that_hangs_up(huge: bytes) -> None:
+    with server("--most", 1, "--timeout", 60) as serving:
+        connection = serving.post(huge)
+        worker = serving.decoding()
+        worker.suspend()  # it does not end by itself
+        assert serving.thumbnail(PHOTOS[0].read_bytes()) == (503, b"too many photos at a time\n")
+        connection.close()
+        processes.wait_until(lambda: not worker.is_running(), "its worker is gone")
+        assert serving.thumbnail(PHOTOS[0].read_bytes())[0] == 200
+        said = [serving.said.readline() for _ in range(3)]
+        assert [line.split()[2] for line in said] == ["503", "gone", "200"]
+
+
+def test_server_that_is_told_to_end_answers_who_has_come(huge: bytes) -> None:
+    with server("--timeout", 60) as serving, closing(serving.post(huge)) as connection:
+        serving.decoding()
+        serving.ran.send_signal(signal.SIGTERM)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()[:4]) == (200, b"RIFF")
 
 
 def test_grid_search_names_what_crashed() -> None:
