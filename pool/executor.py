@@ -93,7 +93,8 @@ class _Calls(Executor):
         if type(data) is tuple or len(data) > client.large:
             data, flags = client.prepared(data, flags, self._policy)
         with client.lock:
-            client.check_open()
+            if client.state != OPEN or client.error is not None:
+                client.check_open()
             self._track(future)
             timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
             client.unfinished += 1

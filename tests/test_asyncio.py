@@ -1,6 +1,7 @@
 """`Pool.run` and `Pool.amap`: values, cancellation that stops, no thread, nothing lost, whichever loop and whoever else
 uses the pool. Each test runs on asyncio's loop and on uvloop."""
 
+import _thread
 import asyncio
 import contextlib
 import itertools
@@ -722,6 +723,36 @@ def test_a_thread_that_declines_the_lead_passes_it_on(
         runner.run(main())
 
 
+def test_news_from_a_thread_during_a_turn_bring_another_turn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have come after the turn's look."""
+
+    async def main() -> None:
+        with open_pool(1) as pool:
+            assert await pool.run(tasks.square, 3) == 9
+            (ear,) = pool._client.ears.values()
+            turn, taken = pool._client.turn, 0
+
+            def told_meanwhile() -> bool:
+                nonlocal taken
+                taken += 1
+                again = turn()
+                if taken == 1:
+                    _thread.start_new_thread(tell, ())
+                    told.wait(20)
+                return again
+
+            def tell() -> None:
+                ear.tell()
+                told.set()
+
+            told = threading.Event()
+            monkeypatch.setattr(pool._client, "turn", told_meanwhile)
+            ear.soon()
+            await turns(lambda: taken == 2, "another turn")
+
+    run(main())
+
+
 def test_a_loop_that_does_not_hear_stops_no_collector(
     new_loop: Callable[[], asyncio.AbstractEventLoop], gate: tasks.Gate
 ) -> None:
@@ -804,6 +835,23 @@ def test_buffersize_bounds_what_is_unfinished_without_blocking_the_loop(run: Run
             assert await asyncio.gather(*holding) == [0, 1, 2, 3]
             assert not pool._client.awaiting
             assert not pool._client.curious
+
+    run(main())
+
+
+def test_room_that_is_not_taken_goes_to_the_next(run: Run, gate: tasks.Gate, no_timer: None) -> None:
+    async def main() -> None:
+        with open_pool(1, buffersize=1) as pool:
+            held, _ = await begun(pool.run(tasks.hold, gate.path), gate)
+            wrong = [asyncio.ensure_future(pool.run(tasks.identity, tasks.Locked())) for _ in range(3)]
+            waiting = asyncio.ensure_future(pool.run(tasks.square, 5))
+            await turns(lambda: len(pool._client.curious) == 1, "they wait")
+            gate.open()
+            await held
+            for call in wrong:
+                with pytest.raises(TypeError, match="pickle"):
+                    await call
+            assert await waiting == 25
 
     run(main())
 
@@ -1029,6 +1077,18 @@ def test_failures_in_their_places(run: Run) -> None:
             for wrong in ({"on_error": "ignore"}, {"chunksize": 0}, {"buffersize": 0}):
                 with pytest.raises(ValueError, match=next(iter(wrong))):
                     pool.amap(tasks.square, [], **wrong)  # type: ignore[arg-type]
+
+    run(main())
+
+
+def test_an_input_that_cannot_be_iterated_is_said_at_once(run: Run) -> None:
+    class Broken:
+        def __aiter__(self) -> AsyncIterator[int]:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        with open_pool(1) as pool, pytest.raises(ZeroDivisionError):
+            pool.amap(tasks.square, Broken())
 
     run(main())
 
