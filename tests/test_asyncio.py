@@ -18,6 +18,7 @@ from typing import Any
 
 import processes
 import pytest
+import scripts
 import tasks
 import test_damage
 import uvloop
@@ -366,6 +367,34 @@ def test_a_task_group_stops_the_others_when_one_fails(run: Run, gate: tasks.Gate
             assert await pool.run(tasks.square, 3) == 9
 
     run(main())
+
+
+INTERRUPTED = """
+import asyncio, sys, uvloop
+from pool import Pool
+import tasks
+
+async def main():
+    with Pool(2) as pool:
+        try:
+            await asyncio.gather(*(pool.run(tasks.hold, sys.argv[2]) for _ in range(4)))
+        except asyncio.CancelledError:
+            print("cancelled")
+            raise
+
+{"asyncio": asyncio, "uvloop": uvloop}[sys.argv[1]].run(main())
+"""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_ctrl_c_stops_all_calls(loop: str, gate: tasks.Gate, tmp_path: Path) -> None:
+    with scripts.start(tmp_path, INTERRUPTED, loop, gate.path) as script:
+        pids = gate.await_start(2)
+        script.send_signal(signal.SIGINT)
+        out, err = script.communicate(timeout=scripts.TIMEOUT)
+    assert (script.returncode, out) == (-signal.SIGINT, "cancelled\n")
+    assert err.endswith("\nKeyboardInterrupt\n")
+    assert not any(map(processes.runs, pids))
 
 
 # ---- deaths and ends
