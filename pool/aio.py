@@ -128,7 +128,8 @@ class _Feed:
         self._task: asyncio.Task[None] | None = None
         self._asked: asyncio.Future[None] | None = None  # the task waits for it
         self.wanted = 0  # items that may be given away now
-        self.waiter: asyncio.Future[None] | None = None  # to be told of the next item
+        self.news = False  # there is something since the map has asked in vain
+        self.waiter: asyncio.Future[None] | None = None  # to be told of that
 
     def __iter__(self) -> _Feed:
         return self
@@ -145,6 +146,7 @@ class _Feed:
             self._task = asyncio.get_running_loop().create_task(self._read(source))  # type: ignore[arg-type]
         elif self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
+        self.news = False
         raise NotYet
 
     async def _read(self, source: AsyncIterator[Any]) -> None:
@@ -169,6 +171,7 @@ class _Feed:
             self._tell()
 
     def _tell(self) -> None:
+        self.news = True
         if self.waiter is not None:
             tell_waiter(self.waiter)
 
@@ -253,6 +256,9 @@ class Results:
                 ear.soon()
         if self._feed is not None:
             self._feed.waiter = waiter
+            if self._feed.news:  # it came while the caller had our last result
+                tell_waiter(waiter)
+                self._feed.news = False  # if the map does not want it now, it asks when an outcome makes room
         timer = None
         try:
             if self._aside.seconds is not None:

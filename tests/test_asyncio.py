@@ -987,7 +987,10 @@ def test_amap_is_lazy_and_bounded(run: Run, form: str, way: str) -> None:
     run(main())
 
 
-def test_results_come_while_the_input_has_nothing(run: Run, no_timer: None) -> None:
+@pytest.mark.parametrize("pauses", [0, 10])
+def test_results_come_while_the_input_has_nothing(run: Run, pauses: int, no_timer: None) -> None:
+    """With pauses, the input has something while nobody waits for it: the consumer is busy with what it got."""
+
     async def main() -> None:
         with open_pool(2) as pool:
             got = asyncio.Event()
@@ -1000,6 +1003,8 @@ def test_results_come_while_the_input_has_nothing(run: Run, no_timer: None) -> N
 
             async for _ in pool.amap(tasks.square, source()):
                 got.set()
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
 
     run(main())
 
