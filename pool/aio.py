@@ -144,6 +144,7 @@ class _Feed:
         if self._task is None:
             source, self._source = self._source, None
             self._task = asyncio.get_running_loop().create_task(self._read(source))  # type: ignore[arg-type]
+            del source  # NotYet keeps this frame
         elif self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
         self.news = False

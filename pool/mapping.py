@@ -550,8 +550,11 @@ def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
         return give(source, min(room, most))
     (ended, error), handles = codec.handles.of(_caught, give, source, min(room, most))
     run.handles.update(handles)
-    if error is not None:
-        raise error
+    try:
+        if error is not None:
+            raise error
+    finally:
+        del error  # no cycle through the traceback's frame: it would keep the input
     return bool(ended)
 
 
