@@ -390,6 +390,15 @@ FUNCTION(book_usage) { /* book_usage(segment, slot, cpu_ns, peak): of a process 
     Py_RETURN_NONE;
 }
 
+FUNCTION(book_spent) { /* book_spent(segment, slot, generation, user_ns, system_ns, resident): of a dead worker, before its death record */
+    VIEW(6, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    uint64_t user = number(args[3], UINT64_MAX), system = number(args[4], UINT64_MAX), resident = number(args[5], UINT64_MAX);
+    CHECK;
+    ipc_book_spent(&v->s, slot, generation, user, system, resident);
+    Py_RETURN_NONE;
+}
+
 FUNCTION(room) { /* bytes of the payload */
     VIEW(1, ANY);
     return PyLong_FromUnsignedLongLong((uint64_t)v->s.units * IPC_UNIT_SIZE);
@@ -491,12 +500,12 @@ static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
     return PyList_SetItem(tasks, (Py_ssize_t)row, record);
 }
 
-FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0, memory_limit=0) */
-    VIEW(n > 12 && n <= 14 ? n : 12, CLIENT);
+FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0, memory_limit=0, since=0) */
+    VIEW(n > 12 && n <= 15 ? n : 12, CLIENT);
     uint16_t counted_as = n > 12 ? (uint16_t)number(args[12], TALLIES - 1) : 0;
-    struct ipc_task t = {.task = 0, .fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
+    struct ipc_task t = {.fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
                          .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
-                         .attempt = (uint16_t)number(args[11], UINT16_MAX), .memory_limit = n > 13 ? number(args[13], UINT64_MAX) : 0};
+                         .attempt = (uint16_t)number(args[11], UINT16_MAX), .memory_limit = n > 13 ? number(args[13], UINT64_MAX) : 0, .since = n > 14 ? number(args[14], UINT64_MAX) : 0};
     CHECK;
     struct pieces pieces;
     if (pieces_of(args[7], &pieces) < 0) return NULL;
@@ -524,19 +533,54 @@ static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, st
     return PyBytes_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
 }
 
-/* The frames of a chunk's next `items` results as a flat list [kind, bytes, kind, bytes, ...], which are counted, and their run time in ns is added to *took.
+/* What Python gets to know of an item, as bytes: FACTS in pool/account.py. */
+struct facts {
+    uint64_t run, wait, user, system, resident; /* ns, bytes; resident 0: as in ipc_spent */
+    int32_t pid;
+    uint32_t slot;
+};
+
+static struct facts facts_of(struct view *v, uint32_t row, const struct ipc_result *r, uint64_t run, uint64_t started, struct ipc_spent spent) {
+    uint64_t since = v->client->since[row];
+    return (struct facts){run, started > since ? started - since : 0, ipc_from_brief(spent.user), ipc_from_brief(spent.system),
+                          ipc_from_brief(spent.resident), r->pid, r->slot};
+}
+
+/* Run times of frames: of all, of the last one; and whether one of them is no value. */
+struct took { uint64_t all, last; int failed; };
+
+/* `whole`, and then the facts of each item in `list`, if one of them has failed; `end`: when the last of them ended. */
+static PyObject *chunk_facts(struct view *v, uint32_t row, const struct ipc_result *r, struct facts whole, PyObject *list, struct took took, uint64_t end) {
+    Py_ssize_t items = took.failed ? PyList_Size(list) / 2 : 0;
+    PyObject *facts = PyBytes_FromStringAndSize(NULL, (items + 1) * (Py_ssize_t)sizeof(whole));
+    char *to = facts ? PyBytes_AsString(facts) : NULL;
+    if (!to) return NULL;
+    memcpy(to, &whole, sizeof(whole));
+    uint64_t at = 0, began = end > took.all ? end - took.all : 0;
+    for (Py_ssize_t k = 0; k < items; k++) { /* the lengths are those that were found to add up */
+        struct ipc_frame frame;
+        memcpy(&frame, r->data + at, IPC_FRAME);
+        struct facts item = facts_of(v, row, r, ipc_from_brief(frame.spent.run), began, frame.spent);
+        memcpy(to += sizeof(item), &item, sizeof(item));
+        at += IPC_FRAME + (uint64_t)PyObject_Size(PyList_GetItem(list, 2 * k + 1));
+        began += item.run;
+    }
+    return facts;
+}
+
+/* The frames of a chunk's next `items` results as a flat list [kind, bytes, kind, bytes, ...], which are counted, and their run times go to *took.
  * NULL with Damaged set if they do not add up. */
-static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, uint64_t *took) {
+static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, struct took *took) {
     PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
     if (!record) return NULL;
     uint32_t first = v->client->drained[row];
     PyObject *list = PyList_New((Py_ssize_t)items * 2);
     uint64_t at = 0;
     for (uint32_t k = 0; list && k < items; k++) {
-        uint64_t frame = 0;
+        struct ipc_frame frame = {0};
         if (r->length - at >= IPC_FRAME) memcpy(&frame, r->data + at, IPC_FRAME);
-        uint64_t length = ipc_frame_length(frame);
-        uint32_t what = ipc_frame_kind(frame);
+        uint64_t length = ipc_frame_length(frame.word);
+        uint32_t what = ipc_frame_kind(frame.word);
         if (r->length - at < IPC_FRAME || r->length - at - IPC_FRAME < length) {
             Py_DECREF(list);
             return damaged("the results of a chunk do not add up");
@@ -548,11 +592,12 @@ static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const str
         if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
         if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
         if (!kind || !data ||
-            count_item(v->tally, v->number[row], record, first + k, what, ipc_frame_run(frame), r->resident, r->slot) < 0) {
+            count_item(v->tally, v->number[row], record, first + k, what, frame.spent.run, frame.spent.resident, r->slot) < 0) {
             Py_DECREF(list);
             return NULL;
         }
-        *took += ipc_from_brief(ipc_frame_run(frame));
+        took->all += took->last = ipc_from_brief(frame.spent.run);
+        took->failed |= (what & IPC_FAILED_KINDS) != 0;
         at += IPC_FRAME + length;
     }
     return list;
@@ -570,7 +615,7 @@ static PyObject *take_record(PyObject *tasks, uint32_t row) {
     return record;
 }
 
-FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, run_us) for each finished row to
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, facts) for each finished row to
                        inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before */
     VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
@@ -581,23 +626,30 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
         if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
         uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
         if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
-        uint64_t took = items ? 0 : ipc_from_brief(r.run);
+        struct took took = {0};
         PyObject *data = items ? frames(v, args[1], (uint32_t)row, &r, offered ? offered : items - drained, &took)
                                : result_data(v, args[0], (uint32_t)row, &r);
         PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
         if (record && offered) Py_INCREF(record);
         PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
-                 *run = PyLong_FromUnsignedLongLong(took / 1000);
-        if (!data || !record || !entry || !kind || !length || !run ||
-            (!items && count_item(v->tally, v->number[row], record, 0, r.kind, r.run, r.resident, r.slot) < 0)) {
-            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(run);
+                 *facts = NULL;
+        if (items && data) { /* the row says when the last item began; of an offered chunk that is the one after these */
+            uint64_t end = r.started + (offered ? 0 : took.last);
+            facts = chunk_facts(v, (uint32_t)row, &r, facts_of(v, (uint32_t)row, &r, took.all, end - took.all, r.spent), data, took, end);
+        } else if (data) {
+            struct facts one = facts_of(v, (uint32_t)row, &r, ipc_from_brief(r.spent.run), r.started, r.spent);
+            facts = PyBytes_FromStringAndSize((const char *)&one, sizeof(one));
+        }
+        if (!data || !record || !entry || !kind || !length || !facts ||
+            (!items && count_item(v->tally, v->number[row], record, 0, r.kind, r.spent.run, r.spent.resident, r.slot) < 0)) {
+            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(facts);
             return NULL;
         }
         PyTuple_SetItem(entry, 0, record);
         PyTuple_SetItem(entry, 1, kind);
         PyTuple_SetItem(entry, 2, data);
         PyTuple_SetItem(entry, 3, length);
-        PyTuple_SetItem(entry, 4, run);
+        PyTuple_SetItem(entry, 4, facts);
         int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
         Py_DECREF(entry);
         if (failed) return NULL;
@@ -680,16 +732,17 @@ FUNCTION(next_dead) {
     return Py_BuildValue("(II)", slot, reaped);
 }
 
-FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, drained, frames) for each row of the dead */
+FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, drained, frames, facts) for each row of the dead */
     VIEW(5, CLIENT);
     uint32_t slot = slot_of(v, args[2]), reaped = number32(args[3]);
     CHECK;
     struct ipc_client *c = v->client;
     struct ipc_settled dead;
     while (ipc_settle(c, slot, reaped, &dead, 1)) { /* one at a time: a released row is not found again */
-        struct ipc_result r;
+        struct ipc_row *of = &v->s.row[dead.row];
+        struct ipc_result r = {.slot = slot, .started = of->started, .pid = of->pid};
         PyObject *done = NULL;
-        uint64_t took = 0;
+        struct took took = {0};
         uint32_t items = c->items[dead.row], drained = c->drained[dead.row];
         if (items && dead.item > 1) {
             if (dead.item > items || dead.item - 1 < drained || ipc_read_result(c, dead.row, &r) < 0)
@@ -699,7 +752,13 @@ FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record,
             done = PyList_New(0);
         }
         PyObject *record = done ? take_record(args[1], dead.row) : NULL;
-        PyObject *entry = record ? Py_BuildValue("(NIIIIN)", record, dead.state, dead.item, dead.generation, drained, done) : NULL;
+        /* The row has the low bits of the generation, and the log the last few. */
+        uint32_t generation = reaped - ((reaped - dead.generation) & (uint32_t)IPC_MASK(IPC_GENERATION_BITS));
+        struct ipc_slot *line = &v->s.slot[slot];
+        struct ipc_spent spent = line->deaths[generation % IPC_DEATHS].generation == generation ? line->spent[generation % IPC_DEATHS] : (struct ipc_spent){0};
+        struct facts one = facts_of(v, dead.row, &r, ipc_from_brief(spent.run), r.started, spent);
+        PyObject *facts = record ? chunk_facts(v, dead.row, &r, one, done, took, r.started) : NULL;
+        PyObject *entry = facts ? Py_BuildValue("(NIIIINN)", record, dead.state, dead.item, dead.generation, drained, done, facts) : NULL;
         if (!entry) return NULL;
         int failed = PyList_Append(args[4], entry);
         Py_DECREF(entry);
@@ -1072,7 +1131,7 @@ static PyMethodDef methods[] = {
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers),
     ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),
-    ENTRY("book_usage", book_usage), ENTRY("book", book), ENTRY("memory", memory), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
+    ENTRY("book_usage", book_usage), ENTRY("book_spent", book_spent), ENTRY("book", book), ENTRY("memory", memory), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
     ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };
 
@@ -1083,7 +1142,7 @@ static const struct { const char *name; long value; } constants[] = {
     {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"LEAVING", IPC_LEAVING}, {"PACKED", IPC_PACKED},
     {"REPLACED", IPC_REPLACED}, {"IS_STARTING", IPC_IS_STARTING}, {"IS_IDLE", IPC_IS_IDLE}, {"IS_BUSY", IPC_IS_BUSY}, {"IS_WAITING", IPC_IS_WAITING},
     {"IS_LEAVING", IPC_IS_LEAVING}, {"TALLIES", TALLIES}, {"SLOWEST", SLOWEST},
-    {"REPEATABLE", IPC_REPEATABLE}, {"PACKED_KIND", IPC_PACKED_KIND}, {"ALIGN", IPC_ALIGN},
+    {"REPEATABLE", IPC_REPEATABLE}, {"CAPTURE", IPC_CAPTURE}, {"PACKED_KIND", IPC_PACKED_KIND}, {"ALIGN", IPC_ALIGN},
     {"MAX_ROWS", IPC_MAX_ROWS}, {"MAX_SLOTS", IPC_MAX_SLOTS}, {"MAX_ITEMS", IPC_MAX_ITEMS}, {"INLINE", IPC_INLINE}, {"UNIT_SIZE", IPC_UNIT_SIZE},
     {"GENERATION_MASK", (long)IPC_MASK(IPC_GENERATION_BITS)}, {"DEATHS", IPC_DEATHS}, {"FILL_RATE", (long)IPC_FILL_RATE}, {"LOOK_MS", IPC_LOOK_MS},
 };

@@ -96,8 +96,8 @@ static void arm(struct ipc_client *c, uint32_t row, uint32_t look_ms) {
 
 /* How soon after its claim the task may be over one of its limits, at the earliest; 0: it has none. */
 static uint32_t ms_to_look(const struct ipc_task *task) {
-    if (!task->memory_limit) return task->timeout_ms;
-    uint64_t ms = task->memory_limit / (IPC_FILL_RATE / 1000);
+    if (!task->memory_limit && !(task->flags & IPC_CAPTURE)) return task->timeout_ms;
+    uint64_t ms = task->memory_limit ? task->memory_limit / (IPC_FILL_RATE / 1000) : IPC_LOOK_MS;
     if (ms < 1) ms = 1;
     if (ms > IPC_LOOK_MS) ms = IPC_LOOK_MS;
     return task->timeout_ms && task->timeout_ms < ms ? task->timeout_ms : (uint32_t)ms;
@@ -114,7 +114,7 @@ static void enter(struct ipc_client *c, uint32_t row) {
 
 static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *task, uint64_t args_len) {
     struct ipc_row *r = &c->s->row[row];
-    r->task = task->task;
+    r->started = 0;
     r->fn = task->fn;
     r->fn_generation = task->fn_generation;
     r->fn_unit = task->fn_unit;
@@ -126,7 +126,7 @@ static void fill_row(struct ipc_client *c, uint32_t row, const struct ipc_task *
     r->flags = task->flags;
     r->attempt = task->attempt;
     r->kind = 0;
-    r->run = r->resident = 0;
+    r->spent = (struct ipc_spent){0};
     atomic_store_explicit(&r->result_ref, 0, memory_order_relaxed);
     atomic_store_explicit(&r->result_len, 0, memory_order_relaxed);
     atomic_store_explicit(&r->offered, 0, memory_order_relaxed);
@@ -163,6 +163,7 @@ int ipc_publish(struct ipc_client *c, const struct ipc_task *task) {
     c->seq[row] = seq;
     c->items[row] = task->items;
     c->drained[row] = 0;
+    c->since[row] = task->since ? task->since : ipc_now();
     c->published[row] = ipc_word(IPC_READY, 0, 0, seq, 0);
     c->in_flight++;
     /* SYNC POINT: release; whoever claims (acquire) sees the arguments. */
@@ -255,8 +256,9 @@ int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *resul
     result->data = r->body;
     result->length = atomic_load_explicit(&r->result_len, memory_order_acquire);
     result->kind = r->kind;
-    result->run = r->run;
-    result->resident = r->resident;
+    result->started = r->started;
+    result->pid = r->pid;
+    result->spent = r->spent;
     result->slot = ipc_word_slot(word);
     result->generation = ipc_word_generation(word);
     result->unit = result->units = 0;

@@ -86,12 +86,15 @@ void ipc_book(struct ipc_segment *s, uint32_t slot, uint64_t from, uint64_t to, 
                                                                                                   this. *now: the span that `to` stands in */
 void ipc_book_death(struct ipc_segment *s, uint32_t slot, uint64_t now);         /* for a dead worker: the task that it was in */
 void ipc_book_usage(struct ipc_segment *s, uint32_t slot, uint64_t cpu_ns, uint64_t peak);
+void ipc_cpu_time(uint64_t *user_ns, uint64_t *system_ns); /* ours, with that of the children we have waited for */
+/* Before the death record: what the item took in which the worker died, whose CPU times and memory at its peak these are. */
+void ipc_book_spent(struct ipc_segment *s, uint32_t slot, uint32_t generation, uint64_t user_ns, uint64_t system_ns, uint64_t resident);
 enum ipc_doing { IPC_REPLACED, IPC_IS_STARTING, IPC_IS_IDLE, IPC_IS_BUSY, IPC_IS_WAITING, IPC_IS_LEAVING };
 struct ipc_times { uint64_t start_ns, busy_ns, wait_ns; enum ipc_doing doing; };
 void ipc_slot_times(struct ipc_segment *s, uint32_t slot, uint64_t now, struct ipc_times *out); /* until now, what it is in the middle of included */
 void ipc_slot_spans(struct ipc_segment *s, uint32_t slot, uint64_t now, struct ipc_spans *out);
 #ifndef IPC_LOOK_NS
-#define IPC_LOOK_NS 1000000u /* an item that took so long can pay for a look at its memory */
+#define IPC_LOOK_NS 1000000u /* an item that took so long can pay for a look at its CPU time and memory */
 #endif
 uint64_t ipc_resident(uint64_t *peak); /* our memory now, in bytes; but our peak, if that has risen above *peak, which is set to it */
 
@@ -106,7 +109,7 @@ uint64_t ipc_quantile(const struct ipc_tally *t, double q); /* ns, to 6 % */
 
 /* ---- client.c */
 struct ipc_task { /* what the client publishes and the worker reads */
-    uint64_t task;
+    uint64_t since; /* CLOCK_MONOTONIC ns from which it waits for a worker; 0: from now on */
     uint32_t fn, fn_generation, fn_unit, fn_len;
     const struct ipc_piece *piece; /* the client's: what to copy */
     uint32_t pieces;
@@ -121,7 +124,9 @@ struct ipc_result {
     const unsigned char *data;
     uint64_t length;
     uint32_t kind, slot, generation, unit, units; /* units 0: inline */
-    uint16_t run, resident; /* as in the row */
+    uint64_t started; /* these three as in the row */
+    int32_t pid;
+    struct ipc_spent spent;
 };
 struct ipc_settled { uint32_t row, state, item, generation; };
 
@@ -135,6 +140,7 @@ struct ipc_client {
     int too_early;                        /* the last flush put a wake off because it could not judge yet */
     int shortened;                        /* shortest_ms has sunk since the monitor was last told to look */
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
+    uint64_t since[IPC_MAX_ROWS];         /* when the row's task began to wait for a worker */
     uint64_t published[IPC_MAX_ROWS];     /* the READY word of the row's use, 0 = not in flight */
     uint8_t deadline[IPC_MAX_ROWS];       /* 1: counts in armed */
     uint32_t args_ref[IPC_MAX_ROWS][2];   /* trusted copy: unit, count */
@@ -178,6 +184,9 @@ struct ipc_worker {
     uint64_t started;     /* of the current item; moved on by what it waited for room */
     uint64_t ended;       /* of the last task, if the next one was claimed at once, else 0 */
     uint64_t peak;        /* bytes of memory, as last looked at */
+    uint64_t looked;      /* when it last looked at its CPU time, which was this: */
+    uint64_t user_ns, system_ns;
+    int32_t pid;
     struct ipc_span span; /* the one that it was in last: nobody else folds them */
     uint32_t slot, generation, row;
     uint32_t items, timeout_ms, flags, args_unit, args_units, attempt;

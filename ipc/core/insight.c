@@ -63,6 +63,26 @@ void ipc_book_usage(struct ipc_segment *s, uint32_t slot, uint64_t cpu_ns, uint6
     if (peak > load(&line->used_most)) atomic_store_explicit(&line->used_most, peak, memory_order_relaxed);
 }
 
+void ipc_cpu_time(uint64_t *user_ns, uint64_t *system_ns) {
+    *user_ns = *system_ns = 0;
+    for (int who = 0; who < 2; who++) {
+        struct rusage usage;
+        if (getrusage(who ? RUSAGE_CHILDREN : RUSAGE_SELF, &usage) < 0) continue;
+        *user_ns += (uint64_t)usage.ru_utime.tv_sec * 1000000000u + (uint64_t)usage.ru_utime.tv_usec * 1000u;
+        *system_ns += (uint64_t)usage.ru_stime.tv_sec * 1000000000u + (uint64_t)usage.ru_stime.tv_usec * 1000u;
+    }
+}
+
+static uint16_t since(uint64_t now, uint64_t before) { return ipc_brief(now > before ? now - before : 0); }
+
+void ipc_book_spent(struct ipc_segment *s, uint32_t slot, uint32_t generation, uint64_t user_ns, uint64_t system_ns, uint64_t resident) {
+    struct ipc_slot *line = &s->slot[slot];
+    struct ipc_running r;
+    struct ipc_spent spent = {.user = since(user_ns, load(&line->user_ns)), .system = since(system_ns, load(&line->system_ns)), .resident = ipc_brief(resident)};
+    if (ipc_claimed_by(s, slot, &r) && r.started) spent.run = since(ipc_now(), r.started);
+    line->spent[generation % IPC_DEATHS] = spent; /* published with the record, by the release of `reaped` */
+}
+
 void ipc_slot_times(struct ipc_segment *s, uint32_t slot, uint64_t now, struct ipc_times *out) {
     struct ipc_slot *line = &s->slot[slot];
     uint32_t phase = atomic_load_explicit(&line->phase, memory_order_acquire);

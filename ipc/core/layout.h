@@ -91,6 +91,14 @@ struct ipc_death { /* one entry of the death log: {generation, pid, wait status,
     uint64_t peak; /* IPC_MEMORY: bytes that the task had added */
 };
 
+/* What an item has taken, each as ipc_brief. CPU time and memory are looked at only where 1 ms has passed. */
+struct ipc_spent {
+    uint16_t run;      /* ns */
+    uint16_t user;     /* ns of CPU time, with that of the processes that were started and waited for */
+    uint16_t system;
+    uint16_t resident; /* most bytes of memory that the worker had, as far as is known; 0: nobody has looked, `user` and `system` mean nothing */
+};
+
 /* How busy a worker was, when: busy[k] is ns of the k-th span of 2^(IPC_SPAN_SHIFT + folds) ns since the segment was created. When they are full,
  * neighbours are folded into one, so that any run fits. */
 #define IPC_SPANS 180u
@@ -118,6 +126,8 @@ struct ipc_slot {
     _Atomic uint64_t dirtied;    /* bytes that are its own alone; UINT64_MAX: what it has inherited is too little to matter */
     _Atomic uint64_t faults;     /* minor faults so far */
     _Atomic uint64_t peak;       /* bytes: the most that was ever resident */
+    _Atomic uint64_t user_ns;    /* its CPU time when it last looked, which was no more than 1 ms before the running item, or at its start */
+    _Atomic uint64_t system_ns;
     /* bell line: the futex its wakers ring */
     _Alignas(IPC_LINE) _Atomic uint32_t bell;
     /* monitor line; settled is the client's */
@@ -131,18 +141,20 @@ struct ipc_slot {
     _Atomic uint64_t since;      /* monitor: when the last one died that had been ready; before that, when the segment was created */
     _Atomic uint64_t used_ns;    /* monitor: CPU time of the dead, with what they had started and waited for; so is the next one */
     _Atomic uint64_t used_most;  /* bytes of memory */
+    struct ipc_spent spent[IPC_DEATHS]; /* monitor: what the item took in which the worker of the same entry of the death log died */
 };
 
 /* How a row's arguments are called, and what a result is; the meaning of other values belongs to pool/codec.py. */
 #define IPC_PACKED 2u     /* flag: the arguments are pieces, each at a multiple of IPC_ALIGN; they may be written to, as a kind with this bit may */
 #define IPC_REPEATABLE 4u /* flag: there may be another attempt, which must not see what this one does to its arguments */
+#define IPC_CAPTURE 32u   /* flag: what it prints goes into a file in memory, at whose size the monitor looks */
 #define IPC_PACKED_KIND 0x80u
-#define IPC_FAILED_KINDS 0x3fu /* a kind with any of these bits is no value */
+#define IPC_FAILED_KINDS 0x1fu /* a kind with any of these bits is no value */
 #define IPC_ALIGN 64u     /* a cache line: what the widest vector instructions want */
 
 struct ipc_row {
     _Atomic uint64_t word;
-    uint64_t task;         /* the client's number for the task */
+    uint64_t started;      /* worker: CLOCK_MONOTONIC ns at which the running item, or the last one, began; 0: it has not */
     uint32_t fn;           /* function id; 0 = the arguments carry the function */
     uint32_t fn_generation;
     uint32_t fn_unit, fn_len;
@@ -153,23 +165,23 @@ struct ipc_row {
     uint16_t flags;        /* bits 8..15: calling convention */
     uint16_t attempt;      /* from 1 */
     uint32_t kind;         /* worker: what the result is */
-    uint16_t run;          /* worker: ns of a single task, as ipc_brief */
-    uint16_t resident;     /* worker: most bytes of memory that it had at the end of an item of 1 ms or more, as ipc_brief; 0: no such item */
+    int32_t pid;           /* worker: who has claimed it */
     _Atomic uint64_t result_ref; /* worker: unit:32 (high) · count:32, or 0 = inline; one word, so never half written */
     _Atomic uint64_t result_len;
     _Atomic uint32_t offered; /* worker, chunk in STORING without room: so many items are committed and may be drained */
     _Atomic uint32_t drained; /* client: so many of them it has taken */
     _Atomic uint64_t memory_limit; /* bytes that an attempt, or an item of a chunk, may add; 0: any. Atomic for the same reason as timeout_ms */
-    unsigned char body[IPC_ROW_SIZE - 96];
+    struct ipc_spent spent; /* worker: of a single task */
+    unsigned char body[IPC_ROW_SIZE - 104];
 };
-#define IPC_FRAME 8u /* a result of a chunk: kind:8 (high) · run:16 · length:40 in one word, then the bytes */
-#define IPC_LENGTH_BITS 40
-#define IPC_RUN_BITS 16
-static inline uint64_t ipc_frame(uint32_t kind, uint16_t run, uint64_t length) {
-    return (uint64_t)kind << (IPC_RUN_BITS + IPC_LENGTH_BITS) | (uint64_t)run << IPC_LENGTH_BITS | length;
-}
-static inline uint32_t ipc_frame_kind(uint64_t f) { return (uint32_t)(f >> (IPC_RUN_BITS + IPC_LENGTH_BITS)); }
-static inline uint16_t ipc_frame_run(uint64_t f) { return (uint16_t)(f >> IPC_LENGTH_BITS); }
+#define IPC_FRAME 16u /* a result of a chunk: a struct ipc_frame, then the bytes */
+struct ipc_frame {
+    uint64_t word; /* kind:8 (high) · length:56 */
+    struct ipc_spent spent;
+};
+#define IPC_LENGTH_BITS 56
+static inline uint64_t ipc_frame_word(uint32_t kind, uint64_t length) { return (uint64_t)kind << IPC_LENGTH_BITS | length; }
+static inline uint32_t ipc_frame_kind(uint64_t f) { return (uint32_t)(f >> IPC_LENGTH_BITS); }
 static inline uint64_t ipc_frame_length(uint64_t f) { return f & IPC_MASK(IPC_LENGTH_BITS); }
 
 /* A number in 16 bits, to 0.05 %: exponent:6 (high) · mantissa:10; numbers below 2048 as they are. Larger numbers have larger briefs. */
@@ -184,11 +196,12 @@ static inline uint64_t ipc_from_brief(uint16_t b) {
     if (b > 53 * 1024) b = 53 * 1024; /* the largest there is: this one is damaged */
     return b < 1024 ? b : (1024 + (uint64_t)(b & 1023)) << ((b >> 10) - 1);
 }
-#define IPC_INLINE (IPC_ROW_SIZE - 96u)
+#define IPC_INLINE (IPC_ROW_SIZE - 104u)
 #define IPC_FILL_RATE 10000000000u /* bytes a second: no task is expected to fill memory faster */
 #define IPC_LOOK_MS 50u /* the longest time between two looks at a task with a memory limit */
 
-_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 96, "row");
+_Static_assert(sizeof(struct ipc_row) == IPC_ROW_SIZE && offsetof(struct ipc_row, body) == 104, "row");
+_Static_assert(sizeof(struct ipc_spent) == 8 && sizeof(struct ipc_frame) == IPC_FRAME, "frame");
 _Static_assert(sizeof(struct ipc_slot) == IPC_SLOT_SIZE, "slot");
 _Static_assert(IPC_ITEM_SHIFT + IPC_ITEM_BITS == 64, "row word");
 _Static_assert(IPC_MAX_SLOTS <= 1u << IPC_SLOT_BITS && IPC_MAX_ITEMS < 1u << IPC_ITEM_BITS, "widths");

@@ -11,6 +11,8 @@ void ipc_slot_begin(struct ipc_segment *s, uint32_t slot, uint32_t generation) {
     struct ipc_slot *line = &s->slot[slot];
     atomic_store_explicit(&line->phase, IPC_STARTING, memory_order_relaxed);
     atomic_store_explicit(&line->started_word, 0, memory_order_relaxed);
+    atomic_store_explicit(&line->user_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&line->system_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&line->generation, generation, memory_order_release);
 }
 

@@ -3,6 +3,7 @@
 #include "core.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #define GUARD_NS 1000000u
 #define GUARD_LOOKS 20
@@ -12,6 +13,7 @@ void ipc_worker_init(struct ipc_worker *w, struct ipc_segment *s, uint32_t slot,
     w->s = s;
     w->slot = slot;
     w->generation = generation;
+    w->pid = (int32_t)getpid();
 }
 
 /* ---- claim */
@@ -24,10 +26,21 @@ void ipc_set_phase(struct ipc_worker *w, uint32_t phase) {
     atomic_store_explicit(&line->phase, phase, memory_order_release);
 }
 
+/* Our CPU time: at most once each IPC_LOOK_NS, so that short items do not pay for it. */
+static void look(struct ipc_worker *w, uint64_t now) {
+    struct ipc_slot *line = &w->s->slot[w->slot];
+    ipc_cpu_time(&w->user_ns, &w->system_ns);
+    w->looked = now;
+    atomic_store_explicit(&line->user_ns, w->user_ns, memory_order_relaxed); /* for the monitor, should the item end in a death */
+    atomic_store_explicit(&line->system_ns, w->system_ns, memory_order_relaxed);
+}
+
 static void stamp(struct ipc_worker *w, uint64_t now) {
     struct ipc_slot *line = &w->s->slot[w->slot];
+    if (now - w->looked >= IPC_LOOK_NS) look(w, now);
     if (w->memory_limit) ipc_note_memory(w);
     w->started = w->memory_limit ? ipc_now() : now; /* what the look at memory took is not the task's */
+    w->s->row[w->row].started = w->started; /* published with the result, or by the death */
     atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
     /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
     atomic_store_explicit(&line->started_word, w->word, memory_order_release);
@@ -74,6 +87,7 @@ int ipc_claim(struct ipc_worker *w) {
         w->worked = 1;
         struct ipc_row *r = &s->row[row];
         w->row = row;
+        r->pid = w->pid;
         w->items = r->items <= IPC_MAX_ITEMS ? r->items : 0;
         w->timeout_ms = atomic_load_explicit(&r->timeout_ms, memory_order_relaxed);
         w->memory_limit = atomic_load_explicit(&r->memory_limit, memory_order_relaxed);
@@ -94,7 +108,7 @@ int ipc_claim(struct ipc_worker *w) {
 int ipc_claimed(struct ipc_worker *w, struct ipc_task *task) {
     struct ipc_segment *s = w->s;
     struct ipc_row *r = &s->row[w->row];
-    *task = (struct ipc_task){.task = r->task, .fn = r->fn, .fn_generation = r->fn_generation, .fn_unit = r->fn_unit, .fn_len = r->fn_len, .args = r->body,
+    *task = (struct ipc_task){.fn = r->fn, .fn_generation = r->fn_generation, .fn_unit = r->fn_unit, .fn_len = r->fn_len, .args = r->body,
                               .args_len = r->args_len, .items = w->items, .timeout_ms = w->timeout_ms, .flags = r->flags, .attempt = r->attempt};
     task->args_unit = r->args_unit;
     if (task->args_unit == IPC_NO_UNIT) {
@@ -144,19 +158,22 @@ static void spend(struct ipc_worker *w, uint64_t now) {
         ipc_book(w->s, w->slot, w->started, now, span);
 }
 
-/* The current item ends now. Returns its run time. */
-static uint16_t account(struct ipc_worker *w) {
+/* The current item ends now. */
+static struct ipc_spent account(struct ipc_worker *w) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    struct ipc_row *r = &w->s->row[w->row];
     uint64_t now = ipc_now(), ns = now - w->started;
     atomic_store_explicit(&line->tasks, atomic_load_explicit(&line->tasks, memory_order_relaxed) + 1, memory_order_relaxed);
     spend(w, now);
     w->ended = now;
+    struct ipc_spent spent = {.run = ipc_brief(ns)};
     if (ns >= IPC_LOOK_NS) {
-        uint16_t resident = ipc_brief(ipc_resident(&w->peak));
-        if (resident > r->resident) r->resident = resident;
+        uint64_t user = w->user_ns, system = w->system_ns;
+        look(w, now);
+        spent.user = ipc_brief(w->user_ns - user);
+        spent.system = ipc_brief(w->system_ns - system);
+        spent.resident = ipc_brief(ipc_resident(&w->peak));
     }
-    return ipc_brief(ns);
+    return spent;
 }
 
 /* Time without room is nobody's run time: the item starts so much later. */
@@ -249,7 +266,7 @@ int ipc_commit(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *piec
         int code = grow(w, IPC_FRAME + length);
         if (code < 0) return code;
     }
-    uint64_t frame = ipc_frame(kind, account(w), length);
+    struct ipc_frame frame = {ipc_frame_word(kind, length), account(w)};
     memcpy(w->area + w->used, &frame, IPC_FRAME);
     ipc_pieces_copy(w->area + w->used + IPC_FRAME, piece, pieces);
     IPC_POINT("commit:written");
@@ -274,7 +291,7 @@ int ipc_complete(struct ipc_worker *w, uint32_t kind, const struct ipc_piece *pi
     IPC_POINT("complete:written");
     r->kind = kind;
     atomic_store_explicit(&r->result_len, length, memory_order_relaxed);
-    r->run = account(w);
+    r->spent = account(w);
     return finish(w);
 }
 
