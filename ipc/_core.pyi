@@ -93,6 +93,8 @@ PACKED: Final = 2
 """A flag: the arguments are pieces, each at a multiple of `ALIGN`."""
 REPEATABLE: Final = 4
 """A flag: there may be another attempt, so this one gets a copy of packed arguments."""
+CAPTURE: Final = 32
+"""A flag: what the task prints is caught, so the monitor looks at it as often as at a memory limit."""
 PACKED_KIND: Final = 0x80
 """A bit of a result's kind: it is made of pieces; who reads it may write to it."""
 ALIGN: Final = 64
@@ -103,7 +105,7 @@ MAX_SLOTS: Final = 512
 """Most workers of a segment."""
 MAX_ITEMS: Final = 4094
 """Most items of a chunk."""
-INLINE: Final = 416
+INLINE: Final = 408
 """Bytes of arguments, and later of results, that a row holds itself; more takes payload units."""
 UNIT_SIZE: Final = 65536
 """Bytes of a payload unit."""
@@ -161,6 +163,10 @@ def slot_spans(segment: _Segment, slot: int, now: int, /) -> tuple[int, list[int
 def book_usage(segment: _Segment, slot: int, cpu_ns: int, peak: int, /) -> None:
     """A worker was waited for, which has used so much CPU time and at its peak so many bytes of memory."""
 
+def book_spent(segment: _Segment, slot: int, generation: int, user_ns: int, system_ns: int, resident: int, /) -> None:
+    """Before `record_death`: the worker, which was waited for, has used so much CPU time in all, and at its peak so many
+    bytes of memory. `settle` says what of that belongs to the item in which it died, and how long that ran."""
+
 # ---- counting: in the memory of this process, see pool/tally.py
 
 def tally(found: list[Any], /) -> _Tally:
@@ -214,11 +220,13 @@ def publish(
     attempt: int,
     number: int = 0,
     memory_limit: int = 0,
+    since: int = 0,
     /,
 ) -> int:
     """Publish a task (`items` 0) or a chunk, and set `tasks[row] = record`, in one step. The row, or FULL, NO_ROOM,
     TOO_LARGE. `fn` 0: the function is in `args`; `timeout_ms` and `memory_limit` (bytes) 0: none; `flags`: calling
-    convention << 8. `number`: what its items are counted as, see `count_into`."""
+    convention << 8. `number`: what its items are counted as, see `count_into`. `since`: from when it waits for a worker
+    (monotonic ns), 0: from now on."""
 
 def count_into(segment: _Segment, tally: _Tally, /) -> None:
     """Count what `collect` and `settle` hand out from now on."""
@@ -226,17 +234,18 @@ def count_into(segment: _Segment, tally: _Tally, /) -> None:
 def collect(
     segment: _Segment,
     tasks: list[_T | None],
-    inbox: list[tuple[_T, int, Any, int, int]],
+    inbox: list[tuple[_T, int, Any, int, bytes]],
     most: int,
     sink: object,
-    own: list[tuple[_T, int, Any, int, int]],
+    own: list[tuple[_T, int, Any, int, bytes]],
     /,
 ) -> int:
-    """Append (record, kind, data, length, run_us) for at most `most` rows that are done or offer items, and free the
+    """Append (record, kind, data, length, facts) for at most `most` rows that are done or offer items, and free the
     done ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and data of its result: bytes; a
     bytearray, if it is made of pieces; or, if it is large, its run for as long as somebody holds it. A chunk: how many
-    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. run_us:
-    run time, of a chunk's items together. Damaged; what is appended counts."""
+    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. facts:
+    what it took, see pool/account.py; of a chunk, of its items together, and then, if one of them is no value, of each.
+    Damaged; what is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""
@@ -269,12 +278,12 @@ def settle(
     tasks: list[_T | None],
     slot: int,
     reaped: int,
-    out: list[tuple[_T, int, int, int, int, list[Any]]],
+    out: list[tuple[_T, int, int, int, int, list[Any], bytes]],
     /,
 ) -> None:
     """Free all rows that generations < `reaped` of the slot left unfinished; append (record, state, item, generation,
-    n, [kind, bytes, ...] of items n+1..item-1) to `out` for each: n items were collected before. DONE rows go to
-    `collect`. Damaged, and then this row stays."""
+    n, [kind, bytes, ...] of items n+1..item-1, facts) to `out` for each: n items were collected before; facts: of the
+    item in which it died, and then as for `collect`. DONE rows go to `collect`. Damaged, and then this row stays."""
 
 def settled(segment: _Segment, slot: int, reaped: int, /) -> None:
     """After `settle` and every use of `death`: the monitor may overwrite the records of generations < `reaped`."""
@@ -392,6 +401,12 @@ def memory(pid: int, /) -> tuple[int, int]:
 def dirtied(pid: int, /) -> int:
     """Resident bytes of private mappings that the process has written to and shares with nobody: without what it has
     inherited by a fork and only read. 0 if the kernel does not say. A third of a millisecond and more."""
+
+def punch(fd: int, offset: int, length: int, /) -> None:
+    """Give the memory, or the disk, of a part of a file back; it reads as zeros then. OSError."""
+
+def flush_stdio() -> None:
+    """Write what C code has printed through stdio."""
 
 def die_with_parent(signal: int, /) -> None:
     """Get `signal` when the thread that forked us ends. Compare os.getppid() afterwards. OSError."""

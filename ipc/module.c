@@ -8,6 +8,8 @@
 #include "core/core.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -1104,6 +1106,23 @@ FUNCTION(dirtied) { /* dirtied(pid) -> bytes */
     return PyLong_FromUnsignedLongLong(ipc_dirtied_of(pid, &bytes) < 0 ? 0 : bytes);
 }
 
+FUNCTION(punch) { /* punch(fd, offset, length): give the memory, or the disk, of a part of a file back, which reads as zeros then */
+    (void)module;
+    if (n != 3) return PyErr_Format(PyExc_TypeError, "punch(fd, offset, length)");
+    uint32_t fd = number32(args[0]);
+    uint64_t offset = number(args[1], INT64_MAX), length = number(args[2], INT64_MAX);
+    CHECK;
+    if (fallocate((int)fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(flush_stdio) { /* what C code has printed through stdio and not written yet */
+    (void)module, (void)args, (void)n;
+    fflush(stdout);
+    fflush(stderr);
+    Py_RETURN_NONE;
+}
+
 FUNCTION(die_with_parent) { /* die_with_parent(signal): PR_SET_PDEATHSIG; compare getppid() afterwards */
     (void)module;
     if (n != 1) return PyErr_Format(PyExc_TypeError, "die_with_parent(signal)");
@@ -1131,7 +1150,7 @@ static PyMethodDef methods[] = {
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers),
     ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),
-    ENTRY("book_usage", book_usage), ENTRY("book_spent", book_spent), ENTRY("book", book), ENTRY("memory", memory), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
+    ENTRY("book_usage", book_usage), ENTRY("book_spent", book_spent), ENTRY("book", book), ENTRY("memory", memory), ENTRY("punch", punch), ENTRY("flush_stdio", flush_stdio), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
     ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
 };
 

@@ -111,14 +111,14 @@ def reap(pid: int) -> int | None:
     return end and end[0]
 
 
-def reap_with_usage(pid: int) -> tuple[int, int, int] | None:
-    """As `reap`: (status, ns of CPU time that it used, bytes of memory at its peak), each with those that it had itself
-    waited for."""
+def reap_with_usage(pid: int) -> tuple[int, int, int, int] | None:
+    """As `reap`: (status, ns of CPU time in user mode, in the kernel, bytes of memory at its peak), each with those that
+    it had itself waited for."""
     try:
         found, status, usage = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:
-        return UNKNOWN_STATUS, 0, 0
-    return (status, *used(usage)) if found else None
+        return UNKNOWN_STATUS, 0, 0, 0
+    return (status, int(usage.ru_utime * 1e9), int(usage.ru_stime * 1e9), usage.ru_maxrss * 1024) if found else None
 
 
 def used(usage: resource.struct_rusage) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from collections import deque
 from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
-from pool import codec, launch, monitor, spill
+from pool import capture, codec, launch, monitor, spill
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
 from pool.tally import Snapshot, Tally, snapshot
@@ -73,8 +73,9 @@ class Client(Waiting):
         self.queue: deque[Task] = deque()
         self.unfinished = 0  # futures that have no outcome yet
         self.tasks: list[Task | None] = []
-        self.inbox: list[tuple[Task, int, Any, int, int]] = []
-        self.notices: dict[tuple[int, int], str] = {}
+        self.inbox: list[tuple[Task, int, Any, int, bytes]] = []
+        self.notices: dict[tuple[int, int], str] = {}  # stacks of dead workers, by slot and generation
+        self.last_words: dict[tuple[int, int], str] = {}  # and what they have printed
         self.crashes = 0
         self.inherited: frozenset[FunctionType] = frozenset()  # see codec.by_value
         self.tally = Tally()
@@ -258,7 +259,7 @@ class Client(Waiting):
     def again(self, task: Task) -> None:
         """A further attempt: before everything that waits."""
         task.sink.row = -1
-        self.queue.appendleft(task)
+        self.queue.appendleft(task._replace(since=time.monotonic_ns()))
 
     def prepared(self, data: Any, flags: int, policy: Policy) -> tuple[Any, int]:
         """Data and flags of a task whose arguments are pieces, or longer than ``large``. Not under the lock."""
@@ -281,11 +282,11 @@ class Client(Waiting):
             record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
         row = _core.publish(
             self.segment, self.tasks, record, function.id, function.generation, function.unit, function.length,
-            data, task.items, task.timeout_ms, task.flags, task.attempt, function.number, limit,
+            data, task.items, task.timeout_ms, task.flags, task.attempt, function.number, limit, task.since,
         )  # fmt: skip
         if row >= 0:
             task.sink.row = row
-            if (task.timeout_ms or limit) and _core.monitor_must_look(self.segment):
+            if (task.timeout_ms or limit or task.flags & _core.CAPTURE) and _core.monitor_must_look(self.segment):
                 self._command(monitor.LOOK)
             return True
         if row == _core.TOO_LARGE:
@@ -326,7 +327,7 @@ class Client(Waiting):
         was done.
 
         What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, length,
-        run_us).
+        facts).
         """
         if self.segment is None or self._pumping:
             return False
@@ -362,24 +363,25 @@ class Client(Waiting):
         inbox = self.inbox
         inbox.reverse()
         while inbox:
-            task, kind, data, length, run_us = inbox[-1]
-            task.sink.arrive(task, kind, data, length, run_us)
+            task, kind, data, length, facts = inbox[-1]
+            task.sink.arrive(task, kind, data, length, facts)
             inbox.pop()
 
     def _settle(self, slot: int, reaped: int) -> None:
         self._read_messages()
         self.tally.slot_died(self.segment, slot, reaped)
-        dead: list[tuple[Task, int, int, int, int, list[Any]]] = []
+        dead: list[tuple[Task, int, int, int, int, list[Any], bytes]] = []
         try:
             _core.settle(self.segment, self.tasks, slot, reaped, dead)
         finally:  # Damaged: what was found before counts
-            for task, state, item, generation, drained, committed in dead:
+            for task, state, item, generation, drained, committed, facts in dead:
                 # The word has the low bits of the generation; the full number is one of the last few before `reaped`.
                 full = reaped - ((reaped - generation) & _core.GENERATION_MASK)
                 record = _core.death(self.segment, slot, full) or (0, process.UNKNOWN_STATUS, _core.DIED, 0)
                 pid, status, reason, peak = record
                 stack = trim_stack(self.notices.pop((slot, full), ""))
-                death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack, peak)
+                said = self.last_words.pop((slot, full), "")
+                death = Death(task, item, state == _core.CONDEMNED, slot, pid, status, reason, stack, peak, facts, said)
                 self.crashes += not death.condemned
                 self.tally.task_died(death)
                 task.sink.crashed(task, drained, committed, death)
@@ -392,13 +394,14 @@ class Client(Waiting):
                 message = self._running.commands.recv(1 << 18)
             except OSError:
                 return
-            if message[:1] == monitor.NOTICE:
+            if (what := message[:1]) in (monitor.NOTICE, monitor.OUTPUT):
                 slot, generation = monitor.WHO.unpack_from(message, 1)
-                self.notices = {
-                    k: v for k, v in self.notices.items() if k[0] != slot or k[1] >= generation - _core.DEATHS
-                }
-                self.notices[slot, generation] = message[1 + monitor.WHO.size :].decode(errors="replace")
-            elif message[:1] == monitor.FAILED:
+                text = message[1 + monitor.WHO.size :]
+                of = self.notices if what == monitor.NOTICE else self.last_words
+                for key in [k for k in of if k[0] == slot and k[1] < generation - _core.DEATHS]:
+                    del of[key]
+                of[slot, generation] = text.decode(errors="replace") if of is self.notices else capture.text_of(text)
+            elif what == monitor.FAILED:
                 from pool.errors import PoolStartError
 
                 reason, _, text = message[1:].decode(errors="replace").partition("\0")

@@ -33,6 +33,9 @@ PACKED = _core.PACKED_KIND | VALUE
 VALUES = (VALUE, PACKED)
 SPILLED = 0x40
 """A bit of the kind: the data is the path of a file with what would be here if it were smaller."""
+SAID = 0x20
+"""A bit of the kind: behind the data stands what the task has printed (pool/capture.py)."""
+MORE = SPILLED | SAID
 
 # How a row's arguments are called.
 CALL_ARGS, CALL_ONE, CALL_STAR, CALL_SELF = range(4)

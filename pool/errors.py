@@ -78,6 +78,10 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def _call(task: str, args_repr: str) -> str:
+    return f"{task}({args_repr})" if args_repr else task
+
+
 def _place(slot: int, pid: int, attempt: int) -> str:
     return f"slot {slot}, pid {pid}, attempt {attempt}"
 
@@ -97,6 +101,7 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         oom: `True` if the kernel killed it because memory ran out.
         stack: C or Python stack of the worker at the crash, `""` if there is none.
         attempt: which execution of the task this was, from 1.
+        output: the last of what the task had printed, if that was caught (`capture_output`), else `""`.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         oom: bool = False,
         stack: str = "",
         attempt: int = 1,
+        output: str = "",
     ) -> None:
         if oom:
             reason = "killed by the kernel for want of memory (OOM)"
@@ -120,8 +126,7 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
             reason = f"exit code {exitcode}"
         else:
             reason = "reason unknown"
-        call = f"{task}({args_repr})" if args_repr else task
-        super().__init__(f"worker died in {call}: {reason} ({_place(slot, pid, attempt)})")
+        super().__init__(f"worker died in {_call(task, args_repr)}: {reason} ({_place(slot, pid, attempt)})")
         self.task = task
         self.args_repr = args_repr
         self.slot = slot
@@ -133,6 +138,7 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         self.attempt = attempt
         if stack:
             self.add_note(f"Stack of the worker when it died:\n{stack}")
+        self.output = output
 
 
 class TaskTimeout(PoolError, TimeoutError):
@@ -143,23 +149,37 @@ class TaskTimeout(PoolError, TimeoutError):
 
     Attributes:
         timeout: the deadline of the attempt, in seconds.
-        task: name of the task's function.
+        task, args_repr, output: as in `WorkerCrashed`.
         stack: where the task was stuck, `""` if that could not be seen.
         slot: number of the worker in the pool, from 0.
         pid: process id of the worker that was killed.
         attempt: which execution of the task this was, from 1.
     """
 
-    def __init__(self, *, timeout: float, task: str, stack: str = "", slot: int, pid: int, attempt: int = 1) -> None:
-        super().__init__(f"{task} ran longer than its timeout of {timeout:g} s ({_place(slot, pid, attempt)})")
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        task: str,
+        args_repr: str = "",
+        stack: str = "",
+        slot: int,
+        pid: int,
+        attempt: int = 1,
+        output: str = "",
+    ) -> None:
+        call, place = _call(task, args_repr), _place(slot, pid, attempt)
+        super().__init__(f"{call} ran longer than its timeout of {timeout:g} s ({place})")
         self.timeout = timeout
         self.task = task
+        self.args_repr = args_repr
         self.stack = stack
         self.slot = slot
         self.pid = pid
         self.attempt = attempt
         if stack:
             self.add_note(f"Stack of the task at its deadline:\n{stack}")
+        self.output = output
 
 
 class MemoryLimitExceeded(MemoryError, PoolError):  # in this order, because only MemoryError's own way makes one
@@ -172,39 +192,57 @@ class MemoryLimitExceeded(MemoryError, PoolError):  # in this order, because onl
         limit: bytes that the attempt was allowed to add.
         peak: bytes that it had added at most, as far as is known. More than the limit, for it went on until it was
             stopped.
-        task: name of the task's function.
+        task, args_repr, output: as in `WorkerCrashed`.
         slot: number of the worker in the pool, from 0.
         pid: process id of the worker that was killed.
         attempt: which execution of the task this was, from 1.
     """
 
-    def __init__(self, *, limit: int, peak: int, task: str, slot: int, pid: int, attempt: int = 1) -> None:
-        text = f"{task} took {show_size(peak)} of memory, more than its limit of {show_size(limit)}"
+    def __init__(
+        self,
+        *,
+        limit: int,
+        peak: int,
+        task: str,
+        args_repr: str = "",
+        slot: int,
+        pid: int,
+        attempt: int = 1,
+        output: str = "",
+    ) -> None:
+        call = _call(task, args_repr)
+        text = f"{call} took {show_size(peak)} of memory, more than its limit of {show_size(limit)}"
         super().__init__(f"{text} ({_place(slot, pid, attempt)})")
         self.limit = limit
         self.peak = peak
         self.task = task
+        self.args_repr = args_repr
         self.slot = slot
         self.pid = pid
         self.attempt = attempt
+        self.output = output
 
 
 class TaskKilled(PoolError):
     """`Future.kill()` stopped the task while it ran, with all processes that it had started. It is never retried.
 
     Attributes:
-        task: name of the task's function.
+        task, args_repr, output: as in `WorkerCrashed`.
         slot: number of the worker in the pool, from 0.
         pid: process id of the worker that was killed.
         attempt: which execution of the task this was, from 1.
     """
 
-    def __init__(self, *, task: str, slot: int, pid: int, attempt: int = 1) -> None:
-        super().__init__(f"{task} was killed ({_place(slot, pid, attempt)})")
+    def __init__(
+        self, *, task: str, args_repr: str = "", slot: int, pid: int, attempt: int = 1, output: str = ""
+    ) -> None:
+        super().__init__(f"{_call(task, args_repr)} was killed ({_place(slot, pid, attempt)})")
         self.task = task
+        self.args_repr = args_repr
         self.slot = slot
         self.pid = pid
         self.attempt = attempt
+        self.output = output
 
 
 class RemoteError(PoolError):

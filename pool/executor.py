@@ -12,6 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
 
+from ipc import _core
 from ipc.sizes import parse_size
 from pool import codec
 from pool.client import CLOSED, DRAINING, OPEN, Client, all_clients
@@ -82,6 +83,7 @@ class _Calls(Executor):
         client = self._client
         if client.segment is None:
             self._start()
+        began = time.monotonic_ns()
         try:  # not under the lock: pickling runs code of the caller
             if codec.handles.used:
                 (function, data, flags), future.handles = codec.handles.of(_encode_call, client, fn, args, kwargs)
@@ -92,13 +94,17 @@ class _Calls(Executor):
             return
         if type(data) is tuple or len(data) > client.large:
             data, flags = client.prepared(data, flags, self._policy)
+        if self._policy.capture_output:
+            flags |= _core.CAPTURE
+        now = time.monotonic_ns()
+        future.encode_ns = now - began
         with client.lock:
             if client.state != OPEN or client.error is not None:
                 client.check_open()
             self._track(future)
             timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
             client.unfinished += 1
-            client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1)))
+            client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1, now)))
             future.accepted()
 
     def _start(self) -> None:
@@ -282,6 +288,7 @@ class _Calls(Executor):
         timeout: float | _Unset | None = _UNSET,
         retries: int | _Unset = _UNSET,
         memory_limit: int | str | _Unset | None = _UNSET,
+        capture_output: bool | _Unset = _UNSET,
     ) -> Options:
         """A view on the same workers with another policy; what is not given stays as it is here.
 
@@ -290,7 +297,10 @@ class _Calls(Executor):
             task (but not after ``Abort`` or ``Future.kill()``). memory_limit: bytes, as a number or as ``"200M"``,
             ``"1.5GiB"`` (binary units), that one attempt may add to the memory of its worker, with the processes it
             starts; beyond that it is stopped as at a timeout (``MemoryLimitExceeded``). Shared memory, files and what
-            the worker had before do not count. None: no limit. See docs/limits.md."""
+            the worker had before do not count. None: no limit. See docs/limits.md. capture_output: what a task writes
+            to stdout and stderr, also through ``logging`` and from programs that it starts, does not appear there but
+            in ``Future.account.output``, in that of a ``Failure``, and as a note in the exception of a failed task; the
+            last 64 KiB of it. See docs/accounts.md."""
         policy = self._policy
         if not isinstance(timeout, _Unset):
             policy = policy._replace(timeout=_positive("timeout", timeout))
@@ -298,6 +308,8 @@ class _Calls(Executor):
             policy = policy._replace(retries=_count("retries", retries))
         if not isinstance(memory_limit, _Unset):
             policy = policy._replace(memory_limit=_size("memory_limit", memory_limit))
+        if not isinstance(capture_output, _Unset):
+            policy = policy._replace(capture_output=bool(capture_output))
         return Options(self, policy)
 
 
@@ -311,7 +323,7 @@ class Pool(_Calls):
         mp_context: a multiprocessing context; only ``fork`` is supported now.
         initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
             ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
-            retries, memory_limit: as in ``options()``, for everything that does not say otherwise. buffersize: let
+            retries, memory_limit, capture_output: as in ``options()``, for everything that does not say otherwise. buffersize: let
             ``submit`` wait while so many futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k
             to the k-th CPU of this process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS
             and OpenMP in each worker, default 1. name: shown in process titles.
@@ -322,7 +334,7 @@ class Pool(_Calls):
     def __init__(
         self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
-            retries: int = 0, memory_limit: int | str | None = None, buffersize: int | None = None,
+            retries: int = 0, memory_limit: int | str | None = None, capture_output: bool = False, buffersize: int | None = None,
             cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
         workers = available_cpus() if max_workers is None else max_workers
@@ -342,7 +354,10 @@ class Pool(_Calls):
         check_buffersize(buffersize)
         self._max_workers = workers
         self._policy = Policy(
-            _positive("timeout", timeout), _count("retries", retries), _size("memory_limit", memory_limit)
+            _positive("timeout", timeout),
+            _count("retries", retries),
+            _size("memory_limit", memory_limit),
+            bool(capture_output),
         )
         self._buffersize = buffersize
         worker_options = WorkerOptions(

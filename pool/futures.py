@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections import namedtuple
 from collections.abc import Callable
 from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING
 
-from ipc import _core
-from pool import codec, spill
+from pool import capture, codec
+from pool.account import Account, account_of, bytes_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,29 +23,6 @@ if TYPE_CHECKING:
     from pool.task import Death, Policy, Task
 
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED)
-
-
-_RECEIVED = {"Run": "view", "mmap": "file"}
-
-
-class Account(namedtuple("Account", "attempts bytes_in bytes_out sent received")):
-    """What a task has cost.
-
-    Attributes:
-        attempts: executions, from 1.
-        bytes_in: encoded size of the arguments.
-        bytes_out: encoded size of the result or error.
-        sent: how the arguments went: ``"row"`` (small, beside the task's data), ``"memory"`` (through shared memory) or
-            ``"file"``.
-        received: what the result is: a private ``"copy"``, a ``"view"`` into shared memory, or a mapped ``"file"``.
-    """
-
-    __slots__ = ()
-    attempts: int
-    bytes_in: int
-    bytes_out: int
-    sent: str
-    received: str
 
 
 class Future(concurrent.futures.Future["Any"]):
@@ -60,7 +36,8 @@ class Future(concurrent.futures.Future["Any"]):
     _late: threading.Condition | None = None
     _told = False
     _raw: tuple[int, Any] | None = None
-    _facts: tuple[Any, ...] | None = None
+    _facts: tuple[Any, ...] | None = None  # an Account, or what it is made of when somebody asks
+    encode_ns = 0  # what encoding the arguments took
     handles: Any = ()  # on shared objects among its arguments
     row = -1
     idempotent = True
@@ -74,28 +51,40 @@ class Future(concurrent.futures.Future["Any"]):
 
     # ---- the client's side; its lock is held
 
-    def arrive(self, task: Task, kind: int, data: bytes, length: int, run_us: int) -> None:
+    def arrive(self, task: Task, kind: int, data: bytes, length: int, facts: bytes) -> None:
         if self._fate is not PENDING:
             return
-        if kind & codec.SPILLED:
-            kind, data = codec.fetch(kind, data)
-            self._client.spilled += 1
+        said: str | None = None
+        if kind & codec.MORE:
+            kind, data, said, length = self._unwrap(kind, data, length)
         if kind == codec.ERROR and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
             return
         self._raw = (kind, data)
         self._name = task.function.name
         sent = task.data
-        if type(sent) is not int:
-            sent = len(sent) if type(sent) is bytes else spill.length(sent)
-        self._facts = task.attempt, sent, length, task.flags, type(data)
+        sent = len(sent) if type(sent) is bytes else bytes_in(task)
+        self._facts = task.attempt, task.flags, sent, type(data), length, facts, said
         self._end()
+
+    def _unwrap(self, kind: int, data: Any, length: int) -> tuple[int, Any, str | None, int]:
+        """What is in a file, or has the task's output behind it."""
+        said = None
+        if kind & codec.SPILLED:
+            kind, data = codec.fetch(kind, data)
+            self._client.spilled += 1
+            length = 0 if kind == codec.FAILED else len(data)
+        if kind & codec.SAID:
+            kind, said, extra = capture.detach(kind, data)
+            length -= extra
+        return kind, data, said, length
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         if not death.killed and task.attempt <= self.policy.retries:
             self._client.again(task._replace(attempt=task.attempt + 1))
         else:
             self._raw = (codec.DEATH, death)
+            self._facts = death.account(self.encode_ns)
             self._end()
 
     def fail(self, task: Task | None, error: BaseException) -> None:
@@ -205,18 +194,20 @@ class Future(concurrent.futures.Future["Any"]):
                 self._exception = data
             else:
                 self._exception = codec.decode_error(kind, data, self._name, self._client.room)
+                account = self.account
+                capture.add_note(self._exception, None if account is None else account.output)
         except Exception as error:
             self._exception = error
         self._raw = None
 
     @property
     def account(self) -> Account | None:
-        """What the task has cost on its way. None while it is unfinished, and if no worker has answered."""
-        if self._facts is None:
-            return None
-        attempts, sent, length, flags, type_ = self._facts
-        how = "file" if flags & codec.IN_FILE else "row" if sent <= _core.INLINE else "memory"
-        return Account(attempts, sent, length, how, _RECEIVED.get(type_.__name__, "copy"))
+        """What the task has cost. None while it is unfinished, and if no worker has begun with it."""
+        facts = self._facts
+        if facts is not None and type(facts) is not Account:
+            attempt, flags, sent, received, length, data, said = facts
+            facts = self._facts = account_of(attempt, flags, sent, received, length, data, 0, self.encode_ns, said)
+        return facts
 
     # ---- the standard interface
 

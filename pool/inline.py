@@ -6,6 +6,8 @@ limits are not enforced: nobody is there to stop the caller.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import resource
@@ -15,7 +17,8 @@ from collections.abc import Callable
 
 from ipc import _core, process
 from ipc.segment import Segment
-from pool import chunks, codec
+from pool import capture, chunks, codec
+from pool.account import FACTS
 from pool.client import Client
 from pool.context import Worker, playing
 from pool.functions import Function
@@ -26,6 +29,9 @@ from pool.worker_process import WorkerOptions
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, SupportsFloat, SupportsIndex
+
+
+_LOOK_NS = 1_000_000  # a shorter task has no CPU time of its own: as in a worker
 
 
 class _Target(Function):
@@ -48,6 +54,12 @@ def _with_shared(fn: Callable[..., Any]) -> Callable[..., Any]:
         return codec.loads(data) if handles else fn
     except Exception:  # it need not travel
         return fn
+
+
+def _cpu_time() -> tuple[int, int]:
+    """(user, system) ns of this process and of the children that it has waited for."""
+    own, waited = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return int((own.ru_utime + waited.ru_utime) * 1e9), int((own.ru_stime + waited.ru_stime) * 1e9)
 
 
 class _Functions:
@@ -143,31 +155,52 @@ class InlineClient(Client):
         try:
             if task.items:
                 frames: list[Any] = []
+                facts = bytes(FACTS.size)  # nobody sizes chunks here
                 for k, part in enumerate(chunks.sent(task.data, task.flags)):
-                    frames += self._attempt(task, k, part)
-                task.sink.arrive(task, 0, frames, 0, 0)
+                    kind, data, each = self._attempt(task, k, part)
+                    frames += kind, data
+                    facts += each
+                task.sink.arrive(task, 0, frames, 0, facts)
             else:
                 data = codec.join(task.data) if type(task.data) is tuple else task.data
-                task.sink.arrive(task, *self._attempt(task, 0, data), 0, 0)
+                kind, data, facts = self._attempt(task, 0, data)
+                task.sink.arrive(task, kind, data, len(data), facts)
         except BaseException as error:  # Ctrl-C goes on to the caller
             task.sink.fail(task, error)
             if not isinstance(error, Exception):
                 raise
         return True
 
-    def _attempt(self, task: Task, k: int, part: bytes | bytearray) -> tuple[int, Any]:
+    def _attempt(self, task: Task, k: int, part: bytes | bytearray) -> tuple[int, Any, bytes]:
+        before = _cpu_time()
         began = time.monotonic_ns()
         self._depth += 1
         try:
-            kind, data = self._call(task, part)
+            if task.flags & _core.CAPTURE:
+                kind, data = self._captured(task, part)
+            else:
+                kind, data = self._call(task, part)
         finally:
             self._depth -= 1
         ended = time.monotonic_ns()
+        spent = (0, 0, 0)
+        if ended - began >= _LOOK_NS:
+            user, system = _cpu_time()
+            spent = user - before[0], system - before[1], process.used(resource.getrusage(resource.RUSAGE_SELF))[1]
+        facts = FACTS.pack(ended - began, max(0, began - (task.since or began)), *spent, os.getpid(), 0)
         # What a task runs here is part of its own time.
         _core.book(self._slot, ended if self._depth else began, ended)
         _core.count(self.tally.counts, task.function.number, task, k, kind, ended - began, 0)
         self.tally.note_slow()
-        return kind, data
+        return kind, data, facts
+
+    def _captured(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
+        """With what Python code prints; not what programs do that it starts."""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            kind, data = self._call(task, part)
+        said = printed.getvalue().encode(errors="backslashreplace")
+        return capture.attach(kind, data, capture.packed(said)) if said else (kind, data)
 
     def _call(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]

@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from ipc import _core
-from pool import chunks, codec, spill
+from pool import capture, chunks, codec, spill
+from pool.account import account_in_map, run_us
 from pool.client import OPEN, Client
 from pool.functions import Function
 from pool.task import Death, Policy, Task
@@ -28,6 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pool.account import Account
     from pool.progress import Progress
     from pool.ticker import Ticker
 
@@ -62,14 +64,16 @@ class Failure:
         item: what the function was called with.
         index: position of the item in the input, from 0.
         error: the exception: the task's own, or one of ``pool.errors``.
+        account: what it has cost (see ``Future.account``); None if no worker has begun with it.
     """
 
-    __slots__ = ("error", "index", "item")
+    __slots__ = ("account", "error", "index", "item")
 
-    def __init__(self, item: Any, index: int, error: BaseException) -> None:
+    def __init__(self, item: Any, index: int, error: BaseException, account: Account | None = None) -> None:
         self.item = item
         self.index = index
         self.error = error
+        self.account = account
 
     def __repr__(self) -> str:
         return f"Failure(item={self.item!r}, index={self.index}, error={self.error!r})"
@@ -91,8 +95,8 @@ class Aside:
 
 
 class MapRun:
-    """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item) until the
-    caller takes them."""
+    """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item, account)
+    until the caller takes them; account: of failed ones."""
 
     def __init__(
         self,
@@ -115,12 +119,12 @@ class MapRun:
         self.failed = 0  # of those that are back
         self.crashes = 0  # attempts at them whose worker died
         self.flying = 0  # items given away and not yet back
-        self.ready: deque[tuple[int, int, Any, Any]] = deque()
+        self.ready: deque[tuple[int, int, Any, Any, Account | None]] = deque()
         self.eager = (
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
         self.auto = chunksize is None
-        self._flags = call << 8
+        self._flags = call << 8 | policy.flags
         self._timeout_ms = policy.timeout_ms
         self._buffersize = buffersize
         self._window = max(4, 3 * client.workers)
@@ -138,19 +142,22 @@ class MapRun:
 
     # ---- the client's side; its lock is held
 
-    def arrive(self, task: Task, kind: int, data: Any, length: int, run_us: int) -> None:
+    def arrive(self, task: Task, kind: int, data: Any, length: int, facts: bytes) -> None:
         if task.items:
-            self._chunk_arrived(task, kind, data)
-        elif kind & codec.SPILLED:
-            self.client.spilled += 1
-            self.arrive(task, *codec.fetch(kind, data), length, run_us)
-            return
-        elif kind == codec.ERROR and self._may_repeat(task.attempt):
-            self.client.again(task._replace(attempt=task.attempt + 1))
+            self._chunk_arrived(task, kind, data, facts)
         else:
-            self._land(task.position, kind, data, task.item)
+            said = None
+            if kind & codec.MORE:
+                kind, data, said = self._unwrap(kind, data)
+            if kind == codec.ERROR and self._may_repeat(task.attempt):
+                self.client.again(task._replace(attempt=task.attempt + 1))
+            elif kind in _VALUES:
+                self._land(task.position, kind, data, task.item)
+            else:
+                account = None if kind == codec.FAILED else account_in_map(task, facts, None, data, said)
+                self._land(task.position, kind, data, task.item, account)
         if self.auto:
-            each = run_us / max(1, len(data) // 2) if task.items else run_us  # a chunk may come in parts
+            each = run_us(facts) / (max(1, len(data) // 2) if task.items else 1)  # a chunk may come in parts
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
         if length > _SMALL or self._item_bytes > _SMALL:
             self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
@@ -165,31 +172,45 @@ class MapRun:
         self.came(len(rest))
         return rest
 
-    def _item_arrived(self, task: Task, k: int, kind: int, data: Any) -> None:
+    def _unwrap(self, kind: int, data: Any) -> tuple[int, Any, str | None]:
+        """What is in a file, or has the task's output behind it."""
+        said = None
         if kind & codec.SPILLED:
             self.client.spilled += 1
             kind, data = codec.fetch(kind, data)
+        if kind & codec.SAID:
+            kind, said, _ = capture.detach(kind, data)
+        return kind, data, said
+
+    def _item_arrived(self, task: Task, k: int, kind: int, data: Any, facts: bytes, nth: int) -> None:
+        """``nth``: of those that ``facts`` are about, where there are failures."""
+        said = None
+        if kind & codec.MORE:
+            kind, data, said = self._unwrap(kind, data)
         if kind == codec.ERROR and self._may_repeat(task.attempt):
             self._single(task, k, task.attempt + 1)
-        else:
+        elif kind in _VALUES:
             self._land(task.position + k, kind, data, task.item[k])
+        else:
+            account = None if kind == codec.FAILED else account_in_map(task, facts, nth, data, said)
+            self._land(task.position + k, kind, data, task.item[k], account)
 
     def ready_again(self, task: Task, kind: int, data: Any) -> None:
         """Its value cannot be rebuilt: `outcome` says why."""
         self.held += len(data)
-        self.ready.append((task.position, kind, data, task.item))
+        self.ready.append((task.position, kind, data, task.item, None))
 
     def _may_repeat(self, attempt: int) -> bool:
         return attempt <= self.policy.retries and not self.dropped
 
-    def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
+    def _land(self, index: int, kind: int, data: Any, item: Any, account: Account | None = None) -> None:
         self.came(1)
         if not self.dropped:
             if kind in codec.VALUES:
                 self.held += len(data)
             else:
                 self.failed += 1
-            self.ready.append((index, kind, data, item))
+            self.ready.append((index, kind, data, item, account))
 
     def came(self, count: int) -> None:
         self.flying -= count
@@ -197,9 +218,9 @@ class MapRun:
         if self.eager:
             self.client.unfinished -= count
 
-    def _chunk_arrived(self, task: Task, drained: int, frames: list[Any]) -> None:
+    def _chunk_arrived(self, task: Task, drained: int, frames: list[Any], facts: bytes) -> None:
         for k in range(len(frames) // 2):
-            self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1])
+            self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1], facts, k)
 
     def _single(self, task: Task, k: int, attempt: int) -> None:
         """Offer one item of a chunk by itself (again), as it was when it was given away."""
@@ -226,7 +247,7 @@ class MapRun:
             if not self._item_crashed(task.position, task.item, task.attempt, death):
                 self.client.again(task._replace(attempt=task.attempt + 1))
             return
-        self._chunk_arrived(task, drained, committed)
+        self._chunk_arrived(task, drained, committed, death.facts)
         # Item 0: it died before the first one started, perhaps while the function was decoded: each goes by itself,
         # uncharged. Else those behind the guilty one never started. From the last, for each goes before what waits.
         item = death.item
@@ -239,7 +260,7 @@ class MapRun:
         """False if there is to be a further attempt."""
         if not death.killed and self._may_repeat(attempt):
             return False
-        self._land(index, codec.DEATH, death, item)
+        self._land(index, codec.DEATH, death, item, death.account())
         return True
 
     def fail(self, task: Task, error: BaseException) -> None:
@@ -251,22 +272,25 @@ class MapRun:
 
     # ---- the caller's side
 
-    def outcome(self, index: int, kind: int, data: Any, item: Any, hand: list[Any]) -> Failure | None:
+    def outcome(
+        self, index: int, kind: int, data: Any, item: Any, account: Account | None, hand: list[Any]
+    ) -> Failure | None:
         """Put the item's value into ``hand``, or return its Failure."""
         if kind == codec.FAILED:
-            return Failure(item, index, data)
+            return Failure(item, index, data, account)
         if kind == codec.DEATH:
-            return Failure(item, index, data.error())
+            return Failure(item, index, data.error(), account)
         try:
             if kind in codec.VALUES:
                 self.held -= len(data)
                 hand.append(codec.decode_value(kind, data, self.function.name))
                 return None
             error = codec.decode_error(kind, data, self.function.name, self.client.room)
+            capture.add_note(error, account and account.output)
         except Exception as failed:
             self.failed += kind in codec.VALUES  # it counts as a value so far
             error = failed
-        return Failure(item, index, error)
+        return Failure(item, index, error, account)
 
     def wants(self, unread: int) -> int:
         """How many more items may be given away now, with so many results unread."""
@@ -303,7 +327,7 @@ class MapRun:
         The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its
         record are one call in C."""
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
-        watched = timeout_ms or self.policy.memory_limit
+        watched = timeout_ms or self.policy.memory_limit or self.policy.capture_output
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         number = function.number
@@ -337,7 +361,7 @@ class MapRun:
                     continue
                 else:
                     kept, how = data, flags
-                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1))
+                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1, 0))
                 if (
                     watched
                     or client.queue
@@ -427,7 +451,7 @@ def run_map(
     ended = False  # the input is exhausted, or has raised
     dry = False  # it has nothing now
     failed: BaseException | None = None
-    early: dict[int, tuple[int, Any, Any]] = {}
+    early: dict[int, tuple[int, Any, Any, Account | None]] = {}
     own: list[Any] = []
     hand: list[Any] = []  # a value on its way to the caller: no name of ours may hold it while the caller has it
     plain = not ordered and not run.auto and not run.numbered  # values may be yielded straight from what was collected
@@ -472,16 +496,16 @@ def run_map(
                 yield hand.pop()
             own.clear()
             while ready:
-                index, kind, data, item = ready.popleft()
+                index, kind, data, item, account = ready.popleft()
                 if ordered and index != taken:
-                    early[index] = (kind, data, item)
+                    early[index] = (kind, data, item, account)
                     continue
                 while True:
                     taken += 1
                     run.index = index
                     if taken >= look and ticker is not None:
                         look = ticker.look(taken)
-                    if (failure := run.outcome(index, kind, data, item, hand)) is None:
+                    if (failure := run.outcome(index, kind, data, item, account, hand)) is None:
                         yield hand.pop()
                     elif on_error == "return":
                         yield failure
@@ -490,7 +514,7 @@ def run_map(
                     if not early or taken not in early:
                         break
                     index = taken
-                    kind, data, item = early.pop(taken)
+                    kind, data, item, account = early.pop(taken)
             failure = data = item = task = None  # what is the caller's is not ours to keep
             if not ended and not dry and run.wants(len(early)) > 0:
                 continue

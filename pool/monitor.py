@@ -24,7 +24,7 @@ import sys
 import time
 
 from ipc import _core, memory, process
-from pool import output, spill, worker_process
+from pool import capture, output, spill, worker_process
 from pool.restart import Restarts
 from pool.worker_process import WorkerOptions
 
@@ -38,8 +38,8 @@ STOP, KILL_ALL, LOOK, TERMINAL = b"S", b"K", b"L", b"T"
 socket full need not be sent: what is in there is read later, and then the monitor looks. TERMINAL, with a path or
 nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py)."""
 LONGEST_PATH = 200
-NOTICE, FAILED = b"n", b"f"
-"""Messages to the client: a dead worker's log (after a packed WHO), and why the pool cannot start workers."""
+NOTICE, OUTPUT, FAILED = b"n", b"o", b"f"
+"""Messages to the client: a dead worker's log, and what it has printed (each after a packed WHO), and why the pool cannot start workers."""
 WHO = struct.Struct("<II")  # slot, generation
 
 _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond,
@@ -50,6 +50,7 @@ _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long b
 _GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
 _LOG_LIMIT = 64 * 1024
 _REST = 10  # after a thorough look at memory, only fast ones for so many times as long as it took
+_TRIM_SECONDS = 0.04  # between two looks at how much tasks have printed
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -79,6 +80,7 @@ class _Worker:
         self.fork_at: float | None = 0.0
         self.log = os.memfd_create(f"pool-log-{slot}")
         self.outputs = os.memfd_create(f"pool-outputs-{slot}")
+        self.said = capture.new_file(slot)
 
 
 class Monitor:
@@ -97,6 +99,7 @@ class Monitor:
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._oom_kills = memory.oom_kills()
         self._rest_until = 0.0  # no thorough look at memory before
+        self._trim_at = 0.0
         self._poll = select.poll()
         self._wakeup = self._catch_signals()
         self._client_fd: int | None = None
@@ -192,6 +195,7 @@ class Monitor:
             return 0.0
         if armed:
             self._quiet_since = None
+            self._trim_outputs(now)
             soon = self._check_memory(now)
             wait = soon if wait is None or (soon is not None and soon < wait) else wait
         elif self._quiet_since is None:
@@ -230,6 +234,12 @@ class Monitor:
         if thorough:  # one that had no reason to be slow costs nothing
             self._rest_until = ended + _REST * (ended - now)
         return max(min(waits), ended - now) if waits else None
+
+    def _trim_outputs(self, now: float) -> None:
+        if now >= self._trim_at:
+            self._trim_at = now + _TRIM_SECONDS
+            for w in self._workers:
+                capture.keep_small(w.said)
 
     def _orphans(self) -> dict[int, list[int]]:
         """By mark: what tasks have started and what has become our child, because who had started it is gone."""
@@ -291,6 +301,7 @@ class Monitor:
     def _fork(self, w: _Worker) -> None:
         os.ftruncate(w.log, 0)
         os.lseek(w.log, 0, os.SEEK_SET)
+        os.ftruncate(w.said, 0)
         w.reason = _core.DIED
         w.excess, w.peak = None, 0
         w.fork_at = None
@@ -308,7 +319,8 @@ class Monitor:
                 self._close_for_worker(w)
             except BaseException:  # never back into the monitor's loop, which would kill its siblings
                 os._exit(worker_process.BOOT_FAILED)
-            worker_process.main(self._segment, w.slot, w.generation, w.log, w.outputs, self._pid, self._options)
+            files = (w.log, w.outputs, w.said)
+            worker_process.main(self._segment, w.slot, w.generation, files, self._pid, self._options)
         _core.slot_forked(self._segment, w.slot, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGCHLD,))
         w.pid = pid
@@ -328,8 +340,8 @@ class Monitor:
             if w.pidfd is not None:
                 os.close(w.pidfd)
             if w is not mine:
-                os.close(w.log)
-                os.close(w.outputs)
+                for fd in (w.log, w.outputs, w.said):
+                    os.close(fd)
 
     def _reap(self, w: _Worker) -> None:
         """If the worker is dead, and all of its group: everything that a death calls for, in the order of DESIGN.md."""
@@ -353,6 +365,8 @@ class Monitor:
         log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         if log and w.reason != _core.KILLED:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
+        if said := capture.last_words(w.said):
+            self._tell(OUTPUT + WHO.pack(w.slot, w.generation) + said)
         output.remove_unfinished(w.outputs, w.pid)
         w.pid, w.status = 0, None
         self._plan_restart(w, log)
@@ -399,8 +413,9 @@ class Monitor:
         end = process.reap_with_usage(w.pid)
         if end is None:
             return False
-        w.status, cpu_ns, resident = end
-        _core.book_usage(self._segment, w.slot, cpu_ns, resident)
+        w.status, user_ns, system_ns, resident = end
+        _core.book_usage(self._segment, w.slot, user_ns + system_ns, resident)
+        _core.book_spent(self._segment, w.slot, w.generation, user_ns, system_ns, resident)
         if w.excess is not None:
             use, start = w.excess
             w.peak = use.peak(start, resident)

@@ -8,23 +8,31 @@ import signal
 from collections import namedtuple
 
 from ipc import _core, process
-from pool import codec
+from pool import capture, codec
+from pool.account import account_of, bytes_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pool.account import Account
     from pool.functions import Function
 
 
-class Policy(namedtuple("Policy", "timeout retries memory_limit", defaults=(None, 0, 0))):
+class Policy(namedtuple("Policy", "timeout retries memory_limit capture_output", defaults=(None, 0, 0, False))):
     """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
-    failed one, bytes of memory that one attempt may add (0: any)."""
+    failed one, bytes of memory that one attempt may add (0: any), whether what it prints is caught."""
 
     __slots__ = ()
     timeout: float | None
     retries: int
     memory_limit: int
+    capture_output: bool
+
+    @property
+    def flags(self) -> int:
+        """Flags of a row."""
+        return _core.CAPTURE if self.capture_output else 0
 
     @property
     def timeout_ms(self) -> int:
@@ -42,13 +50,15 @@ class Sink:
     dropped: bool  # nobody wants it: the queue skips its tasks
     holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
 
-    def arrive(self, task: Task, kind: int, data: Any, length: int, run_us: int) -> None: ...
+    def arrive(self, task: Task, kind: int, data: Any, length: int, facts: bytes) -> None: ...
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None: ...
     def fail(self, task: Task, error: BaseException) -> None: ...
 
 
 class Task(
-    namedtuple("Task", "sink position function data flags timeout_ms item items attempt", defaults=(None, 0, 1))
+    namedtuple(
+        "Task", "sink position function data flags timeout_ms item items attempt since", defaults=(None, 0, 1, 0)
+    )
 ):
     """One publication: a single call, or a chunk of ``count`` calls."""
 
@@ -63,9 +73,10 @@ class Task(
     item: Any  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
     items: int  # in a chunk, else 0
     attempt: int
+    since: int  # monotonic ns from which it waits for a worker; 0: since it was published
 
 
-class Death(namedtuple("Death", "task item condemned slot pid status reason stack peak")):
+class Death(namedtuple("Death", "task item condemned slot pid status reason stack peak facts output")):
     """The death of a worker, as the task that it ran has to know it.
 
     The exception is made by whoever reads it and not under the client's lock, because showing the arguments runs code
@@ -82,6 +93,8 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
     reason: int  # the monitor's
     stack: str
     peak: int  # bytes that the task had added, if it was killed for that
+    facts: bytes  # what it took until then
+    output: str  # the last of what it printed, if that was caught
 
     @property
     def late(self) -> bool:
@@ -110,31 +123,37 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         """WorkerCrashed, TaskTimeout, MemoryLimitExceeded or TaskKilled."""
         from pool import errors
 
-        task, name, attempt = self.task, self.task.function.name, self.task.attempt
+        task, status, known = self.task, self.status, self.status != process.UNKNOWN_STATUS
+        about: dict[str, Any] = {
+            "task": task.function.name,
+            "args_repr": describe_args(task, self.item),
+            "slot": self.slot,
+            "pid": self.pid,
+            "attempt": task.attempt,
+            "output": self.output,
+        }
+        error: BaseException
         if self.late:
-            timeout = task.sink.policy.timeout
-            return errors.TaskTimeout(
-                timeout=timeout, task=name, stack=self.stack, slot=self.slot, pid=self.pid, attempt=attempt
+            error = errors.TaskTimeout(timeout=task.sink.policy.timeout, stack=self.stack, **about)
+        elif self.too_large:
+            error = errors.MemoryLimitExceeded(limit=task.sink.policy.memory_limit, peak=self.peak, **about)
+        elif self.killed:
+            error = errors.TaskKilled(**about)
+        else:
+            error = errors.WorkerCrashed(
+                signal=os.WTERMSIG(status) if known and os.WIFSIGNALED(status) else None,
+                exitcode=os.WEXITSTATUS(status) if known and os.WIFEXITED(status) else None,
+                oom=self.reason == _core.OOM,
+                stack=self.stack,
+                **about,
             )
-        if self.too_large:
-            limit = task.sink.policy.memory_limit
-            return errors.MemoryLimitExceeded(
-                limit=limit, peak=self.peak, task=name, slot=self.slot, pid=self.pid, attempt=attempt
-            )
-        if self.killed:
-            return errors.TaskKilled(task=name, slot=self.slot, pid=self.pid, attempt=attempt)
-        known, status = self.status != process.UNKNOWN_STATUS, self.status
-        return errors.WorkerCrashed(
-            task=name,
-            args_repr=describe_args(task, self.item),
-            slot=self.slot,
-            pid=self.pid,
-            signal=os.WTERMSIG(status) if known and os.WIFSIGNALED(status) else None,
-            exitcode=os.WEXITSTATUS(status) if known and os.WIFEXITED(status) else None,
-            oom=self.reason == _core.OOM,
-            stack=self.stack,
-            attempt=attempt,
-        )
+        return capture.add_note(error, self.output)
+
+    def account(self, encode_ns: int | None = None) -> Account:
+        """What the attempt had cost until then."""
+        task = self.task
+        size = bytes_in(task) // max(1, task.items)
+        return account_of(task.attempt, task.flags, size, None, 0, self.facts, 0, encode_ns, self.output or None)
 
 
 _REASONS = {

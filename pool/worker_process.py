@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 
 from ipc import _core
-from pool import chunks, codec, context, spill
+from pool import capture, chunks, codec, context, spill
 from pool.functions import FunctionCache
 from pool.output import record_to
 
@@ -64,6 +64,7 @@ class _Process:
     forked = False  # True in a child that a task has forked
     starting = False  # its initializer runs
     results: _Results
+    capture: capture.Capture
     spoilt = False  # a task has used up the memory: the next one shall not suffer for it
 
 
@@ -77,17 +78,19 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def main(
-    segment: object, slot: int, generation: int, log_fd: int, outputs_fd: int, monitor: int, options: WorkerOptions
+    segment: object, slot: int, generation: int, files: tuple[int, int, int], monitor: int, options: WorkerOptions
 ) -> NoReturn:
-    """Be the worker of ``slot`` until the end of the process."""
+    """Be the worker of ``slot`` until the end of the process. ``files`` that the monitor reads when it is dead: its log,
+    the names of unfinished outputs, what its tasks print."""
     code = BOOT_FAILED
-    log_fd, outputs_fd = _move_up(log_fd), _move_up(outputs_fd)
+    log_fd, outputs_fd, said_fd = map(_move_up, files)
     try:
         _core.set_wire(segment, _move_up(_core.wire(segment)))
         _isolate(segment, slot, generation, log_fd, monitor)
         context.be_worker(context.Worker(segment, slot, generation), lambda: _in_task or _Process.starting)
         _settle_in(slot, outputs_fd, options)
         _Process.results = _Results(options.folder, slot, generation)
+        _Process.capture = capture.Capture(said_fd)
         _core.set_phase(segment, _core.IDLE)
         code = _loop(segment, options.max_tasks_per_child or 0)
     except BaseException as error:
@@ -255,6 +258,9 @@ def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
 def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     global _in_task
     fn_id, generation, call, _, args, flags = claim
+    caught = _Process.capture if flags & _core.CAPTURE else None
+    if caught is not None:
+        caught.start()
     try:
         _in_task = True
         fn = functions.get(fn_id, generation) if fn_id else None
@@ -264,6 +270,9 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
     except BaseException as error:
         _in_task = False
         kind, data = _encode_error(error)
+    if caught is not None and not _Process.forked:
+        kind, data = _with_output(caught, kind, data)
+        caught.stop()
     return _forked_or(_core.complete, segment, kind, data)
 
 
@@ -274,6 +283,9 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     broken: tuple[int, bytes] | None = None
     batch: list[Any] = []
     fn = None
+    caught = _Process.capture if flags & _core.CAPTURE else None
+    if caught is not None:
+        caught.start()
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
         batch = codec.loads(args) if args is not None else _arguments(segment, flags)
@@ -296,8 +308,17 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
             except BaseException as error:
                 _in_task = False
                 kind, data = _encode_error(error)
+        if caught is not None and not _Process.forked:
+            kind, data = _with_output(caught, kind, data)
         code = _forked_or(_core.commit, segment, kind, data)
+    if caught is not None:
+        caught.stop()
     return code
+
+
+def _with_output(caught: capture.Capture, kind: int, data: Any) -> tuple[int, Any]:
+    said = caught.take()
+    return capture.attach(kind, data, said) if said else (kind, data)
 
 
 def _arguments(segment: object, flags: int) -> Any:
@@ -311,7 +332,7 @@ def _arguments(segment: object, flags: int) -> Any:
 
 def _forked_or(publish: Callable[[object, int, Any], int], segment: object, kind: int, data: Any) -> int:
     if _Process.forked:
-        os._exit(0 if kind in codec.VALUES else 1)
+        os._exit(0 if kind & ~codec.MORE in codec.VALUES else 1)
     if type(data) is not bytes and spill.exceeds_memory(spill.size(data)):
         kind, data = _spill(kind, data)
     code = publish(segment, kind, data)

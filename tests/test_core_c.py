@@ -688,7 +688,12 @@ PLANTED = [
     Planted(
         "nobody looks at a task that has a memory limit and no deadline",
         "client.c",
-        [("    if (!task->memory_limit) return task->timeout_ms;\n", "    return task->timeout_ms;\n")],
+        [
+            (
+                "    if (!task->memory_limit && !(task->flags & IPC_CAPTURE)) return task->timeout_ms;\n",
+                "    return task->timeout_ms;\n",
+            )
+        ],
         "steps",
     ),
     Planted(

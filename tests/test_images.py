@@ -114,7 +114,7 @@ class Image:
         while (dead := _core.next_dead(self.client)) is not None:
             _core.settle(self.client, self.tasks, *dead, out)
             _core.settled(self.client, *dead)
-        return [(record[0], *rest) for record, *rest in out]
+        return [(record[0], *rest) for record, *rest, _ in out]  # without the facts
 
     def state(self, row: int) -> int:
         return _core.row_word(self.client, row)[0]
@@ -144,7 +144,7 @@ def claim(worker: Handle) -> Any:
 
 
 def frame(kind: int, data: bytes) -> bytes:
-    return struct.pack(U64, kind << 56 | len(data)) + data
+    return struct.pack(U64, kind << 56 | len(data)) + bytes(8) + data
 
 
 # ---- the identity
@@ -370,8 +370,8 @@ def test_result_written_but_not_committed(image: Image) -> None:
     _core.begin_items(worker)
     _core.commit(worker, 7, b"one")
     at = image.row(row, "body") + len(frame(7, b"one"))
-    image.bytes[at : at + 11] = frame(9, b"two")
-    image.put(image.row(row, "result_len"), 22)
+    image.bytes[at : at + 19] = frame(9, b"two")
+    image.put(image.row(row, "result_len"), 38)
     image.die()
     assert image.settle() == [("chunk", _core.RUNNING, 2, 0, 0, [7, b"one"])]
     assert image.at_rest()
@@ -470,7 +470,7 @@ def offering(image: Image) -> tuple[Handle, int]:
 
 def test_offered_items_are_collected_and_the_row_stays(image: Image) -> None:
     _, row = offering(image)
-    assert [entry[:4] for entry in image.collect()] == [("chunk", 0, [4, b"one", 4, b"two"], 22)]
+    assert [entry[:4] for entry in image.collect()] == [("chunk", 0, [4, b"one", 4, b"two"], 38)]
     assert image.get(image.row(row, "drained"), U32) == 2
     assert image.tasks[row] == ("chunk",)
     image.put(HEADER["done"], 1 << row)
@@ -504,12 +504,12 @@ def test_drained_and_died_between_the_steps_of_giving_the_run_back(image: Image)
 def test_rest_of_a_chunk_after_a_drain(image: Image) -> None:
     _, row = offering(image)
     image.collect()
-    image.bytes[image.row(row, "body") : image.row(row, "body") + 13] = frame(4, b"three")
-    image.put(image.row(row, "result_len"), 13)
+    image.bytes[image.row(row, "body") : image.row(row, "body") + 21] = frame(4, b"three")
+    image.put(image.row(row, "result_len"), 21)
     image.put(image.row(row, "word"), word(4, 0, 0, 1, 3))
     image.put(HEADER["done"], 1 << row)
     image.put(HEADER["done_summary"], 1)
-    assert image.collect() == [("chunk", 2, [4, b"three"], 13, 0)]
+    assert [entry[:4] for entry in image.collect()] == [("chunk", 2, [4, b"three"], 21)]
     assert image.at_rest()
 
 
@@ -721,7 +721,7 @@ def test_items_of_a_chunk_are_copied(image: Image) -> None:
     assert data[::2] == [4, 0x84, 0x84]
     assert [type(item) for item in data[1::2]] == [bytes, bytearray, bytearray]
     assert data[1::2] == [b"plain", b"pack".ljust(64, data[3][4:5]) + b"ed", BIG]
-    assert length == sum(8 + len(item) for item in data[1::2])
+    assert length == sum(16 + len(item) for item in data[1::2])
     assert image.at_rest()
 
 
@@ -1316,16 +1316,16 @@ def test_bad_reference_of_the_dead_frees_nothing_of_others(image: Image) -> None
 @pytest.mark.parametrize(
     ("at", "number"),
     [
-        ("body", (1 << 40) - 1),  # the first frame is longer than the room
+        ("body", (1 << 56) - 1),  # the first frame is longer than the room
         ("body", 0),  # and here shorter than it was: the second is read from the wrong place
         ("result_len", 0),
-        ("result_len", 7),  # not even a frame
-        ("result_len", 28),  # one byte less than the three
+        ("result_len", 15),  # not even a frame
+        ("result_len", 53),  # one byte less than the three
     ],
 )
 def test_frames_that_do_not_add_up(image: Image, at: str, number: int) -> None:
     row = finished(image, b"ab", items=3)
-    assert image.get(image.row(row, "result_len")) == 30
+    assert image.get(image.row(row, "result_len")) == 54
     image.put(image.row(row, at), number)
     expect_damage(image, "do not add up")
 

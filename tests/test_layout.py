@@ -52,6 +52,8 @@ SLOT = {
     "dirtied": 72,
     "faults": 80,
     "peak": 88,
+    "user_ns": 96,
+    "system_ns": 104,
     "bell": 128,
     "generation": 256,
     "pid": 260,
@@ -62,10 +64,11 @@ SLOT = {
     "since": 1832,
     "used_ns": 1840,
     "used_most": 1848,
+    "spent": 1856,
 }
 ROW = {
     "word": 0,
-    "task": 8,
+    "started": 8,
     "fn": 16,
     "fn_generation": 20,
     "fn_unit": 24,
@@ -77,19 +80,37 @@ ROW = {
     "flags": 52,
     "attempt": 54,
     "kind": 56,
-    "run": 60,
-    "resident": 62,
+    "pid": 60,
     "result_ref": 64,
     "result_len": 72,
     "offered": 80,
     "drained": 84,
     "memory_limit": 88,
-    "body": 96,
+    "spent": 96,
+    "body": 104,
 }
 SPANS = {"folds": 0, "busy": 8}
 DEATH = {"generation": 0, "pid": 4, "status": 8, "reason": 12, "peak": 16}
-STRUCTS = [("ipc_header", HEADER), ("ipc_slot", SLOT), ("ipc_row", ROW), ("ipc_death", DEATH), ("ipc_spans", SPANS)]
-SIZES = {"ipc_header": 1664, "ipc_slot": 1920, "ipc_row": 512, "ipc_death": 24, "ipc_spans": 1448}
+SPENT = {"run": 0, "user": 2, "system": 4, "resident": 6}
+FRAME = {"word": 0, "spent": 8}
+STRUCTS = [
+    ("ipc_header", HEADER),
+    ("ipc_slot", SLOT),
+    ("ipc_row", ROW),
+    ("ipc_death", DEATH),
+    ("ipc_spans", SPANS),
+    ("ipc_spent", SPENT),
+    ("ipc_frame", FRAME),
+]
+SIZES = {
+    "ipc_header": 1664,
+    "ipc_slot": 1920,
+    "ipc_row": 512,
+    "ipc_death": 24,
+    "ipc_spans": 1448,
+    "ipc_spent": 8,
+    "ipc_frame": 16,
+}
 CONSTANTS = {
     "IPC_MAGIC": 0x676573206C6F6F70,
     "IPC_LAYOUT_VERSION": 1,
@@ -132,15 +153,15 @@ CONSTANTS = {
     "IPC_LEAVING": 2,
     "IPC_PACKED": 2,
     "IPC_REPEATABLE": 4,
+    "IPC_CAPTURE": 32,
     "IPC_PACKED_KIND": 0x80,
-    "IPC_FAILED_KINDS": 0x3F,
+    "IPC_FAILED_KINDS": 0x1F,
     "IPC_ALIGN": 64,
-    "IPC_INLINE": 416,
+    "IPC_INLINE": 408,
     "IPC_FILL_RATE": 10**10,
     "IPC_LOOK_MS": 50,
-    "IPC_FRAME": 8,
-    "IPC_RUN_BITS": 16,
-    "IPC_LENGTH_BITS": 40,
+    "IPC_FRAME": 16,
+    "IPC_LENGTH_BITS": 56,
     "IPC_OWNER_FUNCTION": 1 << 62,
     "IPC_OWNER_VIEW": 1 << 61,
     "IPC_OWNER_KEPT": 1 << 60,
@@ -230,7 +251,8 @@ def test_no_field_is_missing_here() -> None:
     assert HEADER["sleepers"] + 8 * 8 <= HEADER["spinners"]
     assert SLOT["deaths"] + 4 * SIZES["ipc_death"] <= SLOT["spans"]
     assert SLOT["spans"] + SIZES["ipc_spans"] == SLOT["since"]
-    assert SLOT["used_most"] + 8 <= SIZES["ipc_slot"]
+    assert SLOT["used_most"] + 8 == SLOT["spent"]
+    assert SLOT["spent"] + 4 * SIZES["ipc_spent"] <= SIZES["ipc_slot"]
     assert SPANS["busy"] + 8 * 180 == SIZES["ipc_spans"]
     assert ROW["body"] + CONSTANTS["IPC_INLINE"] == SIZES["ipc_row"]
     text = (CORE / "layout.h").read_text()
@@ -250,7 +272,7 @@ def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **DOING, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 42
+    assert len(numbers) == 43
 
 
 @pytest.mark.parametrize(

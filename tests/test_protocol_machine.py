@@ -24,7 +24,7 @@ from ipc.segment import Segment
 
 ROWS, SLOTS, UNITS = 8, 3, 8
 UNIT = 65536
-INLINE = CONSTANTS["IPC_INLINE"]
+INLINE, FRAME = CONSTANTS["IPC_INLINE"], CONSTANTS["IPC_FRAME"]
 ATTEMPTS = 3
 FUNCTION, VIEW = CONSTANTS["IPC_OWNER_FUNCTION"], CONSTANTS["IPC_OWNER_VIEW"]
 HALF, MOST_VIEWS = UNITS // 2, UNITS // 4
@@ -346,7 +346,7 @@ class Protocol(RuleBasedStateMachine):
                 for use in self.live.values()
                 if use.slot == slot and use.generation < reaped and use.state in (_core.RUNNING, _core.CONDEMNED)
             }
-            for (use,), state, item, generation, drained, results in out:
+            for (use,), state, item, generation, drained, results, _ in out:
                 assert expected.pop(use.row) is use
                 assert (state, item, generation) == (use.state, use.item, use.generation)
                 assert drained == 0  # that takes a worker that waits for room
@@ -485,7 +485,7 @@ class Protocol(RuleBasedStateMachine):
         if use.chunk and use.item == 0:
             code = _core.begin_items(worker)
         else:
-            need = use.used + 8 + length_of(pieces) if use.chunk else length_of(pieces)
+            need = use.used + FRAME + length_of(pieces) if use.chunk else length_of(pieces)
             last = not use.chunk or use.item == len(use.items)
             finishing = last and (need <= use.room or use.state != _core.CONDEMNED)
             fits = use.state == _core.CONDEMNED or self.fits(use, need)

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pool.account import Account
     from pool.executor import Pool
 
 CALL_ONE, CALL_STAR = codec.CALL_ONE, codec.CALL_STAR
@@ -50,7 +51,7 @@ class Batch(MapRun):
         self.complete = False
         self._when_complete = when_complete
         self._input_ended = False
-        self._landed: dict[int, tuple[int, int, Any, Any]] = {}
+        self._landed: dict[int, tuple[int, int, Any, Any, Account | None]] = {}
         self._taken = 0
 
     # ---- giving
@@ -115,8 +116,8 @@ class Batch(MapRun):
 
     # ---- the client's side; its lock is held
 
-    def _land(self, index: int, kind: int, data: Any, item: Any) -> None:
-        super()._land(index, kind, data, item)
+    def _land(self, index: int, kind: int, data: Any, item: Any, account: Account | None = None) -> None:
+        super()._land(index, kind, data, item, account)
         self._landed[index] = self.ready.pop()
         self._look()
 

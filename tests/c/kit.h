@@ -162,7 +162,7 @@ static int driver_publish(struct driver *d, struct job j) {
     memcpy(d->args, &j, sizeof(j));
     pattern_fill(d->args + sizeof(j), j.args_len - sizeof(j), j.id, ARGUMENTS);
     struct ipc_piece piece = {d->args, j.args_len};
-    struct ipc_task t = {.task = j.id, .piece = &piece, .pieces = 1, .items = j.items ? j.items - j.base : 0,
+    struct ipc_task t = {.fn_generation = (uint32_t)j.id, .piece = &piece, .pieces = 1, .items = j.items ? j.items - j.base : 0,
                          .timeout_ms = j.timeout_ms, .memory_limit = j.memory_limit, .attempt = (uint16_t)(j.attempts + 1)};
     int row = ipc_publish(&d->c, &t);
     if (row < 0) return row;
@@ -185,11 +185,11 @@ static uint64_t driver_live(struct driver *d) { return d->submitted - d->done - 
 static uint64_t check_frames(const struct ipc_result *r, const struct job *j, uint32_t count) {
     uint64_t at = 0;
     for (uint32_t k = 0; k < count; k++) {
-        uint64_t frame;
+        struct ipc_frame frame;
         uint32_t item = j->base + k + 1;
         CHECK(r->length >= at + IPC_FRAME + j->size, "a committed result is there");
         memcpy(&frame, r->data + at, IPC_FRAME);
-        CHECK(ipc_frame_kind(frame) == kind_of(j->id, item) && ipc_frame_length(frame) == j->size, "a committed frame is whole");
+        CHECK(ipc_frame_kind(frame.word) == kind_of(j->id, item) && ipc_frame_length(frame.word) == j->size, "a committed frame is whole");
         CHECK(pattern_is(r->data + at + IPC_FRAME, j->size, j->id, item), "a committed result is right");
         at += IPC_FRAME + j->size;
     }
@@ -349,7 +349,7 @@ static void read_order(struct ipc_worker *w, struct job *j) {
     CHECK(ipc_claimed(w, &t) == 0, "a claimed row points inside its room");
     CHECK(t.args_len >= sizeof(*j), "arguments arrive whole");
     memcpy(j, t.args, sizeof(*j));
-    CHECK(j->id == t.task && j->args_len == t.args_len, "arguments belong to their task");
+    CHECK((uint32_t)j->id == t.fn_generation && j->args_len == t.args_len, "arguments belong to their task");
     CHECK(t.attempt == j->attempts + 1 && t.items == (j->items ? j->items - j->base : 0), "the row says what was published");
     CHECK(pattern_is(t.args + sizeof(*j), t.args_len - sizeof(*j), j->id, ARGUMENTS), "arguments have the right bytes");
 }

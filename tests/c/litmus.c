@@ -78,7 +78,7 @@ static void await_done(uint64_t start, uint64_t *random) {
 static void litmus(const char *name) {
     pthread_t thread;
     uint64_t random = 7, end = ipc_now() + length, n = 0, sleeps = 0;
-    struct ipc_task task = {.task = 1}; /* no arguments */
+    struct ipc_task task = {0}; /* no arguments */
     worker_sleeps = !strcmp(name, "tail");
     in_loop = !strcmp(name, "listen");
     atomic_store(&delay, 0);

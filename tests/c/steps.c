@@ -792,7 +792,7 @@ static void a_wait_for_room_is_nobodys_run_time(void) {
     }
     uint64_t start = ipc_now();
     CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "it waited, and has got it");
-    uint64_t took = ipc_now() - start, waited = atomic_load(&S.slot[0].wait_ns), run = ipc_from_brief(S.row[row].run);
+    uint64_t took = ipc_now() - start, waited = atomic_load(&S.slot[0].wait_ns), run = ipc_from_brief(S.row[row].spent.run);
     CHECK(waited >= 5000000 && waited <= took, "the wait is counted");
     CHECK(run <= (took - waited) + (took - waited) / 1000 + 1, "but not as the task's");
     CHECK(busy_of(&S.slot[0].spans) <= took - waited, "nor as the worker's");
