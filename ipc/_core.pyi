@@ -164,8 +164,8 @@ def book_usage(segment: _Segment, slot: int, cpu_ns: int, peak: int, /) -> None:
     """A worker was waited for, which has used so much CPU time and at its peak so many bytes of memory."""
 
 def book_spent(segment: _Segment, slot: int, generation: int, user_ns: int, system_ns: int, resident: int, /) -> None:
-    """Before `record_death`: the worker, which was waited for, has used so much CPU time in all, and at its peak so many
-    bytes of memory. `settle` says what of that belongs to the item in which it died, and how long that ran."""
+    """Before `record_death`: the worker, which was waited for, has used so much CPU time in all, and so many bytes of
+    memory at its peak. `settle` says what of that belongs to the item in which it died, and how long that ran."""
 
 # ---- counting: in the memory of this process, see pool/tally.py
 

@@ -112,8 +112,8 @@ def reap(pid: int) -> int | None:
 
 
 def reap_with_usage(pid: int) -> tuple[int, int, int, int] | None:
-    """As `reap`: (status, ns of CPU time in user mode, in the kernel, bytes of memory at its peak), each with those that
-    it had itself waited for."""
+    """As `reap`: (status, ns of CPU time in user mode, in the kernel, bytes of memory at its peak), each with those
+    that it had itself waited for."""
     try:
         found, status, usage = os.wait4(pid, os.WNOHANG)
     except ChildProcessError:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pool.task import Task
 
 FACTS = struct.Struct("=QQQQQiI")
-"""Of an item: ns it ran, ns it waited, ns of CPU time (user, system), bytes of memory (0: nobody has looked, so CPU times
-mean nothing), process id, slot. Of a chunk there is one for the whole, and one for each item if any has failed."""
+"""Of an item: ns it ran, ns it waited, ns of CPU time (user, system), bytes of memory (0: nobody has looked, so the CPU
+times mean nothing), process id, slot. Of a chunk: of the whole, and then of each item if any has failed."""
 
 _RUN = struct.Struct("=Q")
 _RECEIVED = {"Run": "view", "mmap": "file"}

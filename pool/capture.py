@@ -32,6 +32,7 @@ MOST = 64 * 1024
 LAST_WORDS = 16 * 1024
 """The same, if its worker died."""
 _MUCH = 1 << 20  # bytes in the file that are worth giving back
+_LITTLE = 4096  # bytes of a result that may be copied once more
 _SHORT = 2000  # characters in a note to an exception
 _END = struct.Struct("<QQ")  # how many bytes were kept, how many were cut
 
@@ -149,9 +150,9 @@ def _writes_to(stream: Any) -> int:
 
 def attach(kind: int, data: Any, said: bytes) -> tuple[int, Any]:
     """A result with what was printed behind it, where its own decoder does not look."""
-    if type(data) is tuple:
-        return kind | codec.SAID, (*data, said)
-    return kind | codec.SAID, bytes(data) + said
+    if type(data) is bytes and len(data) < _LITTLE:
+        return kind | codec.SAID, data + said
+    return kind | codec.SAID, (*(data if type(data) is tuple else (data,)), said)
 
 
 # ---- the monitor's side
@@ -192,8 +193,10 @@ def keep_small(fd: int) -> None:
 def detach(kind: int, data: Any) -> tuple[int, str, int]:
     """The kind without SAID, what was printed, and how many bytes of ``data`` that is."""
     view = memoryview(data)
+    if len(view) < _END.size:  # damaged
+        return kind & ~codec.SAID, "", 0
     length, _ = _END.unpack_from(view, len(view) - _END.size)
-    length = min(length, len(view) - _END.size)  # it may be damaged
+    length = min(length, len(view) - _END.size)
     said = bytes(view[len(view) - _END.size - length :])
     return kind & ~codec.SAID, text_of(said), len(said)
 

@@ -396,11 +396,11 @@ class Client(Waiting):
                 return
             if (what := message[:1]) in (monitor.NOTICE, monitor.OUTPUT):
                 slot, generation = monitor.WHO.unpack_from(message, 1)
-                text = message[1 + monitor.WHO.size :]
+                rest = message[1 + monitor.WHO.size :]
                 of = self.notices if what == monitor.NOTICE else self.last_words
                 for key in [k for k in of if k[0] == slot and k[1] < generation - _core.DEATHS]:
                     del of[key]
-                of[slot, generation] = text.decode(errors="replace") if of is self.notices else capture.text_of(text)
+                of[slot, generation] = rest.decode(errors="replace") if of is self.notices else capture.text_of(rest)
             elif what == monitor.FAILED:
                 from pool.errors import PoolStartError
 

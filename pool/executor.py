@@ -323,10 +323,10 @@ class Pool(_Calls):
         mp_context: a multiprocessing context; only ``fork`` is supported now.
         initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
             ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
-            retries, memory_limit, capture_output: as in ``options()``, for everything that does not say otherwise. buffersize: let
-            ``submit`` wait while so many futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k
-            to the k-th CPU of this process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS
-            and OpenMP in each worker, default 1. name: shown in process titles.
+            retries, memory_limit, capture_output: as in ``options()``, for everything that does not say otherwise.
+            buffersize: let ``submit`` wait while so many futures are unfinished. Default: it never blocks.
+            cpu_affinity: pin worker k to the k-th CPU of this process. nice: added to the workers' niceness.
+            threads_per_worker: threads of BLAS and OpenMP in each worker, default 1. name: shown in process titles.
 
     Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them
     at once. ``with`` waits for everything at its end, but kills the workers on KeyboardInterrupt and SystemExit."""
@@ -334,8 +334,9 @@ class Pool(_Calls):
     def __init__(
         self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
-            retries: int = 0, memory_limit: int | str | None = None, capture_output: bool = False, buffersize: int | None = None,
-            cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
+            retries: int = 0, memory_limit: int | str | None = None, capture_output: bool = False,
+            buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None,
+            threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
         workers = available_cpus() if max_workers is None else max_workers
         if workers < 0:

@@ -200,7 +200,9 @@ class InlineClient(Client):
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             kind, data = self._call(task, part)
         said = printed.getvalue().encode(errors="backslashreplace")
-        return capture.attach(kind, data, capture.packed(said)) if said else (kind, data)
+        if said:
+            kind, data = capture.attach(kind, data, capture.packed(said))
+        return kind, codec.join(data) if type(data) is tuple else data
 
     def _call(self, task: Task, part: bytes | bytearray) -> tuple[int, Any]:
         fn, call = task.function.fn, task.flags >> 8  # type: ignore[attr-defined]

@@ -39,7 +39,8 @@ socket full need not be sent: what is in there is read later, and then the monit
 nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py)."""
 LONGEST_PATH = 200
 NOTICE, OUTPUT, FAILED = b"n", b"o", b"f"
-"""Messages to the client: a dead worker's log, and what it has printed (each after a packed WHO), and why the pool cannot start workers."""
+"""Messages to the client: a dead worker's log, and what it has printed (each after a packed WHO); and why the pool
+cannot start workers."""
 WHO = struct.Struct("<II")  # slot, generation
 
 _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond,

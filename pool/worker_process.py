@@ -80,8 +80,8 @@ def _interrupt(number: int, frame: object) -> None:
 def main(
     segment: object, slot: int, generation: int, files: tuple[int, int, int], monitor: int, options: WorkerOptions
 ) -> NoReturn:
-    """Be the worker of ``slot`` until the end of the process. ``files`` that the monitor reads when it is dead: its log,
-    the names of unfinished outputs, what its tasks print."""
+    """Be the worker of ``slot`` until the end of the process. ``files``, which the monitor reads when it is dead: its
+    log, the names of unfinished outputs, what its tasks print."""
     code = BOOT_FAILED
     log_fd, outputs_fd, said_fd = map(_move_up, files)
     try:
