@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import processes
 import pytest
 import tasks
@@ -40,11 +39,11 @@ def account_of(pool: Pool, fn: Any, *args: Any, **kwargs: Any) -> Account:
 
 
 def burn(cpu: float) -> float:
-    """Use so many seconds of CPU time. Returns how many it was."""
-    began = time.process_time()
-    while (used := time.process_time() - began) < cpu:
+    """Use so many seconds of CPU time. Returns how many it was, with those of threads that a library may have."""
+    began, end = time.process_time(), time.thread_time() + cpu
+    while time.thread_time() < end:
         pass
-    return used
+    return time.process_time() - began
 
 
 def burn_and_fail(cpu: float) -> None:
@@ -74,7 +73,7 @@ def wait(seconds: float) -> None:
 
 
 def fill(size: int) -> int:
-    np.ones(size, np.uint8)
+    assert len(b"x" * size) == size
     return size
 
 
@@ -243,7 +242,7 @@ def test_memory_at_its_peak() -> None:
     assert before is not None
     assert much is not None
     assert after is not None
-    assert before + 100 * MIB <= much < before + 130 * MIB
+    assert before + 95 * MIB <= much < before + 130 * MIB  # the kernel counts in batches
     assert after < before + 30 * MIB  # not the peak of the one before
 
 
@@ -291,7 +290,7 @@ def test_of_a_crash() -> None:
     assert account.encode is not None
     assert account.cpu_user is not None
     assert account.cpu_system is not None
-    assert 0.0299 <= account.cpu_user + account.cpu_system <= account.run + 0.05
+    assert 0.0299 <= account.cpu_user + account.cpu_system <= 2 * account.run + 0.05
     assert account.peak_rss is not None
     assert account.peak_rss > MIB
     assert second.account is not None
@@ -300,6 +299,7 @@ def test_of_a_crash() -> None:
 
 def test_of_a_timeout() -> None:
     with Pool(1) as pool:
+        pool.submit(burn, 0.3).result()
         future = pool.options(timeout=0.1).submit(tasks.sleep, 60)
         error = future.exception()
     account = future.account
@@ -308,7 +308,7 @@ def test_of_a_timeout() -> None:
     assert (account.pid, error.args_repr) == (error.pid, "60")
     assert 0.1 <= account.run < 20
     assert account.cpu_user is not None
-    assert account.cpu_user < 0.09  # it slept
+    assert account.cpu_user < 0.2  # it slept, and what was before is not its
 
 
 def test_of_a_killed_task(gate: tasks.Gate) -> None:
