@@ -12,7 +12,6 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from concurrent.futures import Executor
 from types import BuiltinFunctionType, FunctionType, TracebackType
 
-from ipc import _core
 from ipc.sizes import parse_size
 from pool import codec
 from pool.client import CLOSED, DRAINING, OPEN, Client, all_clients
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
         progress: bool | Callable[[Progress], object]
 
 
+_now = time.monotonic_ns
 _new = tuple.__new__  # a third of the price of Task(...)
 _NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
 _MOST_WORKERS = 512
@@ -60,7 +60,12 @@ class _Calls(Executor):
 
     _client: Client
     _policy: Policy
+    _timeout_ms: int  # the policy's, at hand for each submit; so is the next one
+    _flags: int
     _buffersize: int | None
+
+    def _set_policy(self, policy: Policy) -> None:
+        self._policy, self._timeout_ms, self._flags = policy, policy.timeout_ms, policy.flags
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Run ``fn(*args, **kwargs)`` on a worker; returns its Future at once.
@@ -83,7 +88,7 @@ class _Calls(Executor):
         client = self._client
         if client.segment is None:
             self._start()
-        began = time.monotonic_ns()
+        began = _now()
         try:  # not under the lock: pickling runs code of the caller
             if codec.handles.used:
                 (function, data, flags), future.handles = codec.handles.of(_encode_call, client, fn, args, kwargs)
@@ -94,17 +99,16 @@ class _Calls(Executor):
             return
         if type(data) is tuple or len(data) > client.large:
             data, flags = client.prepared(data, flags, self._policy)
-        if self._policy.capture_output:
-            flags |= _core.CAPTURE
-        now = time.monotonic_ns()
+        if self._flags:
+            flags |= self._flags
+        now = _now()
         future.encode_ns = now - began
         with client.lock:
             if client.state != OPEN or client.error is not None:
                 client.check_open()
             self._track(future)
-            timeout_ms = 0 if self._policy.timeout is None else self._policy.timeout_ms
             client.unfinished += 1
-            client.offer(_new(Task, (future, 0, function, data, flags, timeout_ms, (args, kwargs), 0, 1, now)))
+            client.offer(_new(Task, (future, 0, function, data, flags, self._timeout_ms, (args, kwargs), 0, 1, now)))
             future.accepted()
 
     def _start(self) -> None:
@@ -354,11 +358,13 @@ class Pool(_Calls):
             raise ValueError(f"start method {mp_context.get_start_method()!r} is not supported, only 'fork'")
         check_buffersize(buffersize)
         self._max_workers = workers
-        self._policy = Policy(
-            _positive("timeout", timeout),
-            _count("retries", retries),
-            _size("memory_limit", memory_limit),
-            bool(capture_output),
+        self._set_policy(
+            Policy(
+                _positive("timeout", timeout),
+                _count("retries", retries),
+                _size("memory_limit", memory_limit),
+                bool(capture_output),
+            )
         )
         self._buffersize = buffersize
         worker_options = WorkerOptions(
@@ -456,7 +462,7 @@ class Options(_Calls):
     def __init__(self, parent: _Calls, policy: Policy) -> None:
         self._parent = parent  # keeps the pool
         self._client = parent._client
-        self._policy = policy
+        self._set_policy(policy)
         self._buffersize = parent._buffersize
         self._max_workers = getattr(parent, "_max_workers", 0)
         self._futures: weakref.WeakSet[Future] = weakref.WeakSet()

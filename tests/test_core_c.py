@@ -686,6 +686,34 @@ PLANTED = [
         "steps",
     ),
     Planted(
+        "a dead worker's item is charged with what was used before",
+        "insight.c",
+        [(".user = since(user_ns, load(&line->user_ns))", ".user = since(user_ns, 0)")],
+        "steps",
+    ),
+    Planted(
+        "the start of a chunk stands for those of its items",
+        "worker.c",
+        [
+            (
+                "    w->s->row[w->row].started = w->started; /*",
+                "    if (!ipc_word_item(w->word)) w->s->row[w->row].started = w->started; /*",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "nobody looks at a task whose output is caught",
+        "client.c",
+        [
+            (
+                "    if (!task->memory_limit && !(task->flags & IPC_CAPTURE)) return",
+                "    if (!task->memory_limit) return",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
         "nobody looks at a task that has a memory limit and no deadline",
         "client.c",
         [

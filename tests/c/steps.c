@@ -713,6 +713,45 @@ static void a_start_is_never_that_of_an_earlier_task(void) {
     CHECK(ipc_claim(&A) == 0 && act == NULL && work(&A, &desk) == 0, "the second, in the other");
 }
 
+static void the_start_of_each_item_stands_in_its_row(void) {
+    begin(2, 4);
+    uint32_t row = publish((struct job){.size = 10, .items = 2});
+    struct job j;
+    CHECK(S.row[row].started == 0, "nobody has claimed it");
+    CHECK(ipc_claim(&A) == 0 && S.row[row].started == A.started && S.row[row].pid == getpid(), "claimed");
+    memcpy(&j, S.row[row].body, sizeof(j));
+    for (uint32_t k = 1; k <= 2; k++) {
+        if (k == 1) CHECK(ipc_begin_items(&A) == 0, "decoded");
+        uint64_t began = S.row[row].started;
+        CHECK(began == atomic_load(&S.slot[0].started) && began >= D.c.since[row], "as the monitor sees it");
+        pattern_fill(desk.out, 10, j.id, k);
+        CHECK(commit(&A, kind_of(j.id, k), desk.out, 10) == 0, "committed");
+        CHECK(S.row[row].started == (k == 1 ? A.ended : began), "each starts where the one before has ended");
+    }
+    struct ipc_piece nothing = {"", 0};
+    struct ipc_task waits = {.piece = &nothing, .pieces = 1, .since = 77};
+    int other = ipc_publish(&D.c, &waits);
+    CHECK(other >= 0 && D.c.since[other] == 77, "it has waited since it was queued, not since it was published");
+    CHECK(ipc_cancel(&D.c, (uint32_t)other) == 1, "taken back");
+}
+
+static void a_death_charges_what_was_not_used_before(void) {
+    begin(2, 4);
+    publish(small);
+    CHECK(ipc_claim(&A) == 0, "it runs");
+    uint64_t before = ipc_now();
+    atomic_store(&S.slot[0].user_ns, 1000);
+    atomic_store(&S.slot[0].system_ns, 50);
+    while (ipc_now() < before + 2000) {}
+    ipc_book_spent(&S, 0, 0, 1500, 20, 700);
+    struct ipc_spent spent = S.slot[0].spent[0];
+    CHECK(spent.user == 500 && spent.system == 0 && spent.resident == 700, "the rest is its own");
+    CHECK(ipc_from_brief(spent.run) >= 1990 && ipc_from_brief(spent.run) < SECOND, "and the time until now");
+    CHECK(work(&A, &desk) == 0, "done after all");
+    ipc_book_spent(&S, 0, 5, 1500, 20, 700);
+    CHECK(S.slot[0].spent[1].run == 0, "between two tasks there is none");
+}
+
 static uint64_t busy_of(const struct ipc_spans *spans) {
     uint64_t sum = 0;
     for (uint32_t k = 0; k < IPC_SPANS; k++) sum += atomic_load(&spans->busy[k]);
@@ -909,6 +948,18 @@ static void a_limited_task_is_looked_at_before_it_can_be_over(void) {
     CHECK(ipc_deadlines(&S, &watch, now, expired, 2, &count) == UINT64_MAX, "until it has gone idle");
 }
 
+static void a_task_whose_output_is_caught_is_looked_at(void) {
+    begin(2, 4);
+    struct ipc_piece nothing = {"", 0};
+    struct ipc_task prints = {.piece = &nothing, .pieces = 1, .flags = IPC_CAPTURE};
+    int row = ipc_publish(&D.c, &prints);
+    CHECK(row >= 0 && atomic_load(&S.header->armed) == 1 && atomic_load(&S.header->shortest_ms) == IPC_LOOK_MS, "now and then");
+    prints.timeout_ms = 7;
+    int other = ipc_publish(&D.c, &prints);
+    CHECK(other >= 0 && atomic_load(&S.header->shortest_ms) == 7, "or when it may be over its deadline");
+    CHECK(ipc_cancel(&D.c, (uint32_t)row) && ipc_cancel(&D.c, (uint32_t)other) && atomic_load(&S.header->armed) == 0, "taken back");
+}
+
 static void memory_of_an_item_is_counted_from_its_own_start(void) {
     begin(1, 4);
     struct ipc_limited limited[2];
@@ -989,10 +1040,12 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_task_published_before_the_bit_is_seen), TEST(a_task_published_behind_the_bit_is_seen), TEST(a_flush_wakes_a_worker_for_each_ready_task),
     TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
     TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
-    TEST(a_start_is_never_that_of_an_earlier_task), TEST(what_is_spent_stands_in_its_spans), TEST(damage_of_times_is_harmless),
+    TEST(a_start_is_never_that_of_an_earlier_task), TEST(the_start_of_each_item_stands_in_its_row), TEST(a_death_charges_what_was_not_used_before),
+    TEST(what_is_spent_stands_in_its_spans), TEST(damage_of_times_is_harmless),
     TEST(a_death_ends_the_time_of_its_task), TEST(a_wait_for_room_is_nobodys_run_time), TEST(a_brief_is_near_its_number),
     TEST(quantiles_are_near_those_of_the_numbers),
-    TEST(a_limited_task_is_looked_at_before_it_can_be_over), TEST(memory_of_an_item_is_counted_from_its_own_start),
+    TEST(a_limited_task_is_looked_at_before_it_can_be_over), TEST(a_task_whose_output_is_caught_is_looked_at),
+    TEST(memory_of_an_item_is_counted_from_its_own_start),
     TEST(what_was_inherited_counts_when_it_is_written_to),
     TEST(a_result_rings_the_wire_once_while_the_client_listens), TEST(a_death_rings_the_wire_whoever_took_the_sleep),
     TEST(who_wants_a_row_is_told_through_the_wire), TEST(a_wire_that_is_another_file_by_now_is_left_alone), TEST(a_full_wire_blocks_nobody),
