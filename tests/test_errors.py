@@ -52,6 +52,21 @@ CASES: list[tuple[errors.PoolError, str, tuple[type, ...]]] = [
     ),
     (errors.TaskKilled(**PLACE), "app.resize was killed (slot 3, pid 4711, attempt 2)", ()),
     (
+        errors.TaskTimeout(**PLACE, timeout=1, args_repr="7, 'x'", output="said"),
+        "app.resize(7, 'x') ran longer than its timeout of 1 s (slot 3, pid 4711, attempt 2)",
+        (TimeoutError,),
+    ),
+    (
+        errors.MemoryLimitExceeded(**PLACE, limit=1 << 20, peak=2 << 20, args_repr="7", output="said"),
+        "app.resize(7) took 2 MiB of memory, more than its limit of 1 MiB (slot 3, pid 4711, attempt 2)",
+        (MemoryError,),
+    ),
+    (
+        errors.TaskKilled(**PLACE, args_repr="size=5", output="said"),
+        "app.resize(size=5) was killed (slot 3, pid 4711, attempt 2)",
+        (),
+    ),
+    (
         errors.RemoteError(type_name="app.BadImage", message="no header", traceback="Traceback ...\napp.BadImage"),
         "app.BadImage: no header",
         (),
@@ -145,6 +160,13 @@ def test_attributes() -> None:
         4711,
         2,
     )
+    for error in (
+        errors.TaskTimeout(**PLACE, timeout=1, args_repr="7", output="said"),
+        errors.MemoryLimitExceeded(**PLACE, limit=1, peak=2, args_repr="7", output="said"),
+        errors.TaskKilled(**PLACE, args_repr="7", output="said"),
+        errors.WorkerCrashed(**PLACE, args_repr="7", output="said"),
+    ):
+        assert (error.args_repr, error.output) == ("7", "said")
     assert late.errno is None  # an OSError, but not one of the kernel's
 
 

@@ -21,6 +21,7 @@ import pytest
 from test_layout import (
     CONSTANTS,
     DEATH,
+    FRAME,
     HEADER,
     ROW,
     SIZES,
@@ -36,6 +37,7 @@ from test_layout import (
 
 from ipc import Damaged, _core
 from ipc.segment import Segment
+from pool.account import FACTS
 
 ROOT = Path(__file__).parent.parent
 ROWS, SLOTS, UNITS = 8, 3, 8
@@ -85,9 +87,18 @@ class Image:
     # -- steps
 
     def publish(
-        self, record: str, args: bytes | tuple[bytes, ...] = b"", *, items: int = 0, timeout_ms: int = 0, flags: int = 0
+        self,
+        record: str,
+        args: bytes | tuple[bytes, ...] = b"",
+        *,
+        items: int = 0,
+        timeout_ms: int = 0,
+        flags: int = 0,
+        since: int = 0,
     ) -> int:
-        row = _core.publish(self.client, self.tasks, (record,), 0, 0, 0, 0, args, items, timeout_ms, flags, 1)
+        row = _core.publish(
+            self.client, self.tasks, (record,), 0, 0, 0, 0, args, items, timeout_ms, flags, 1, 0, 0, since
+        )
         assert row >= 0
         return row
 
@@ -511,6 +522,59 @@ def test_rest_of_a_chunk_after_a_drain(image: Image) -> None:
     image.put(HEADER["done_summary"], 1)
     assert [entry[:4] for entry in image.collect()] == [("chunk", 2, [4, b"three"], 21)]
     assert image.at_rest()
+
+
+def _waits(facts: bytes) -> list[int]:
+    return [wait for _, wait, *_ in FACTS.iter_unpack(facts)]
+
+
+def test_facts_of_a_task(image: Image) -> None:
+    worker, row = image.worker(), image.publish("task", since=1000)
+    claim(worker)
+    _core.complete(worker, 1, b"x")
+    image.put(image.row(row, "started"), 5000)
+    image.put(image.row(row, "spent"), (77 | 11 << 16 | 12 << 32 | 13 << 48))
+    ((*_, facts),) = image.collect()
+    assert list(FACTS.iter_unpack(facts)) == [(77, 4000, 11, 12, 13, os.getpid(), 0)]
+
+
+def test_facts_of_a_chunk_without_failures_are_those_of_the_whole(image: Image) -> None:
+    row = finished(image, b"x", items=3)
+    body = image.row(row, "body")
+    for k, ns in enumerate([100, 20, 3]):
+        image.put(body + k * len(frame(0, b"x")) + FRAME["spent"], ns)
+    ((*_, facts),) = image.collect()
+    assert [run for run, *_ in FACTS.iter_unpack(facts)] == [123]
+
+
+@pytest.mark.parametrize("how", ["done", "offered", "died"])
+def test_facts_of_a_chunk_with_a_failure(image: Image, how: str) -> None:
+    """They take 100, 20 and 3 ns. The row says when the last one began, or the one after those that are offered, or that
+    in which the worker died."""
+    worker, row = image.worker(), image.publish("chunk", items=4 if how == "died" else 3, since=1000)
+    claim(worker)
+    _core.begin_items(worker)
+    for k in range(2 if how == "offered" else 3):
+        _core.commit(worker, k == 1, b"x")
+    for k, ns in enumerate([100, 20, 3]):
+        image.put(image.row(row, "body") + k * len(frame(0, b"x")) + FRAME["spent"], ns)
+    image.put(image.row(row, "started"), 9000)
+    if how == "offered":
+        image.put(image.row(row, "word"), word(3, 0, 0, 1, 3))
+        image.put(image.row(row, "offered"), 2, U32)
+        image.put(HEADER["done"], 1 << row)
+        image.put(HEADER["done_summary"], 1)
+        ((*_, facts),) = image.collect()
+        assert _waits(facts) == [8000 - 120, 8000 - 120, 8000 - 20]
+    elif how == "done":
+        ((*_, facts),) = image.collect()
+        assert _waits(facts) == [8000 - 120, 8000 - 120, 8000 - 20, 8000]
+        assert [run for run, *_ in FACTS.iter_unpack(facts)] == [123, 100, 20, 3]
+    else:
+        image.die()
+        out: list[Any] = []
+        _core.settle(image.client, image.tasks, *(_core.next_dead(image.client) or ()), out)
+        assert _waits(out[0][-1]) == [8000, 8000 - 123, 8000 - 23, 8000 - 3]
 
 
 @pytest.mark.parametrize("offered", [4, 4095, NO_UNIT])
