@@ -549,7 +549,7 @@ def test_facts_of_a_chunk_without_failures_are_those_of_the_whole(image: Image) 
 
 @pytest.mark.parametrize("how", ["done", "offered", "died"])
 def test_facts_of_a_chunk_with_a_failure(image: Image, how: str) -> None:
-    """They take 100, 20 and 3 ns. The row says when the last one began, or the one after those that are offered, or that
+    """They take 100, 20 and 3 ns. The row says when the last one began, or the one after the offered ones, or that
     in which the worker died."""
     worker, row = image.worker(), image.publish("chunk", items=4 if how == "died" else 3, since=1000)
     claim(worker)
