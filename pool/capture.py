@@ -183,7 +183,7 @@ def keep_small(fd: int) -> None:
     """Give back what is too far from the end to be kept: a task may print without end."""
     with contextlib.suppress(OSError):
         found = os.fstat(fd)
-        if found.st_blocks * 512 > _MUCH:
+        if found.st_blocks * 512 > _MUCH and found.st_size > MOST:
             _core.punch(fd, 0, (found.st_size - MOST) // _core.UNIT_SIZE * _core.UNIT_SIZE)
 
 

@@ -64,7 +64,8 @@ class Failure:
         item: what the function was called with.
         index: position of the item in the input, from 0.
         error: the exception: the task's own, or one of ``pool.errors``.
-        account: what it has cost (see ``Future.account``); None if no worker has begun with it.
+        account: what it has cost (see ``Future.account``); None if no worker has begun with it, or if its value could
+            not be rebuilt here.
     """
 
     __slots__ = ("account", "error", "index", "item")
