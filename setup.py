@@ -25,8 +25,8 @@ setup(
     ext_modules=[
         Extension(
             "ipc._core",
-            sources=["ipc/module.c", *sorted(glob("ipc/core/*.c"))],
-            depends=sorted(glob("ipc/core/*.h")),
+            sources=[*sorted(glob("ipc/*.c")), *sorted(glob("ipc/core/*.c"))],
+            depends=[*sorted(glob("ipc/*.h")), *sorted(glob("ipc/core/*.h"))],
             define_macros=[("Py_LIMITED_API", "0x030b0000")],  # 3.11 brought the buffer protocol into the limited API
             py_limited_api=True,
             extra_compile_args=compile_args,

@@ -6,6 +6,7 @@ that is negative or too large for its field (a row, a slot, 32 bits) is an `Over
 large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
@@ -243,7 +244,8 @@ def collect(
     """Append (record, kind, data, length, facts) for at most `most` rows that are done or offer items, and free the
     done ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and data of its result: bytes; a
     bytearray, if it is made of pieces; or, if it is large, its run for as long as somebody holds it. A chunk: how many
-    of its items came before, and [kind, data, ...] of the next ones. length: bytes of all this in the payload. facts:
+    of its items came before, and of the next ones [kind, data, ...], or their values in a tuple, where all are numbers,
+    None, short strings or bytes. length: bytes of all this in the payload. facts:
     what it took, see pool/account.py; of a chunk, of its items together, and then, if one of them is no value, of each.
     Damaged; what is appended counts."""
 
@@ -334,6 +336,29 @@ def claimed_function(segment: _Segment, /) -> bytes:
 
 def begin_items(segment: _Segment, /) -> int:
     """The chunk is decoded, item 1 runs from now on: 0 or LOST."""
+
+def run_items(
+    segment: _Segment,
+    fn: Callable[..., Any],
+    star: bool,
+    batch: list[Any],
+    decode: Callable[[Any], Any] | None,
+    hand_back: bool,
+    /,
+) -> int | tuple[Any]:
+    """From the running item of a chunk on: call `fn` with each of `batch`, through `decode` if there is one, as
+    `fn(item)` or `fn(*item)`, and commit its value: 0 (all are committed), or what `commit` returned; LOST also in a
+    child that an item has forked. A value that is no number, None, or short string or bytes, or with `hand_back` any,
+    is returned as (value,): commit it, and call again. Raises what an item raises: commit that. The batch loses its
+    items."""
+
+def runs_item(_: None = None, /) -> bool:
+    """Whether `run_items` is calling the code of a task."""
+
+def fill(items: list[Any], source: Iterator[Any], most: int, /) -> int | tuple[Any]:
+    """Append from `source` to `items` what nobody can change: numbers, strings, bytes, None, tuples of them. 0: there
+    are `most`, or a millisecond has passed; 1: it is exhausted; (item,): this one, which was read too, could be
+    changed. Raises what `source` raises."""
 
 def commit(segment: _Segment, kind: int, data: Buffer | tuple[Buffer, ...], /) -> int:
     """The result of the running item of a chunk; the next one runs, or the row is done: 0, LOST, STOP, or TOO_LARGE,

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include "core/core.h"
+#include "scalars.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -20,9 +21,12 @@
 
 #define CAPSULE "ipc.segment"
 #define TALLY "ipc.tally"
+#define VALUE 0u           /* the kind of a pickle, as in pool/codec.py */
+#define FILL_NS 1000000u   /* a slow input does not make a chunk wait for longer */
 #define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
 
 static PyObject *Damaged;
+static int in_item; /* in a worker: the code of a task runs, called by run_items */
 
 struct view {
     struct ipc_segment s;
@@ -605,6 +609,39 @@ static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const str
     return list;
 }
 
+/* The values of a chunk's items as a tuple, if all of them are short and simple: without an object, or a step in Python, for each of them on the
+ * way. NULL without an exception: some are not. */
+static PyObject *plain_values(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, struct took *took) {
+    uint64_t at = 0;
+    PyObject *values = NULL;
+    uint16_t run[IPC_MAX_ITEMS], resident[IPC_MAX_ITEMS];
+    for (uint32_t k = 0; k < items; k++) {
+        struct ipc_frame frame;
+        if (r->length - at < IPC_FRAME) goto other;
+        memcpy(&frame, r->data + at, IPC_FRAME);
+        uint64_t length = ipc_frame_length(frame.word);
+        if (ipc_frame_kind(frame.word) != VALUE || r->length - at - IPC_FRAME < length) goto other;
+        PyObject *value = scalar_decode(r->data + at + IPC_FRAME, length);
+        if (!value || (!values && !(values = PyTuple_New((Py_ssize_t)items)))) {
+            Py_XDECREF(value);
+            goto other;
+        }
+        PyTuple_SetItem(values, (Py_ssize_t)k, value);
+        run[k] = frame.spent.run;
+        resident[k] = frame.spent.resident;
+        at += IPC_FRAME + length;
+    }
+    PyObject *record = values ? PyList_GetItem(tasks, (Py_ssize_t)row) : NULL;
+    for (uint32_t k = 0; record && k < items; k++) {
+        took->all += took->last = ipc_from_brief(run[k]);
+        if (count_item(v->tally, v->number[row], record, v->client->drained[row] + k, VALUE, run[k], resident[k], r->slot) < 0) record = NULL;
+    }
+    if (record) return values;
+other:
+    Py_XDECREF(values);
+    return NULL;
+}
+
 static PyObject *take_record(PyObject *tasks, uint32_t row) {
     PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
     if (!record) return NULL;
@@ -618,7 +655,8 @@ static PyObject *take_record(PyObject *tasks, uint32_t row) {
 }
 
 FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, facts) for each finished row to
-                       inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before */
+                       inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before, and
+                       data a tuple of values, or else a list of kinds and pickles */
     VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
     CHECK;
@@ -629,8 +667,14 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
         uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
         if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
         struct took took = {0};
-        PyObject *data = items ? frames(v, args[1], (uint32_t)row, &r, offered ? offered : items - drained, &took)
-                               : result_data(v, args[0], (uint32_t)row, &r);
+        PyObject *data;
+        if (items) {
+            uint32_t here = offered ? offered : items - drained;
+            data = plain_values(v, args[1], (uint32_t)row, &r, here, &took);
+            if (!data && !PyErr_Occurred()) data = frames(v, args[1], (uint32_t)row, &r, here, &took);
+        } else {
+            data = result_data(v, args[0], (uint32_t)row, &r);
+        }
         PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
         if (record && offered) Py_INCREF(record);
         PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
@@ -838,6 +882,7 @@ FUNCTION(open_worker) { /* open_worker(segment, slot, generation) */
     CHECK;
     if (!v->worker && !(v->worker = malloc(sizeof(*v->worker)))) return PyErr_NoMemory();
     ipc_worker_init(v->worker, &v->s, slot, generation);
+    in_item = 0; /* else that of the task whose pool this is */
     Py_RETURN_NONE;
 }
 
@@ -907,22 +952,18 @@ FUNCTION(begin_items) {
     return PyLong_FromLong(ipc_begin_items(v->worker));
 }
 
-static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {
-    struct view *v = view_of(args, n, 3, WORKER);
-    if (!v) return NULL;
-    uint32_t kind = (uint32_t)number(args[1], 255);
-    CHECK;
-    struct pieces pieces;
-    if (pieces_of(args[2], &pieces) < 0) return NULL;
+/* Publish what came of the claimed row, or of its running item. */
+static int give(struct view *v, uint32_t kind, const struct ipc_piece *piece, uint32_t count,
+                int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {
     struct ipc_worker *w = v->worker;
     w->keep = v->args || v->pinned; /* something still holds the arguments: they become ours when the row is done */
-    uint64_t length = ipc_pieces_length(pieces.piece, pieces.count);
+    uint64_t length = ipc_pieces_length(piece, count);
     int code;
     if (length < IPC_INLINE / 2 && w->used + IPC_FRAME + length <= w->room) {
-        code = how(w, kind, pieces.piece, pieces.count);
+        code = how(w, kind, piece, count);
     } else { /* may wait for room */
         Py_BEGIN_ALLOW_THREADS
-        code = how(w, kind, pieces.piece, pieces.count);
+        code = how(w, kind, piece, count);
         Py_END_ALLOW_THREADS
     }
     if (w->keep && code == 0 && ipc_word_state(w->word) == IPC_DONE) {
@@ -937,12 +978,92 @@ static PyObject *give(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc
         v->args = NULL;
         v->pinned = 0;
     }
+    return code;
+}
+
+static PyObject *give_object(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {
+    struct view *v = view_of(args, n, 3, WORKER);
+    if (!v) return NULL;
+    uint32_t kind = (uint32_t)number(args[1], 255);
+    CHECK;
+    struct pieces pieces;
+    if (pieces_of(args[2], &pieces) < 0) return NULL;
+    int code = give(v, kind, pieces.piece, pieces.count, how);
     drop_pieces(&pieces);
     return PyLong_FromLong(code);
 }
 
-FUNCTION(commit) { return (void)module, give(args, n, ipc_commit); }
-FUNCTION(complete) { return (void)module, give(args, n, ipc_complete); }
+FUNCTION(commit) { return (void)module, give_object(args, n, ipc_commit); }
+FUNCTION(complete) { return (void)module, give_object(args, n, ipc_complete); }
+
+static PyObject *call_item(PyObject *fn, int star, PyObject *decode, PyObject *part) {
+    PyObject *item = decode == Py_None ? Py_NewRef(part) : PyObject_CallFunctionObjArgs(decode, part, NULL);
+    if (!item) return NULL;
+    PyObject *arguments = !star ? NULL : PyTuple_CheckExact(item) ? Py_NewRef(item) : PySequence_Tuple(item);
+    PyObject *value = !star ? PyObject_CallFunctionObjArgs(fn, item, NULL) : arguments ? PyObject_Call(fn, arguments, NULL) : NULL;
+    Py_XDECREF(arguments);
+    Py_DECREF(item);
+    if (value && PyErr_CheckSignals() < 0) Py_CLEAR(value); /* code in C does not look for itself: it is this item that was interrupted */
+    return value;
+}
+
+FUNCTION(run_items) { /* run_items(segment, fn, star, batch, decode, hand_back) -> code | (value,), from the item that is running on: calls fn with each
+                         and commits what comes of it. What is not short and simple, or everything, is the caller's to commit, and what is raised */
+    VIEW(6, WORKER);
+    int star = PyObject_IsTrue(args[2]), hand_back = PyObject_IsTrue(args[5]);
+    struct ipc_worker *w = v->worker;
+    PyObject *batch = args[3];
+    int code = 0;
+    while (code == 0 && ipc_word_state(w->word) != IPC_DONE) {
+        Py_ssize_t k = (Py_ssize_t)ipc_word_item(w->word) - 1;
+        PyObject *part = PyList_GetItem(batch, k);
+        if (!part) return NULL;
+        Py_INCREF(part);
+        Py_INCREF(Py_None);
+        PyList_SetItem(batch, k, Py_None); /* it shall not outlive its item */
+        in_item = 1;
+        PyObject *value = call_item(args[1], star, args[4], part);
+        Py_DECREF(part);
+        in_item = 0;
+        if (!value) return NULL;
+        if (!v->control) return Py_DECREF(value), PyLong_FromLong(IPC_LOST); /* this is a child that the item has forked */
+        unsigned char pickle[SCALAR_MOST];
+        int length = hand_back ? 0 : scalar_encode(value, pickle);
+        PyObject *other = length ? NULL : PyTuple_Pack(1, value);
+        Py_DECREF(value);
+        if (!length) return other;
+        struct ipc_piece piece = {pickle, (uint64_t)length};
+        code = give(v, VALUE, &piece, 1, ipc_commit);
+    }
+    return PyLong_FromLong(code);
+}
+
+FUNCTION(runs_item) {
+    (void)module, (void)args, (void)n;
+    return PyBool_FromLong(in_item);
+}
+
+FUNCTION(fill) { /* fill(items, source, most) -> 0 so many are read, or time is up; 1: the source is exhausted; (item,): somebody could change it */
+    (void)module;
+    if (n != 3 || !PyList_CheckExact(args[0])) return PyErr_Format(PyExc_TypeError, "fill(list, iterator, most)");
+    Py_ssize_t most = (Py_ssize_t)number32(args[2]);
+    CHECK;
+    uint64_t end = ipc_now() + FILL_NS;
+    for (Py_ssize_t count = PyList_Size(args[0]); count < most; count++) {
+        PyObject *item = PyIter_Next(args[1]);
+        if (!item) return PyErr_Occurred() ? NULL : PyLong_FromLong(1);
+        if (!scalar_is_fixed(item)) {
+            PyObject *found = PyTuple_Pack(1, item);
+            Py_DECREF(item);
+            return found;
+        }
+        int failed = PyList_Append(args[0], item);
+        Py_DECREF(item);
+        if (failed) return NULL;
+        if ((count & 15) == 15 && ipc_now() > end) break;
+    }
+    return PyLong_FromLong(0);
+}
 
 FUNCTION(book) { /* book(segment, from, to): a task that had no row */
     VIEW(3, WORKER);
@@ -1146,7 +1267,7 @@ static PyMethodDef methods[] = {
     ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn), ENTRY("next_dead", next_dead), ENTRY("settle", settle),
     ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan), ENTRY("trim", trim), ENTRY("store_function", store_function),
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
-    ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("commit", commit),
+    ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("run_items", run_items), ENTRY("runs_item", runs_item), ENTRY("fill", fill), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
     ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers),
     ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),

@@ -8,9 +8,11 @@ one plain list: that is several times as fast.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import time
 
+from ipc import _core
 from pool import codec, spill
 
 TYPE_CHECKING = False
@@ -24,7 +26,6 @@ PARTS = 16
 
 _MOST_BYTES = 1 << 18  # of parts: large ones gain nothing by being handed over together
 _FILL_SECONDS = 0.001  # a slow producer does not make a chunk wait for longer
-_FIXED = frozenset({int, float, complex, str, bytes, bool, type(None)})
 _dumps, _loads = pickle.dumps, pickle.loads
 
 
@@ -53,23 +54,25 @@ class Chunk:
             self.error = error
 
     def _fill(self, source: Iterator[Any], count: int) -> None:
+        stopped = _core.fill(self.items, source, count)
+        if isinstance(stopped, int):
+            self.ended = stopped == 1
+            return
+        self._parts = [_dumps(before, 5) for before in self.items]
         items, end, size = self.items, time.monotonic() + _FILL_SECONDS, 0
-        for item in source:
-            if self._parts is not None or not _fixed(item):
-                if self._parts is None:
-                    self._parts = [_dumps(before, 5) for before in items]
-                try:
-                    data: Any = codec.encode_args(item, self._inherited)
-                except Exception as error:
-                    self.failed, self.ended = (item, error), False
-                    return
-                if type(data) is tuple and spill.size(data) > _MOST_BYTES:
-                    self.alone, self.ended = (data, item), False
-                    return
-                part = data if isinstance(data, bytes) else codec.join(data)
-                self._parts.append(part)
-                size += len(part)
-                data = None  # the input may resize its bytearray, which it cannot while we look into it
+        for item in itertools.chain(stopped, source):
+            try:
+                data: Any = codec.encode_args(item, self._inherited)
+            except Exception as error:
+                self.failed, self.ended = (item, error), False
+                return
+            if type(data) is tuple and spill.size(data) > _MOST_BYTES:
+                self.alone, self.ended = (data, item), False
+                return
+            part = data if isinstance(data, bytes) else codec.join(data)
+            self._parts.append(part)
+            size += len(part)
+            data = None  # the input may resize its bytearray, which it cannot while we look into it
             items.append(item)
             full = len(items) >= count or size > _MOST_BYTES
             if full or (len(items) & 15 == 0 and time.monotonic() > end):  # a slow source is not waited for
@@ -79,11 +82,6 @@ class Chunk:
     def encoded(self) -> tuple[bytes, int]:
         """The chunk as (bytes, flags)."""
         return (_dumps(self.items, 5), 0) if self._parts is None else (_dumps(self._parts, 5), PARTS)
-
-
-def _fixed(item: Any) -> bool:
-    kind = type(item)
-    return kind in _FIXED or (kind is tuple and all(type(x) in _FIXED for x in item))
 
 
 def decode_part(part: bytes | bytearray) -> Any:

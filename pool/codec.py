@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH = range(7)
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH, DECODED, BLOCK = range(9)
 """FAILED and DEATH come from no worker: an exception object, a Death."""
 PACKED = _core.PACKED_KIND | VALUE
 VALUES = (VALUE, PACKED)

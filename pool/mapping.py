@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _WINDOW_SECONDS = 0.010
 _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it over, short against human patience
-_CHUNK_MOST = 512
+_CHUNK_MOST = 2048
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _SMALL = 4096  # bytes of an item that need no such care
 _FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
@@ -97,7 +97,7 @@ class Aside:
 
 class MapRun:
     """One running map, as a sink of tasks. Outcomes wait in ``ready`` as (index, kind, bytes | error, item, account)
-    until the caller takes them; account: of failed ones."""
+    until the caller takes them; account: of failed ones. Decoded values that follow each other are a BLOCK, a tuple."""
 
     def __init__(
         self,
@@ -120,6 +120,7 @@ class MapRun:
         self.failed = 0  # of those that are back
         self.crashes = 0  # attempts at them whose worker died
         self.flying = 0  # items given away and not yet back
+        self.landed = 0  # that are back, and were not dropped: taken by the caller, or to be
         self.ready: deque[tuple[int, int, Any, Any, Account | None]] = deque()
         self.eager = (
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
@@ -158,7 +159,9 @@ class MapRun:
                 account = None if kind == codec.FAILED else account_in_map(task, facts, None, data, said)
                 self._land(task.position, kind, data, task.item, account)
         if self.auto:
-            each = run_us(facts) / (max(1, len(data) // 2) if task.items else 1)  # a chunk may come in parts
+            each: float = run_us(facts)
+            if task.items:  # which may come in parts
+                each /= max(1, len(data) if type(data) is tuple else len(data) // 2)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
         if length > _SMALL or self._item_bytes > _SMALL:
             self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
@@ -171,6 +174,7 @@ class MapRun:
                 if not plain or entry[1] not in _VALUES or entry[0].items:
                     self.arrive(*entry)
         self.came(len(rest))
+        self.landed += len(rest)
         return rest
 
     def _unwrap(self, kind: int, data: Any) -> tuple[int, Any, str | None]:
@@ -211,6 +215,7 @@ class MapRun:
                 self.held += len(data)
             else:
                 self.failed += 1
+            self.landed += 1
             self.ready.append((index, kind, data, item, account))
 
     def came(self, count: int) -> None:
@@ -219,9 +224,19 @@ class MapRun:
         if self.eager:
             self.client.unfinished -= count
 
-    def _chunk_arrived(self, task: Task, drained: int, frames: list[Any], facts: bytes) -> None:
+    def _chunk_arrived(self, task: Task, drained: int, frames: Any, facts: bytes) -> None:
+        """``frames``: kinds and pickles, or values that are decoded already."""
+        if type(frames) is tuple:
+            self._values_arrived(task.position + drained, frames)
+            return
         for k in range(len(frames) // 2):
             self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1], facts, k)
+
+    def _values_arrived(self, index: int, values: tuple[Any, ...]) -> None:
+        self.came(len(values))
+        if not self.dropped:
+            self.landed += len(values)
+            self.ready.append((index, codec.BLOCK, values, None, None))
 
     def _single(self, task: Task, k: int, attempt: int) -> None:
         """Offer one item of a chunk by itself (again), as it was when it was given away."""
@@ -277,6 +292,9 @@ class MapRun:
         self, index: int, kind: int, data: Any, item: Any, account: Account | None, hand: list[Any]
     ) -> Failure | None:
         """Put the item's value into ``hand``, or return its Failure."""
+        if kind == codec.DECODED:
+            hand.append(data)
+            return None
         if kind == codec.FAILED:
             return Failure(item, index, data, account)
         if kind == codec.DEATH:
@@ -467,7 +485,7 @@ def run_map(
                 watch = ticker if taken - before < _FEW else None  # in a rain of results, a look now and then will do
                 before = taken
             dry = False
-            if not ended and (room := run.wants(len(ready) + len(early))) > 0:
+            if not ended and (room := run.wants(run.landed - taken)) > 0:
                 try:
                     ended = _give(run, source, room) if watch is None else _give_watched(watch, run, source, room)
                 except NotYet:
@@ -502,22 +520,33 @@ def run_map(
                     early[index] = (kind, data, item, account)
                     continue
                 while True:
-                    taken += 1
-                    run.index = index
-                    if taken >= look and ticker is not None:
-                        look = ticker.look(taken)
-                    if (failure := run.outcome(index, kind, data, item, account, hand)) is None:
-                        yield hand.pop()
-                    elif on_error == "return":
-                        yield failure
-                    elif on_error == "raise":
-                        raise _with_item(failure)
+                    if kind == codec.BLOCK and ticker is None and not run.numbered:
+                        taken += len(data)
+                        yield from data
+                    elif kind == codec.BLOCK:
+                        for run.index, value in enumerate(data, index):
+                            taken += 1
+                            if taken >= look and ticker is not None:
+                                look = ticker.look(taken)
+                            yield value
+                    else:
+                        taken += 1
+                        run.index = index
+                        if taken >= look and ticker is not None:
+                            look = ticker.look(taken)
+                        failure = run.outcome(index, kind, data, item, account, hand)
+                        if failure is None:
+                            yield hand.pop()
+                        elif on_error == "return":
+                            yield failure
+                        elif on_error == "raise":
+                            raise _with_item(failure)
                     if not early or taken not in early:
                         break
                     index = taken
                     kind, data, item, account = early.pop(taken)
             failure = data = item = task = None  # what is the caller's is not ours to keep
-            if not ended and not dry and run.wants(len(early)) > 0:
+            if not ended and not dry and run.wants(run.landed - taken) > 0:
                 continue
             if taken == run.given and not dry:
                 if failed is not None:

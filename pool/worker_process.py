@@ -71,9 +71,13 @@ class _Process:
 _in_task = False  # an interrupt is for the task, and for nothing else
 
 
+def _is_active() -> bool:
+    return _in_task or _core.runs_item() or _Process.starting
+
+
 def _interrupt(number: int, frame: object) -> None:
     """SIGINT. Between two tasks, or while a result is on its way, a KeyboardInterrupt would lose a claimed row."""
-    if _in_task:
+    if _in_task or _core.runs_item():
         raise KeyboardInterrupt
 
 
@@ -87,7 +91,7 @@ def main(
     try:
         _core.set_wire(segment, _move_up(_core.wire(segment)))
         _isolate(segment, slot, generation, log_fd, monitor)
-        context.be_worker(context.Worker(segment, slot, generation), lambda: _in_task or _Process.starting)
+        context.be_worker(context.Worker(segment, slot, generation), _is_active)
         _settle_in(slot, outputs_fd, options)
         _Process.results = _Results(options.folder, slot, generation)
         _Process.capture = capture.Capture(said_fd)
@@ -278,42 +282,52 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
-    global _in_task
     fn_id, generation, call, items, args, flags = claim
-    broken: tuple[int, bytes] | None = None
-    batch: list[Any] = []
-    fn = None
     caught = _Process.capture if flags & _core.CAPTURE else None
     if caught is not None:
         caught.start()
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
         batch = codec.loads(args) if args is not None else _arguments(segment, flags)
-        batch.reverse()
     except BaseException as error:
         broken = _encode_error(error)
+        code = _core.begin_items(segment)
+        while items and code == 0:
+            code = _forked_or(_core.commit, segment, *broken)
+            items -= 1
+        return code
+    decode = chunks.decode_part if flags & chunks.PARTS else None
     code = _core.begin_items(segment)
-    for _ in range(items):
-        if code < 0:
-            break
-        if broken is not None:
-            kind, data = broken
-        else:
-            try:
-                _in_task = True
-                item = batch.pop()
-                value = _call(fn, call, chunks.decode_part(item) if flags & chunks.PARTS else item)
-                kind, data = codec.encode_value(value)
-                _in_task = False
-            except BaseException as error:
-                _in_task = False
-                kind, data = _encode_error(error)
-        if caught is not None and not _Process.forked:
-            kind, data = _with_output(caught, kind, data)
-        code = _forked_or(_core.commit, segment, kind, data)
+    if code == 0:
+        code = _run_items(segment, fn, call == codec.CALL_STAR, batch, decode, caught)
     if caught is not None:
         caught.stop()
     return code
+
+
+def _run_items(
+    segment: object, fn: Any, star: bool, batch: list[Any], decode: Callable[[Any], Any] | None, caught: Any
+) -> int:
+    """All of them. Items whose values are numbers or short strings follow each other without a step in Python: the core
+    calls, encodes and commits. What it cannot encode, and what is raised, comes back to here."""
+    global _in_task
+    while True:
+        try:
+            done: Any = _core.run_items(segment, fn, star, batch, decode, caught is not None)
+            if type(done) is int:
+                return done
+            _in_task = True
+            kind, data = codec.encode_value(done[0])
+            _in_task = False
+            done = None
+        except BaseException as error:
+            _in_task = False
+            kind, data = _encode_error(error, 1)
+        if caught is not None and not _Process.forked:
+            kind, data = _with_output(caught, kind, data)
+        code = _forked_or(_core.commit, segment, kind, data)
+        if code < 0:
+            return code
 
 
 def _with_output(caught: capture.Capture, kind: int, data: Any) -> tuple[int, Any]:
@@ -372,10 +386,11 @@ def _short_of_memory() -> bool:
     return False
 
 
-def _encode_error(error: BaseException) -> tuple[int, bytes]:
+def _encode_error(error: BaseException, frames: int = 2) -> tuple[int, bytes]:
+    """``frames``: of ours, at the beginning of its traceback."""
     _Process.spoilt = _Process.spoilt or (isinstance(error, MemoryError) and _short_of_memory())
     try:
-        return codec.encode_error(error, skip=2)
+        return codec.encode_error(error, skip=frames)
     except BaseException:  # MemoryError while the report is made
         _Process.spoilt = True
         return codec.ERROR, codec.EMERGENCY

@@ -121,6 +121,12 @@ class Batch(MapRun):
         self._landed[index] = self.ready.pop()
         self._look()
 
+    def _values_arrived(self, index: int, values: tuple[Any, ...]) -> None:
+        self.came(len(values))
+        for k, value in enumerate(values, index):
+            self._landed[k] = k, codec.DECODED, value, None, None
+        self._look()
+
     def _look(self) -> None:
         if self._input_ended and not self.flying and not self.complete:
             self.complete = True
