@@ -58,7 +58,13 @@ os.register_at_fork(before=_core.forked, after_in_child=_after_fork_in_child)
 
 
 class Client(Waiting):
-    """One segment, one monitor, and all tasks that go through them."""
+    """One segment, one monitor, and all tasks that go through them.
+
+    Attributes:
+        ahead: a map gives away at most so many items before it looks for results; None: as many as keep workers busy.
+    """
+
+    ahead: int | None = None
 
     def __init__(self, workers: int, options: WorkerOptions) -> None:
         super().__init__()
@@ -99,16 +105,17 @@ class Client(Waiting):
         if self.options.initializer is not None:
             # What it sets are globals of the worker's __main__: functions that are there too must look there.
             self.inherited = codec.main_functions()
-        self._running = running = launch.start(self.workers, self.options, self.tally.counts)
-        self.tally.begin()
-        self.segment = running.segment
-        self.room = running.room
-        self.large = min(self.room // 2, spill.LARGE)
-        self.tasks = [None] * running.rows
-        if not hasattr(self, "functions"):
-            self.functions = FunctionStore(self.segment, self.inherited, self.tally.number)
-        else:
-            self.functions.move(self.segment)
+        with PutOff():  # a pool that is half there could not even be stopped
+            self._running = running = launch.start(self.workers, self.options, self.tally.counts)
+            self.tally.begin()
+            self.segment = running.segment
+            self.room = running.room
+            self.large = min(self.room // 2, spill.LARGE)
+            self.tasks = [None] * running.rows
+            if not hasattr(self, "functions"):
+                self.functions = FunctionStore(self.segment, self.inherited, self.tally.number)
+            else:
+                self.functions.move(self.segment)
 
     def check_owner(self) -> None:
         if not self.owned():

@@ -99,6 +99,8 @@ class _Here(Worker):
 class InlineClient(Client):
     """A client without processes: publishing a task runs it, so nothing is ever pending and nobody has to collect."""
 
+    ahead = 1  # else results would wait until the next items have run
+
     def __init__(self, options: WorkerOptions) -> None:
         super().__init__(1, options)
         self._slot: Any = None  # of a segment that nobody shares: where our time goes

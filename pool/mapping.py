@@ -128,7 +128,7 @@ class MapRun:
         self.auto = chunksize is None
         self._flags = call << 8 | policy.flags
         self._timeout_ms = policy.timeout_ms
-        self._buffersize = buffersize
+        self._buffersize = client.ahead or buffersize
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
         self._item_bytes = 0.0

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from typing import Any
 
 import pytest
 import tasks
@@ -75,3 +76,11 @@ def test_no_workers_let_ctrl_c_through_and_stay_usable() -> None:
         with pytest.raises(KeyboardInterrupt):
             pool.submit(interrupt)
         assert pool.submit(tasks.square, 3).result() == 9
+
+
+@pytest.mark.parametrize("chunksize", [1, 5, "auto"])
+def test_each_result_comes_before_the_next_item_runs(chunksize: Any) -> None:
+    ran: list[int] = []
+    with Pool(0) as pool:
+        for x in pool.imap(lambda x: ran.append(x) or x, range(100), chunksize=chunksize):
+            assert ran == list(range(x + 1))
