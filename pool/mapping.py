@@ -39,6 +39,9 @@ _CHUNK_MOST = 2048
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _SMALL = 4096  # bytes of an item that need no such care
 _FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
+_NAP_SECONDS, _LEAST_NAP = 0.0005, 0.0001
+_NAP_SHARE = 4  # part of what is given away that may be done when the caller looks again
+_NAP_RESULTS = 2  # at least so many are worth a nap
 _HELD_BYTES = 64 << 20  # of results that wait for an earlier one, at least
 _BATCH = 64  # items given away between two looks at what has come back
 _VALUES, _SCALARS = frozenset(codec.VALUES), codec.SCALARS
@@ -137,6 +140,8 @@ class MapRun:
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
         self._came = 0
+        self._rate = 0.0  # items that came back in a second, of late
+        self._looked = -1  # how many had come at the last nap
         self._since = time.monotonic()
         self.numbered = False  # somebody reads `index`
         self.index = -1  # of the result that was handed to the caller last
@@ -329,7 +334,7 @@ class MapRun:
             return
         now = time.monotonic()
         rate = self._came / max(now - self._since, 1e-6)
-        self._came, self._since = 0, now
+        self._came, self._since, self._rate = 0, now, rate
         if self.auto and self._item_us < _CHUNK_US / 2:
             best = int(_CHUNK_US / max(self._item_us, 1.0))
             best = min(best, int(_CHUNK_BYTES / max(self._item_bytes, 1.0)))
@@ -339,6 +344,18 @@ class MapRun:
         most = len(self.client.tasks) * 3 // 4 * self.chunksize
         least = 3 * self.client.workers * self.chunksize
         self._window = max(least, min(int(rate * _WINDOW_SECONDS), most, 2 * self._window))
+
+    def nap(self) -> float:
+        """Seconds that the caller may look away, because the workers have enough to do for much longer; else 0. To be
+        woken for each result of a short task takes a core away from the next one."""
+        came = self.given - self.flying
+        if (
+            came == self._looked or self.flying < 4 * self.client.workers
+        ):  # nothing since the last time: tasks have become slow
+            return 0.0
+        self._looked = came
+        nap = min(self.flying / max(self._rate, 1.0) / _NAP_SHARE, _NAP_SECONDS)
+        return nap if nap > _LEAST_NAP and self._rate * nap >= _NAP_RESULTS else 0.0
 
     def give_singles(self, source: Iterator[Any], count: int) -> bool:
         """Publish up to ``count`` items one by one, straight from the input. True if the input has ended.
@@ -563,6 +580,9 @@ def run_map(
             if aside is not None:
                 aside.seconds = pause
                 yield aside
+                continue
+            if (nap := run.nap()) > 0:
+                time.sleep(nap)
                 continue
             if not client.wait_for(lambda: ready, pause) and pause == left:
                 client.check_open()

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import types
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import processes
 import pytest
 import tasks
 
-from pool import Failure, Pool, errors
+from pool import Failure, Pool, errors, mapping
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("idle_afterwards")]
 FORMS = ["imap", "imap_unordered"]
@@ -411,3 +412,24 @@ def test_shutdown_inside_an_imap_delivers_what_was_given_and_then_refuses() -> N
     with pytest.raises(errors.PoolClosed):
         _collect(results, taken)
     assert taken == list(range(source.read))
+
+
+@pytest.mark.parametrize(
+    ("flying", "rate", "nap"),
+    [
+        (200, 20_000.0, 0.0005),  # tasks of 0.1 ms: ten at a time
+        (700, 1_000_000.0, 0.000175),  # a quarter of what there is to do
+        (200, 2_000_000.0, 0.0),  # so little that the workers could run dry
+        (200, 2_000.0, 0.0),  # tasks of 1 ms: one will have come
+        (7, 100_000.0, 0.0),  # the end of the map
+        (200, 0.0, 0.0),  # nothing is known yet
+    ],
+)
+def test_the_caller_looks_away_while_short_tasks_have_enough_to_do(flying: int, rate: float, nap: float) -> None:
+    run: Any = types.SimpleNamespace(
+        given=1000, flying=flying, _rate=rate, _looked=-1, client=types.SimpleNamespace(workers=2)
+    )
+    assert mapping.MapRun.nap(run) == pytest.approx(nap)
+    assert mapping.MapRun.nap(run) == 0.0  # nothing has come since: they have become slow, and it must be woken
+    run.flying -= 1
+    assert mapping.MapRun.nap(run) == pytest.approx(nap, rel=0.02)
