@@ -282,15 +282,26 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:
     """A chunk: each item's result is committed before the next item starts, so that a death is charged to one item."""
+    if not claim[5] & _core.CAPTURE:
+        return _run_batch(segment, functions, claim, None)
+    caught = _Process.capture
+    caught.start()
+    code = _run_batch(segment, functions, claim, caught)
+    caught.stop()
+    return code
+
+
+def _run_batch(
+    segment: object, functions: FunctionCache, claim: tuple[Any, ...], caught: capture.Capture | None
+) -> int:
     fn_id, generation, call, items, args, flags = claim
-    caught = _Process.capture if flags & _core.CAPTURE else None
-    if caught is not None:
-        caught.start()
     try:
         fn = functions.get(fn_id, generation) if fn_id else None
         batch = codec.loads(args) if args is not None else _arguments(segment, flags)
     except BaseException as error:
-        broken = _encode_error(error)
+        broken: tuple[int, Any] = _encode_error(error)
+        if caught is not None and not _Process.forked:
+            broken = _with_output(caught, *broken)
         code = _core.begin_items(segment)
         while items and code == 0:
             code = _forked_or(_core.commit, segment, *broken)
@@ -300,13 +311,16 @@ def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]
     code = _core.begin_items(segment)
     if code == 0:
         code = _run_items(segment, fn, call == codec.CALL_STAR, batch, decode, caught)
-    if caught is not None:
-        caught.stop()
     return code
 
 
 def _run_items(
-    segment: object, fn: Any, star: bool, batch: list[Any], decode: Callable[[Any], Any] | None, caught: Any
+    segment: object,
+    fn: Any,
+    star: bool,
+    batch: list[Any],
+    decode: Callable[[Any], Any] | None,
+    caught: capture.Capture | None,
 ) -> int:
     """All of them. Items whose values are numbers or short strings follow each other without a step in Python: the core
     calls, encodes and commits. What it cannot encode, and what is raised, comes back to here."""

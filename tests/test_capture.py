@@ -227,6 +227,22 @@ def _say_and_return_zeros(size: int) -> Any:
     return say_and_return(np.zeros(size, np.uint8))
 
 
+class SaysAndFails:
+    """A function that prints while it is decoded in the worker, and cannot be."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return say_and, ("raise", "decoding")
+
+    def __call__(self, x: int) -> int:
+        return x
+
+
+def test_what_is_said_while_the_function_is_decoded(catching: Pool) -> None:
+    failures = list(catching.imap(SaysAndFails(), range(4), chunksize=2, on_error="return"))
+    assert [failure.account.output for failure in failures] == ["decoding"] * 4
+    assert [str(failure.error) for failure in failures] == ["raise"] * 4
+
+
 # ---- last words
 
 
@@ -300,6 +316,7 @@ def test_nothing_appears_and_others_print_as_before(tmp_path: Path) -> None:
             future.result()
             assert len(future.account.output.splitlines()) == 10, future.account.output
             list(catching.imap(test_capture.say, "abc", chunksize=2))
+            list(catching.imap(test_capture.SaysAndFails(), "abcd", chunksize=2, on_error="skip"))
             pool.submit(test_capture.say, "after").result()
             pool.submit(os.write, 2, b"error\\n").result()
             pool.submit(logging.warning, "log").result()
