@@ -217,5 +217,7 @@ class InlineClient(Client):
                     value = fn(argument) if call == codec.CALL_ONE else fn(*argument)
             kind, data = codec.encode_value(value)
             return kind, codec.join(data) if type(data) is tuple else data
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:  # the caller's
+            raise
+        except BaseException as error:
             return codec.encode_error(error)

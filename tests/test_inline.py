@@ -84,3 +84,15 @@ def test_each_result_comes_before_the_next_item_runs(chunksize: Any) -> None:
     with Pool(0) as pool:
         for x in pool.imap(lambda x: ran.append(x) or x, range(100), chunksize=chunksize):
             assert ran == list(range(x + 1))
+
+
+def test_whatever_a_task_raises_is_its_outcome_but_for_interrupts() -> None:
+    with Pool(0) as pool:
+        for error in (GeneratorExit, SystemExit, BaseException):
+            assert isinstance(pool.submit(_raise, error).exception(), error)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(_raise, KeyboardInterrupt)
+
+
+def _raise(error: type[BaseException]) -> None:
+    raise error
