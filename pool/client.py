@@ -98,15 +98,16 @@ class Client(Waiting):
     # ---- start and end
 
     def start(self) -> None:
-        """Fork the monitor, which forks the workers. Raises OSError or MemoryError if the segment does not fit into
-        memory."""
+        """Start the monitor, which forks the workers. Raises OSError or MemoryError if the segment does not fit into
+        memory; with another start method than fork what pickling the initializer raised, and RuntimeError in a script
+        that is being imported by a worker."""
         if self._running is not None:
             return
-        if self.options.initializer is not None:
-            # What it sets are globals of the worker's __main__: functions that are there too must look there.
-            self.inherited = codec.main_functions()
         with PutOff():  # a pool that is half there could not even be stopped
             self._running = running = launch.start(self.workers, self.options, self.tally.counts)
+            if self.options.initializer is not None:
+                # What it sets are globals of the worker's __main__: functions that are there too must look there.
+                self.inherited = codec.main_functions()
             self.tally.begin()
             self.segment = running.segment
             self.room = running.room
@@ -422,12 +423,7 @@ class Client(Waiting):
             return
         if launch.monitor_is_dead(self._running):
             self._read_messages()
-            self._break(
-                self.error
-                or _pool_broken(
-                    "the monitor process died: all workers are gone, and nothing that was unfinished is run again"
-                )
-            )
+            self._break(self.error or _why_gone(self._running))
             return
         try:
             _core.idle_scan(self.segment)
@@ -531,6 +527,15 @@ class Client(Waiting):
                 self.queue = deque(task for task in self.queue if task.sink is not sink)
                 sink.came(sum(task.items or 1 for task in waiting))
             self._publish_queue()
+
+
+def _why_gone(running: launch.Running) -> BaseException:
+    """The error of a pool whose monitor is dead and has not said why."""
+    if running.is_importing():
+        from pool.errors import PoolStartError
+
+        return PoolStartError("the interpreter for the monitor process ended before it had started a worker")
+    return _pool_broken("the monitor process died: all workers are gone, and nothing that was unfinished is run again")
 
 
 def _pool_broken(text: str) -> BaseException:

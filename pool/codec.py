@@ -59,27 +59,43 @@ _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 
 class _MainNames:
-    """The classes that ``__main__`` had when the workers were forked: they exist there too, so they may travel by
+    """The classes that ``__main__`` had when the workers were started: they exist there too, so they may travel by
     reference."""
 
     classes: frozenset[type] = frozenset()
+    missing: frozenset[str] | None = frozenset()
+    """Names that workers of some pool do not have, because they have imported ``__main__`` for themselves. None: they
+    have none of it."""
+
+
+def leave_out(names: frozenset[str] | None) -> None:
+    """From now on these names of ``__main__`` (None: all) do not travel by reference, to no pool: by value is always
+    possible."""
+    before = _MainNames.missing
+    _MainNames.missing = None if names is None or before is None else names | before
+
+
+def _main_names() -> dict[str, Any]:
+    missing, main = _MainNames.missing, sys.modules.get("__main__")
+    if main is None or missing is None:
+        return {}
+    return {name: value for name, value in vars(main).items() if name not in missing} if missing else vars(main)
 
 
 def snapshot_main() -> None:
-    """Remember the classes of ``__main__``; called just before the monitor is forked."""
-    main = sys.modules.get("__main__")
-    _MainNames.classes = frozenset(v for v in vars(main).values() if isinstance(v, type)) if main else frozenset()
+    """Remember the classes of ``__main__``; called just before the monitor is started."""
+    _MainNames.classes = frozenset(v for v in _main_names().values() if isinstance(v, type))
 
 
 def main_functions() -> frozenset[types.FunctionType]:
-    """The functions that ``__main__`` has now under their own names."""
-    names = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
+    """The functions that ``__main__`` has now under their own names, and workers too."""
+    names = _main_names()
     functions = [fn for fn in names.values() if isinstance(fn, types.FunctionType)]
     return frozenset(fn for fn in functions if fn.__module__ == "__main__" and names.get(fn.__qualname__) is fn)
 
 
 @functools.cache
-def _pickler() -> type[Any]:
+def pickler() -> type[Any]:
     """cloudpickle's pickler, but classes that the workers have inherited go by reference, and ``inherited`` functions.
     Made at first use: the import costs."""
     import cloudpickle
@@ -105,9 +121,9 @@ def by_value(
     """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now; but
     ``inherited`` functions, which workers have too, by name."""
     out = io.BytesIO()
-    pickler = _pickler()(out, protocol=5, buffer_callback=buffer_callback)
-    pickler.inherited = inherited
-    pickler.dump(obj)
+    by = pickler()(out, protocol=5, buffer_callback=buffer_callback)
+    by.inherited = inherited
+    by.dump(obj)
     return out.getvalue()
 
 
@@ -311,7 +327,8 @@ def text_of(error: BaseException) -> str:
         return f"<str() raised {type(failed).__name__}>"
 
 
-def _trace(error: BaseException, skip: int) -> str:
+def trace(error: BaseException, skip: int) -> str:
+    """The traceback as text, without its first ``skip`` frames."""
     tb = error.__traceback__
     for _ in range(skip):
         tb = tb.tb_next if tb else None
@@ -341,7 +358,7 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
             inner = None
     # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
     kind = ABORT if isinstance(error, getattr(sys.modules.get("pool.errors"), "Abort", ())) else ERROR
-    return kind, _dumps((inner, type(error).__qualname__, text_of(error), _trace(error, skip)), 5)
+    return kind, _dumps((inner, type(error).__qualname__, text_of(error), trace(error, skip)), 5)
 
 
 EMERGENCY = _dumps(

@@ -45,6 +45,7 @@ _new = tuple.__new__  # a third of the price of Task(...)
 _NAMED = (FunctionType, BuiltinFunctionType)  # hashable, and perhaps known by name
 _MOST_WORKERS = 512
 _ROOM_SECONDS = 10.0  # how long a map waits for room for its function
+_START_METHODS = ("fork", "forkserver", "spawn")
 _MOST_RETRIES = 65_000  # an attempt's number has 16 bits
 
 
@@ -324,7 +325,8 @@ class Pool(_Calls):
         max_workers: number of workers. Default: the CPUs this process may really use (affinity, cgroup quota). 0: run
             everything here, in this process and thread (for debuggers and profilers); nobody enforces timeouts and
             memory limits then.
-        mp_context: a multiprocessing context; only ``fork`` is supported now.
+        mp_context: how workers come to be: ``multiprocessing.get_context("fork")``, ``"forkserver"`` or ``"spawn"``.
+            Default: fork, whatever ``multiprocessing`` is told. See docs/start-methods.md.
         initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
             ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
             retries, memory_limit, capture_output: as in ``options()``, for everything that does not say otherwise.
@@ -354,8 +356,6 @@ class Pool(_Calls):
                 raise TypeError("max_tasks_per_child must be an integer")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
-        if mp_context is not None and mp_context.get_start_method() != "fork":
-            raise ValueError(f"start method {mp_context.get_start_method()!r} is not supported, only 'fork'")
         check_buffersize(buffersize)
         self._max_workers = workers
         self._set_policy(
@@ -368,8 +368,9 @@ class Pool(_Calls):
         )
         self._buffersize = buffersize
         worker_options = WorkerOptions(
-            name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity
-        )
+            name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity,
+            _start_method(mp_context),
+        )  # fmt: skip
         self._client = _client_for(workers, worker_options)
         self._finalizer = weakref.finalize(self, _abandoned, self._client)
         self._finalizer.atexit = False  # _at_exit does it, before daemon threads stop
@@ -511,6 +512,18 @@ def _encode_call(
     if len(args) == 1:
         return function, codec.encode_args(args[0], client.inherited), codec.CALL_ONE << 8
     return function, codec.encode_args(args, client.inherited), codec.CALL_STAR << 8
+
+
+def _start_method(context: Any) -> str:
+    if context is None:
+        return "fork"
+    if not hasattr(context, "get_start_method"):
+        hint = f": multiprocessing.get_context({context!r})" if isinstance(context, str) else ""
+        raise TypeError(f"mp_context must be a context of multiprocessing, not {type(context).__name__}{hint}")
+    method: str = context.get_start_method()
+    if method not in _START_METHODS:
+        raise ValueError(f"start method {method!r} is not supported, only {', '.join(map(repr, _START_METHODS))}")
+    return method
 
 
 def _client_for(workers: int, options: WorkerOptions) -> Client:

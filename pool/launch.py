@@ -19,6 +19,10 @@ from pool import codec, monitor, spill, worker_process
 from pool.cpus import available_cpus
 from pool.worker_process import WorkerOptions
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pool.fresh import Parcel
+
 _STOP_SECONDS = 5.0
 _SWEEP_SECONDS = 1.0  # how long killed processes may take to be gone (one can hang in the kernel)
 _warned = False
@@ -38,7 +42,9 @@ class Running:
         pid: int,
         marks: range,
         folder: str,
+        fresh: bool,
     ) -> None:
+        self.fresh = fresh  # the monitor is a new interpreter
         self.segment = segment
         self.folder = folder  # of spilled values
         self.rows = rows
@@ -55,16 +61,29 @@ class Running:
     def worker_pids(self) -> list[int]:
         return [_core.slot_info(self.segment, slot)["pid"] for slot in range(self.workers)]
 
+    def is_importing(self) -> bool:
+        """Whether the monitor is a new interpreter that has not come to forking workers, and reads no commands."""
+        return self.fresh and not any(self.worker_pids())
+
 
 def start(workers: int, options: WorkerOptions, counts: object) -> Running:
-    """Make the segment, fork the monitor. ``counts``: the client's ``_core.tally``.
+    """Make the segment, start the monitor. ``counts``: the client's ``_core.tally``.
 
-    Raises MemoryError or OSError if there is too little memory for it."""
-    _warn_about_threads()
+    Raises MemoryError or OSError if there is too little memory for it; PoolStartError if there can be no process. With
+    another start method than fork also what pickling the initializer raised, and RuntimeError in a script that a
+    worker imports."""
+    if options.start_method == "fork":
+        _warn_about_threads()
     options.folder = spill.new_folder()
+    parcel = None
+    if options.start_method != "fork":
+        from pool.fresh import Parcel  # multiprocessing takes longer to import than all of ours
+
+        parcel = Parcel(options)
+    codec.snapshot_main()
     segment = Segment.create(workers, available_cpus())
     try:
-        view, theirs_view = segment.attach(), segment.attach()
+        view = segment.attach()
         _core.open_client(view)
         _core.count_into(view, counts)
         _core.dont_fork(view)
@@ -73,20 +92,25 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         # task has put another one under the number.
         wire = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         wire[0].setblocking(False)
-        for each in (view, theirs_view):
-            _core.set_wire(each, wire[1].fileno())
-        codec.snapshot_main()
-        worker_process.import_title()
+        _core.set_wire(view, wire[1].fileno())
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
                 stream.flush()
         marks = _new_marks(workers)
-        pid = _fork(segment, theirs_view, marks, (ours, wire[0]), theirs, options)
+        if parcel is None:
+            worker_process.import_title()
+            theirs_view = segment.attach()
+            _core.set_wire(theirs_view, wire[1].fileno())
+            pid = _fork(segment, theirs_view, marks, (ours, wire[0]), theirs, options)
+        else:
+            pid = _spawn(parcel, segment, marks, (ours, *wire), theirs)
     finally:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)
-    return Running(view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder)
+    return Running(
+        view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder, fresh=parcel is not None
+    )
 
 
 def _fork(
@@ -123,6 +147,23 @@ def _fork(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _spawn(
+    parcel: Parcel, segment: Segment, marks: range, ours: tuple[_socket.socket, ...], theirs: _socket.socket
+) -> int:
+    """The same with a fresh interpreter as the monitor. ``ours``: last the end of the wire that it shares."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        return parcel.send(segment, marks, theirs, ours[-1])
+    except OSError as error:
+        from pool.errors import PoolStartError
+
+        for end in (*ours, theirs):
+            end.close()
+        raise PoolStartError(f"the monitor process cannot be started: {error}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _new_marks(workers: int) -> range:
     """Marks (see `process.mark`) that no other pool has, for the monitor and for each worker."""
     first = process.FIRST_MARK + (int.from_bytes(os.urandom(6), "little") << 12)
@@ -137,7 +178,10 @@ def _warn_about_threads() -> None:
     ]
     if names and not _warned:
         _warned = True
-        text = f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start()"
+        text = (
+            f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start(), "
+        )
+        text += "or give it the context of forkserver or spawn"
         warnings.warn(text, RuntimeWarning, stacklevel=6)
 
 
@@ -175,6 +219,9 @@ def stop(running: Running, kill: bool) -> None:
     running.commands.settimeout(_STOP_SECONDS)  # a socket full of other commands is soon read
     with contextlib.suppress(OSError):
         running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
+    if kill and running.is_importing():  # a worker that it forks just now dies with it
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGKILL)
     if not _await_monitor(running, _STOP_SECONDS):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)

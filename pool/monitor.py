@@ -7,8 +7,8 @@
     worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
     timers                    ──▶ deadlines · memory limits · the SIGKILL after a stack dump · restarts that wait
 
-It runs embedded in a fork of the client's process and leaves by ``os._exit``, so that nothing of the client is
-finalised twice.
+It runs embedded in a fork of the client's process, or in a fresh interpreter (pool/fresh.py), and leaves by
+``os._exit``, so that nothing of the client is finalised twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 import time
 
 from ipc import _core, memory, process
-from pool import capture, output, spill, worker_process
+from pool import capture, codec, output, spill, worker_process
 from pool.restart import Restarts
 from pool.worker_process import WorkerOptions
 
@@ -32,6 +32,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket
     from typing import NoReturn
+
+    from pool.preparation import Preparation
 
 STOP, KILL_ALL, LOOK, TERMINAL = b"S", b"K", b"L", b"T"
 """Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
@@ -121,8 +123,6 @@ class Monitor:
     def run(self) -> NoReturn:
         with contextlib.suppress(OSError):
             _core.become_subreaper()  # daemons that a task's process leaves behind come to us
-        for variable in _THREAD_VARIABLES:
-            os.environ.setdefault(variable, str(self._options.threads_per_worker))
         worker_process.set_title(f"{self._options.name}: monitor")
         gc.freeze()
         try:
@@ -470,14 +470,16 @@ class Monitor:
 
 
 def main(segment: object, marks: range, commands: socket, client: int, options: WorkerOptions) -> NoReturn:
-    """Be the monitor: called in the freshly forked child, with signals blocked. ``marks``: ours, and one a worker."""
+    """Be the monitor: called in the freshly forked child (or fresh interpreter), with signals blocked. ``marks``: ours, and one a worker."""
     try:
         os.setsid()
         # In a task of another pool: its mark would have us killed before we can end what our workers have started.
         process.mark(marks[0])
-        worker_process.default_handlers()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
+        _ignore_signals()
+        for variable in _THREAD_VARIABLES:
+            os.environ.setdefault(variable, str(options.threads_per_worker))
+        if options.preparation is not None and not _prepare(options.preparation, commands, client):
+            os._exit(1)
         sys.settrace(None)
         sys.setprofile(None)
         if faulthandler.is_enabled():
@@ -497,3 +499,23 @@ def main(segment: object, marks: range, commands: socket, client: int, options: 
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(1)
+
+
+def _ignore_signals() -> None:
+    worker_process.default_handlers()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _prepare(preparation: Preparation, commands: socket, client: int) -> bool:
+    """Import what the workers shall inherit; the only code of the user that runs here. False if it has failed, which
+    the client then knows."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        preparation.in_monitor(client)
+    except BaseException as error:
+        text = codec.trace(error, skip=2)
+        commands.send(FAILED + f"__main__ cannot be imported in a fresh interpreter\0{text}".encode(errors="replace"))
+        return False
+    _ignore_signals()  # whatever the imports have set
+    return True

@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from pool.preparation import Preparation
+
 DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
 the GIL."""
@@ -47,7 +49,9 @@ class WorkerOptions:
         threads_per_worker: int = 1,
         nice: int | None = None,
         cpu_affinity: bool = False,
+        start_method: str = "fork",
     ) -> None:
+        self.preparation: Preparation | None = None  # in a monitor and in workers that were not forked from the client
         self.folder = ""  # of spilled values; new at each start
         self.name = name
         self.initializer = initializer
@@ -56,6 +60,7 @@ class WorkerOptions:
         self.threads_per_worker = threads_per_worker
         self.nice = nice
         self.cpu_affinity = cpu_affinity
+        self.start_method = start_method
 
 
 class _Process:
@@ -156,7 +161,7 @@ def _forked(segment: object) -> None:
 
 
 def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
-    """Priority, memory score, title, threads, random numbers; last the user's initializer."""
+    """Priority, memory score, title, imports, threads, random numbers; last the user's initializer."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
         score.write(b"500")  # when memory runs out the kernel shall take a worker, not the client
     if options.nice:
@@ -169,6 +174,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
         with contextlib.suppress(Exception):  # replaced by something that is not a text stream
             stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     record_to(outputs_fd)
+    initializer, initargs = options.initializer, options.initargs
+    if options.preparation is not None:
+        initializer, initargs = options.preparation.in_worker()
     _limit_threads(options.threads_per_worker)
     # What is imported later seeds itself.
     if (random := sys.modules.get("random")) is not None:
@@ -178,9 +186,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
         multiprocessing._children = set()  # type: ignore[attr-defined]  # the client's children are not ours to poll
     gc.enable()
-    if options.initializer is not None:
+    if initializer is not None:
         _Process.starting = True
-        options.initializer(*options.initargs)
+        initializer(*initargs)
         _Process.starting = False
 
 
@@ -210,8 +218,7 @@ def set_title(title: str) -> None:
 
 def _report(error: BaseException, log_fd: int) -> None:
     """The traceback of a failed start, for ``PoolStartError``."""
-    _, data = codec.encode_error(error, skip=2 if not isinstance(error, _core.Damaged) else 0)
-    text = codec.loads(data)[3]
+    text = codec.trace(error, skip=2 if not isinstance(error, _core.Damaged) else 0)
     with contextlib.suppress(OSError):
         os.write(log_fd, text.encode(errors="replace"))
 

@@ -1,0 +1,171 @@
+"""Start methods ``forkserver`` and ``spawn``: the monitor is a fresh interpreter, and has nothing of the client: no
+lock, no thread, no open file, no module.
+
+::
+
+    client ── vfork + exec ──▶ python, multiprocessing.spawn ──▶ monitor.main ── forks ──▶ workers
+            memfd: sys.path, arguments, directory, ...; then who the monitor is, and with it the worker's options
+
+With ``forkserver`` the monitor imports ``__main__`` (and what ``set_forkserver_preload`` names) once, and workers
+inherit it. With ``spawn`` it imports nothing of the program: each worker does. In both the worker runs the initializer.
+Everything here is what the client does, but for ``_Monitor._bootstrap``.
+"""
+
+from __future__ import annotations
+
+import _socket
+import copy
+import io
+import os
+import pickle
+import sys
+from collections import ChainMap
+
+from ipc import _core
+from ipc.segment import Segment
+from pool import codec, monitor, worker_process
+from pool.preparation import Preparation
+from pool.worker_process import WorkerOptions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+
+class Parcel:
+    """What a fresh interpreter gets to know. Raises what pickling the initializer raised, RuntimeError in a script that
+    starts a pool while it is imported by a worker.
+
+    What may only travel when a process is started (locks, queues and pipes of multiprocessing) may be among the
+    ``initargs``."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        from multiprocessing import context, forkserver, resource_tracker, spawn
+
+        self.fds: set[int] = set()  # which the new process has to have under the same numbers
+        self._options = copy.copy(options)
+        self._options.initializer, self._options.initargs = None, ()
+        context.set_spawning_popen(self)
+        try:
+            data = spawn.get_preparation_data("")
+            main = {key: data.pop(key) for key in list(data) if key.startswith("init_main_")}
+            del data["name"]  # it stays MainProcess, as in a fork
+            codec.leave_out(_missing_in(main))
+            preload = forkserver._forkserver._preload_modules if options.start_method == "forkserver" else []
+            initializer = b"" if options.initializer is None else _dumps((options.initializer, options.initargs))
+            self._options.preparation = Preparation(main, list(preload), initializer)
+            self._prepare = pickle.dumps(data)
+        finally:
+            context.set_spawning_popen(None)
+        # If it runs: semaphores that the workers open are on its list. We need none.
+        self._tracker: int | None = resource_tracker._resource_tracker._fd
+        if self._tracker is not None:
+            self.fds.add(self._tracker)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """What multiprocessing calls for a file in the ``initargs``."""
+        self.fds.add(fd)
+        return fd
+
+    @staticmethod
+    def DupFd(fd: int) -> object:
+        """The same, what is pickled then."""
+        from multiprocessing import popen_spawn_posix
+
+        return popen_spawn_posix._DupFd(fd)
+
+    def send(self, segment: Segment, marks: range, commands: _socket.socket) -> int:
+        """Start the interpreter; its pid. Raises OSError. With all signals blocked, as they will be there."""
+        from multiprocessing import spawn, util
+
+        passed = {segment.control, segment.payload, commands.fileno(), *self.fds}
+        theirs = _Monitor(
+            segment.control, segment.payload, commands.fileno(), sorted(self.fds), marks, os.getpid(), self._options
+        )
+        memory = os.memfd_create("pool-start", os.MFD_CLOEXEC)
+        try:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(self._prepare)
+                file.write(pickle.dumps(theirs))
+            os.lseek(memory, 0, os.SEEK_SET)
+            command = spawn.get_command_line(tracker_fd=self._tracker, pipe_handle=memory)
+            return util.spawnv_passfds(spawn.get_executable(), command, {memory, *passed})
+        finally:
+            os.close(memory)
+
+
+def _dumps(obj: object) -> bytes:
+    """By the pool's codec, with what multiprocessing has for its own objects. Functions of the script go by name, for
+    its globals are what the initializer sets."""
+    from multiprocessing.reduction import ForkingPickler
+
+    base = codec.pickler()
+
+    class Pickler(base):  # type: ignore[misc, valid-type]
+        dispatch_table = ChainMap(ForkingPickler._extra_reducers, base.dispatch_table)
+
+    out = io.BytesIO()
+    pickler = Pickler(out, protocol=5)
+    pickler.inherited = codec.main_functions()
+    pickler.dump(obj)
+    return out.getvalue()
+
+
+def _missing_in(main: dict[str, Any]) -> frozenset[str] | None:
+    """Names of the script that a process that imports it again does not have, because they are made below ``if __name__
+    == "__main__"``. None: it does not import it."""
+    import ast
+
+    name, path = main.get("init_main_from_name"), main.get("init_main_from_path")
+    if not main or f".{name}".endswith(".__main__") or (path and os.path.basename(path) in ("ipython", "ipython.py")):
+        return None
+    try:
+        with open(path or str(sys.modules["__main__"].__file__), "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):  # without its source: nothing is known to be missing
+        return frozenset()
+    guarded = [node for node in tree.body if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)]
+    missing = set()
+    for node in [inner for guard in guarded for statement in guard.body for inner in ast.walk(statement)]:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            missing.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            missing.add(node.id)
+    return frozenset(missing)
+
+
+class _Monitor:
+    """What the fresh interpreter unpickles after its preparation, and runs in the place of a ``multiprocessing.Process``."""
+
+    def __init__(
+        self,
+        control: int,
+        payload: int,
+        commands: int,
+        fds: list[int],
+        marks: range,
+        client: int,
+        options: WorkerOptions,
+    ) -> None:
+        self._control = control
+        self._payload = payload
+        self._commands = commands
+        self._fds = fds
+        self._marks = marks
+        self._client = client
+        self._options = options
+
+    def _bootstrap(self, sentinel: int) -> NoReturn:
+        os.close(sentinel)
+        for fd in (*self._fds, self._commands):
+            os.set_inheritable(fd, False)
+        commands = _socket.socket(fileno=self._commands)
+        commands.setblocking(False)
+        view = _core.attach(self._control, self._payload)
+        os.close(self._control)  # nobody shall write into shared memory through a descriptor
+        os.close(self._payload)
+        worker_process.import_title()
+        monitor.main(view, self._marks, commands, self._client, self._options)
+
+
+__all__ = ["Parcel"]
