@@ -8,14 +8,16 @@
     multiprocess      the same of multiprocess.tests
     futures           the process pool's classes of test.test_concurrent_futures
 
-Each suite runs in a process of its own, with a time limit. What it is allowed to deviate in is the list of
+Each suite runs in a process of its own for each start method, with a time limit. What it is allowed to deviate in is the list of
 docs/conformance.md, with a reason for each; a deviation that passes is an error, and so is one that no test has.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import fnmatch
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -27,10 +29,16 @@ import types
 import unittest
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 LIST = Path(__file__).parent.parent / "docs" / "conformance.md"
 SECONDS = {"multiprocessing": 120, "multiprocess": 120, "futures": 180}
+METHODS = {"futures": ("Fork", "Forkserver", "Spawn")}
+"""The start methods of a suite's tests, as they stand in the names of its classes; default: fork, and no such names."""
+
+_TESTS = "CONFORMANCE_TESTS"  # in the environment: a folder with Python's tests, if they are not at their place
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 NOT_APPLICABLE, DEVIATING, EITHER = "not applicable", "deviating", "either way"
@@ -41,10 +49,6 @@ NOT_APPLICABLE, DEVIATING, EITHER = "not applicable", "deviating", "either way"
 
 def substitute(suite: str) -> None:
     """From now on the suite's package has our pool. To be called before its tests are imported."""
-    import test
-
-    # Some builds of Python come without their tests; Debian has them in a package, at its own place.
-    test.__path__.append(f"/usr/lib/python{sysconfig.get_python_version()}/test")
     if suite == "futures":
         import concurrent.futures
 
@@ -76,7 +80,7 @@ def _substitute_in_scripts(suite: str) -> None:
 
     theirs = script_helper.assert_python_ok
     ours = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import conformance; "
-    ours += f"sys.path.pop(0); conformance.substitute({suite!r})\n"
+    ours += f"sys.path[:1] = {[os.environ[_TESTS]] if _TESTS in os.environ else []}; conformance.substitute({suite!r})\n"
 
     def assert_python_ok(*args: str, **env: str) -> object:
         assert args[0] == "-c"
@@ -88,13 +92,13 @@ def _substitute_in_scripts(suite: str) -> None:
 # ---- one suite, in its own process
 
 
-def load(suite: str) -> Iterator[unittest.TestCase]:
+def load(suite: str, method: str) -> Iterator[unittest.TestCase]:
     """The tests of the suite, with ours in the place of theirs. ImportError if they are not installed."""
     substitute(suite)
     _substitute_in_scripts(suite)
     if suite == "futures":
         module = importlib.import_module("test.test_concurrent_futures")
-        wanted = "*ProcessPool*"
+        wanted = f"*ProcessPool{method}[!s]*" if method == "Fork" else f"*ProcessPool{method}*"
     else:
         name = "test._test_multiprocessing" if suite == "multiprocessing" else "multiprocess.tests"
         module = types.ModuleType(f"{suite}_tests")
@@ -145,10 +149,10 @@ def _name(test: unittest.TestCase) -> str:
     return f"{type(test).__name__}.{test._testMethodName}"
 
 
-def run_here(suite: str, left_out: list[str], file: int) -> None:
+def run_here(suite: str, method: str, left_out: list[str], file: int) -> None:
     """Run the suite in this process, but for what matches ``left_out``."""
     faulthandler.dump_traceback_later(SECONDS[suite] - 5, exit=True)
-    cases = list(load(suite))
+    cases = list(load(suite, method))
     chosen = [case for case in cases if not _matching(_name(case), left_out)]
     os.write(file, json.dumps([_name(case) for case in cases]).encode() + b"\n")
     unittest.TestSuite(chosen).run(_Report(file))
@@ -205,25 +209,54 @@ def judge(
 
 
 def run(suite: str) -> tuple[Counter[str], list[str]]:
-    """Run the suite in a process of its own, and judge it."""
+    """Run the suite, the start methods beside each other, for its tests mostly wait; and judge it."""
     listed = deviations(suite)
-    with tempfile.TemporaryFile() as report, tempfile.TemporaryFile() as log:
-        command = [sys.executable, __file__, "--here", suite, str(report.fileno()), *listed[NOT_APPLICABLE]]
+    methods = METHODS.get(suite, ("",))
+    names: list[str] = []
+    outcomes: dict[str, tuple[str, str]] = {}
+    failed = []
+    with ThreadPoolExecutor(len(methods)) as threads:
+        for lines, code, said in threads.map(lambda method: _run_apart(suite, method, listed), methods):
+            if not lines:
+                return Counter(), [f"{suite} could not be run\n{said}"]
+            names += lines[0]
+            outcomes.update((name, (outcome, text)) for name, outcome, text in lines[1:])
+            if code != 0:
+                failed.append(f"{suite} ended with exit code {code}\n{said}")
+    figure, wrong = judge(suite, names, outcomes, listed)
+    return figure, wrong + failed
+
+
+def _run_apart(suite: str, method: str, listed: dict[str, dict[str, str]]) -> tuple[list[Any], int, str]:
+    """Run the tests in a process of their own: (lines of its report, exit code, what it said)."""
+    with tempfile.TemporaryFile() as report, tempfile.TemporaryFile() as log, _tests_of_python() as environment:
+        command = [sys.executable, __file__, "--here", suite, method, str(report.fileno()), *listed[NOT_APPLICABLE]]
         ran = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[report.fileno()],
-            timeout=SECONDS[suite], check=False,
+            timeout=SECONDS[suite], check=False, env=environment,
         )  # fmt: skip
         report.seek(0)
         lines = [json.loads(line) for line in report]
         log.seek(0)
-        said = log.read().decode(errors="replace")[-5000:]
-    if not lines:
-        return Counter(), [f"{suite} could not be run\n{said}"]
-    outcomes = {name: (outcome, text) for name, outcome, text in lines[1:]}
-    figure, wrong = judge(suite, lines[0], outcomes, listed)
-    if ran.returncode != 0:
-        wrong.append(f"{suite} ended with exit code {ran.returncode}\n{said}")
-    return figure, wrong
+        return lines, ran.returncode, log.read().decode(errors="replace")[-5000:]
+
+
+@contextlib.contextmanager
+def _tests_of_python() -> Iterator[dict[str, str]]:
+    """The environment of a process that finds Python's tests, and of all that it starts.
+
+    Some builds of Python come without their tests; Debian has them in a package, at its own place."""
+    debian = f"/usr/lib/python{sysconfig.get_python_version()}/test"
+    if importlib.util.find_spec("test.test_concurrent_futures") or not os.path.isdir(debian):
+        yield dict(os.environ)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        os.symlink(debian, os.path.join(folder, "test"))
+        yield {**os.environ, _TESTS: folder, "PYTHONPATH": os.pathsep.join([folder, *_python_path()])}
+
+
+def _python_path() -> list[str]:
+    return [path] if (path := os.environ.get("PYTHONPATH")) else []
 
 
 def show(figure: Counter[str]) -> str:
@@ -232,7 +265,7 @@ def show(figure: Counter[str]) -> str:
 
 def main() -> int:
     if sys.argv[1:2] == ["--here"]:
-        run_here(sys.argv[2], sys.argv[4:], int(sys.argv[3]))
+        run_here(sys.argv[2], sys.argv[3], sys.argv[5:], int(sys.argv[4]))
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", choices=[*SECONDS, []], metavar="SUITE")
