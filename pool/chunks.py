@@ -18,8 +18,9 @@ from pool import codec, spill
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FunctionType
     from typing import Any
+
+    from pool.codec import Inherited
 
 PARTS = 16
 """A flag of a row, beside the core's: the chunk is a list of encoded items."""
@@ -40,7 +41,7 @@ class Chunk:
         error: what the input raised; what it gave before still counts.
     """
 
-    def __init__(self, source: Iterator[Any], count: int, inherited: frozenset[FunctionType]) -> None:
+    def __init__(self, source: Iterator[Any], count: int, inherited: Inherited) -> None:
         self.items: list[Any] = []
         self.failed: tuple[Any, Exception] | None = None
         self.alone: tuple[Any, Any] | None = None

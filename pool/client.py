@@ -34,8 +34,9 @@ from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FunctionType
     from typing import Any
+
+    from pool.codec import Inherited
 
 OPEN, DRAINING, CLOSED = range(3)
 _MOST = 512  # results collected in one turn
@@ -83,7 +84,7 @@ class Client(Waiting):
         self.notices: dict[tuple[int, int], str] = {}  # stacks of dead workers, by slot and generation
         self.last_words: dict[tuple[int, int], str] = {}  # and what they have printed
         self.crashes = 0
-        self.inherited: frozenset[FunctionType] = frozenset()  # see codec.by_value
+        self.inherited: Inherited = frozenset()  # see codec.by_value
         self.tally = Tally()
         self.spilled = 0  # values that went through files
         self.segment: Any = None
@@ -105,9 +106,7 @@ class Client(Waiting):
             return
         with PutOff():  # a pool that is half there could not even be stopped
             self._running = running = launch.start(self.workers, self.options, self.tally.counts)
-            if self.options.initializer is not None:
-                # What it sets are globals of the worker's __main__: functions that are there too must look there.
-                self.inherited = codec.main_functions()
+            self.inherited = running.inherited
             self.tally.begin()
             self.segment = running.segment
             self.room = running.room

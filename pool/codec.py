@@ -24,7 +24,9 @@ from pool import spill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
+
+    Inherited: TypeAlias = frozenset[type | types.FunctionType]  # what of __main__ goes by name, see `by_value`
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
 VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH, DECODED, BLOCK = range(9)
@@ -53,60 +55,61 @@ _WORD = struct.Struct("<QQ")
 _BARE = 1 << 63  # in place of the number of buffers: one object without a pickle
 SCALARS = frozenset({int, float, bool, complex, type(None)})
 """Types whose pickles are plain, and never raise."""
-_NONE: frozenset[types.FunctionType] = frozenset()
 _LONG = 32 * 1024  # bytes that are worth it
 _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 
 class _MainNames:
-    """The classes that ``__main__`` had when the workers were started: they exist there too, so they may travel by
-    reference."""
+    """What travels by reference where nobody says for which pool."""
 
     classes: frozenset[type] = frozenset()
+    """The classes that ``__main__`` had when workers were last started. In a forked worker: the client has them too."""
     missing: frozenset[str] | None = frozenset()
-    """Names that workers of some pool do not have, because they have imported ``__main__`` for themselves. None: they
-    have none of it."""
+    """Names of ``__main__`` that workers of some pool do not have. None: all of them."""
 
 
-def leave_out(names: frozenset[str] | None) -> None:
-    """From now on these names of ``__main__`` (None: all) do not travel by reference, to no pool: by value is always
-    possible."""
+def snapshot_main(missing: frozenset[str] | None, *, functions: bool) -> Inherited:
+    """What workers that are started now have of ``__main__`` under the same names: its classes, and if ``functions``
+    its functions too. ``missing``: names that they do not have, because they import ``__main__`` for themselves; None:
+    all."""
     before = _MainNames.missing
-    _MainNames.missing = None if names is None or before is None else names | before
+    if missing is None or "__main__" not in sys.modules:
+        _MainNames.classes, _MainNames.missing = frozenset(), None
+        return frozenset()
+    main = vars(sys.modules["__main__"]).items()
+    _MainNames.classes = frozenset(v for name, v in main if isinstance(v, type) and name not in missing)
+    _MainNames.missing = None if before is None else before | missing
+    if not functions:
+        return _MainNames.classes
+    return _MainNames.classes | {fn for fn in main_functions() if fn.__name__ not in missing}
 
 
-def _main_names() -> dict[str, Any]:
-    missing, main = _MainNames.missing, sys.modules.get("__main__")
-    if main is None or missing is None:
-        return {}
-    return {name: value for name, value in vars(main).items() if name not in missing} if missing else vars(main)
-
-
-def snapshot_main() -> None:
-    """Remember the classes of ``__main__``; called just before the monitor is started."""
-    _MainNames.classes = frozenset(v for v in _main_names().values() if isinstance(v, type))
+def in_all_workers() -> Inherited:
+    """Classes of ``__main__`` that every pool's workers have, as far as they are started."""
+    missing = _MainNames.missing
+    return frozenset() if missing is None else frozenset(c for c in _MainNames.classes if c.__name__ not in missing)
 
 
 def main_functions() -> frozenset[types.FunctionType]:
-    """The functions that ``__main__`` has now under their own names, and workers too."""
-    names = _main_names()
+    """The functions that ``__main__`` has now under their own names."""
+    names = vars(sys.modules["__main__"]) if "__main__" in sys.modules else {}
     functions = [fn for fn in names.values() if isinstance(fn, types.FunctionType)]
     return frozenset(fn for fn in functions if fn.__module__ == "__main__" and names.get(fn.__qualname__) is fn)
 
 
 @functools.cache
 def pickler() -> type[Any]:
-    """cloudpickle's pickler, but classes that the workers have inherited go by reference, and ``inherited`` functions.
-    Made at first use: the import costs."""
+    """cloudpickle's pickler, but what is ``inherited`` goes by reference. Made at first use: the import costs."""
     import cloudpickle
 
     class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-        inherited = _NONE
+        inherited: Inherited | None = None
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type) and obj in _MainNames.classes:
+            inherited = _MainNames.classes if self.inherited is None else self.inherited
+            if isinstance(obj, type) and obj in inherited:
                 return NotImplemented
-            if isinstance(obj, types.FunctionType) and obj in self.inherited and obj in main_functions():
+            if isinstance(obj, types.FunctionType) and obj in inherited and obj in main_functions():
                 return NotImplemented
             return super().reducer_override(obj)
 
@@ -116,10 +119,11 @@ def pickler() -> type[Any]:
 def by_value(
     obj: Any,
     buffer_callback: Callable[[Any], object] | None = None,
-    inherited: frozenset[types.FunctionType] = _NONE,
+    inherited: Inherited | None = None,
 ) -> bytes:
-    """Pickle with functions and new classes of ``__main__`` by value, their globals resolved as they are now; but
-    ``inherited`` functions, which workers have too, by name."""
+    """Pickle with functions and classes of ``__main__`` by value, their globals resolved as they are now; but what is
+    ``inherited``, which the workers have too, by name. None: the classes that ``__main__`` had when workers were last
+    started."""
     out = io.BytesIO()
     by = pickler()(out, protocol=5, buffer_callback=buffer_callback)
     by.inherited = inherited
@@ -127,7 +131,7 @@ def by_value(
     return out.getvalue()
 
 
-def encode_args(obj: Any, inherited: frozenset[types.FunctionType] = _NONE) -> bytes | tuple[Any, ...]:
+def encode_args(obj: Any, inherited: Inherited | None = None) -> bytes | tuple[Any, ...]:
     """Arguments for a worker: bytes, or pieces if there are buffers in them (see ``pack``). ``inherited``: see
     ``by_value``. Raises what pickling raised if nothing can take them."""
     if type(obj) in SCALARS:
@@ -164,13 +168,13 @@ class Handles(threading.local):
 handles = Handles()
 
 
-def encode_function(fn: Any, inherited: frozenset[types.FunctionType]) -> tuple[bytes, list[Any]]:
+def encode_function(fn: Any, inherited: Inherited | None) -> tuple[bytes, list[Any]]:
     """A callable, which travels as one string of bytes, and the handles on shared objects in it. ``inherited``: see
     ``by_value``. Raises what pickling raised if nothing can take it."""
     return handles.of(_encode, fn, None, inherited)
 
 
-def _encode(obj: Any, buffers: list[Any] | None, inherited: frozenset[types.FunctionType] = _NONE) -> bytes:
+def _encode(obj: Any, buffers: list[Any] | None, inherited: Inherited | None = None) -> bytes:
     note = None if buffers is None else buffers.append
     try:
         data = _dumps(obj, 5, buffer_callback=note)

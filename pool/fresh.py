@@ -29,7 +29,9 @@ from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any, ClassVar, NoReturn
+
+    from pool.codec import Inherited
 
 
 class Parcel:
@@ -40,25 +42,36 @@ class Parcel:
     ``initargs``."""
 
     def __init__(self, options: WorkerOptions) -> None:
-        from multiprocessing import context, forkserver, resource_tracker, spawn
+        from multiprocessing import context, forkserver, process, resource_tracker, spawn
 
+        if getattr(process.current_process(), "_inheriting", False):
+            raise RuntimeError(
+                f"a worker that is being started imports {sys.argv[0] or 'the script'}, which starts a pool: with the "
+                "start methods spawn and forkserver that has to stand below  if __name__ == '__main__':"
+            )
         self.fds: set[int] = set()  # which the new process has to have under the same numbers
         self._options = copy.copy(options)
         self._options.initializer, self._options.initargs = None, ()
-        context.set_spawning_popen(self)
+        context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
             data = spawn.get_preparation_data("")
             main = {key: data.pop(key) for key in list(data) if key.startswith("init_main_")}
             del data["name"]  # it stays MainProcess, as in a fork
-            codec.leave_out(_missing_in(main))
-            preload = forkserver._forkserver._preload_modules if options.start_method == "forkserver" else []
-            initializer = b"" if options.initializer is None else _dumps((options.initializer, options.initargs))
+            self.inherited = codec.snapshot_main(_missing_in(main), functions=options.initializer is not None)
+            preload = (
+                getattr(forkserver._forkserver, "_preload_modules", ["__main__"])
+                if options.start_method == "forkserver"
+                else []
+            )
+            initializer = (
+                b"" if options.initializer is None else _dumps((options.initializer, options.initargs), self.inherited)
+            )
             self._options.preparation = Preparation(main, list(preload), initializer)
             self._prepare = pickle.dumps(data)
         finally:
             context.set_spawning_popen(None)
         # If it runs: semaphores that the workers open are on its list. We need none.
-        self._tracker: int | None = resource_tracker._resource_tracker._fd
+        self._tracker: int | None = getattr(resource_tracker._resource_tracker, "_fd", None)
         if self._tracker is not None:
             self.fds.add(self._tracker)
 
@@ -89,24 +102,24 @@ class Parcel:
                 file.write(pickle.dumps(theirs))
             os.lseek(memory, 0, os.SEEK_SET)
             command = spawn.get_command_line(tracker_fd=self._tracker, pipe_handle=memory)
-            return util.spawnv_passfds(spawn.get_executable(), command, {memory, *passed})
+            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, sorted({memory, *passed}))
         finally:
             os.close(memory)
 
 
-def _dumps(obj: object) -> bytes:
-    """By the pool's codec, with what multiprocessing has for its own objects. Functions of the script go by name, for
-    its globals are what the initializer sets."""
+def _dumps(obj: object, inherited: Inherited) -> bytes:
+    """By the pool's codec, with what multiprocessing has for its own objects."""
     from multiprocessing.reduction import ForkingPickler
 
     base = codec.pickler()
+    reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
 
     class Pickler(base):  # type: ignore[misc, valid-type]
-        dispatch_table = ChainMap(ForkingPickler._extra_reducers, base.dispatch_table)
+        dispatch_table: ClassVar[Any] = ChainMap(reducers, base.dispatch_table)
 
     out = io.BytesIO()
     pickler = Pickler(out, protocol=5)
-    pickler.inherited = codec.main_functions()
+    pickler.inherited = inherited
     pickler.dump(obj)
     return out.getvalue()
 
@@ -135,7 +148,8 @@ def _missing_in(main: dict[str, Any]) -> frozenset[str] | None:
 
 
 class _Monitor:
-    """What the fresh interpreter unpickles after its preparation, and runs in the place of a ``multiprocessing.Process``."""
+    """What the fresh interpreter unpickles after its preparation, and runs as if it were a
+    ``multiprocessing.Process``."""
 
     def __init__(
         self,

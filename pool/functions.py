@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from pool.codec import Inherited
+
 _MANY = 512  # callables that are remembered, in the client and in each worker; above that the oldest are forgotten
 _MANY_BYTES = 64 << 20  # and so much of their pickles, at most an eighth of the room
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType)
@@ -143,7 +145,7 @@ def _room_of(function: Function) -> int:
 class FunctionStore:
     """The client's side: callable → key. Not thread-safe; the client's ``functions_lock`` is held."""
 
-    def __init__(self, segment: object, inherited: frozenset[types.FunctionType], number: Callable[[str], int]) -> None:
+    def __init__(self, segment: object, inherited: Inherited, number: Callable[[str], int]) -> None:
         self.segment = segment
         self._inherited = inherited  # functions of __main__ that go by name, for the workers' own globals count
         self._number = number

@@ -21,6 +21,7 @@ from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pool.codec import Inherited
     from pool.fresh import Parcel
 
 _STOP_SECONDS = 5.0
@@ -42,8 +43,10 @@ class Running:
         pid: int,
         marks: range,
         folder: str,
+        inherited: Inherited,
         fresh: bool,
     ) -> None:
+        self.inherited = inherited  # what of __main__ the workers have
         self.fresh = fresh  # the monitor is a new interpreter
         self.segment = segment
         self.folder = folder  # of spilled values
@@ -80,7 +83,10 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         from pool.fresh import Parcel  # multiprocessing takes longer to import than all of ours
 
         parcel = Parcel(options)
-    codec.snapshot_main()
+        inherited = parcel.inherited
+    else:
+        # What an initializer sets are globals of the worker's __main__: functions that are there too must look there.
+        inherited = codec.snapshot_main(frozenset(), functions=options.initializer is not None)
     segment = Segment.create(workers, available_cpus())
     try:
         view = segment.attach()
@@ -109,7 +115,8 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
     theirs.close()
     ours.setblocking(False)
     return Running(
-        view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder, fresh=parcel is not None
+        view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder, inherited,
+        fresh=parcel is not None,
     )
 
 

@@ -1,5 +1,5 @@
-"""What a process that was not forked from the client has to do before it can run tasks: the start methods ``forkserver``
-and ``spawn``.
+"""What a process that was not forked from the client has to do before it can run tasks: the start methods
+``forkserver`` and ``spawn``.
 
 The client makes a ``Preparation`` (pool/fresh.py), the fresh monitor holds it, and each worker finishes it. How
 ``__main__`` is found and imported again is the way of ``multiprocessing``, so that scripts behave as they do there.

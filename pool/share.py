@@ -37,7 +37,7 @@ class Shared:
 
     def __init__(self, obj: Any) -> None:
         """Raises what pickling raised, MemoryError if there is too little memory (and disk)."""
-        data = codec.encode_args(obj)
+        data = codec.encode_args(obj, codec.in_all_workers())
         pieces = codec.pack(data, []) if isinstance(data, bytes) else data
         self._token = os.urandom(16)
         self._fd = fd = _file(spill.size(pieces))

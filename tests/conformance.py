@@ -8,8 +8,9 @@
     multiprocess      the same of multiprocess.tests
     futures           the process pool's classes of test.test_concurrent_futures
 
-Each suite runs in a process of its own for each start method, with a time limit. What it is allowed to deviate in is the list of
-docs/conformance.md, with a reason for each; a deviation that passes is an error, and so is one that no test has.
+Each suite runs in a process of its own for each start method, with a time limit. What it is allowed to deviate in is
+the list of docs/conformance.md, with a reason for each; a deviation that passes is an error, and so is one that no test
+has.
 """
 
 import argparse
@@ -35,10 +36,12 @@ from typing import Any
 
 LIST = Path(__file__).parent.parent / "docs" / "conformance.md"
 SECONDS = {"multiprocessing": 120, "multiprocess": 120, "futures": 180}
-METHODS = {"futures": ("Fork", "Forkserver", "Spawn")}
-"""The start methods of a suite's tests, as they stand in the names of its classes; default: fork, and no such names."""
+METHODS = {"multiprocessing": ("Fork", "Forkserver", "Spawn"), "futures": ("Fork", "Forkserver", "Spawn")}
+"""The start methods that a suite's tests are run with, as they stand in the names of tests. multiprocess has contexts
+of its own, which are not those that the adapter asks."""
 
-_TESTS = "CONFORMANCE_TESTS"  # in the environment: a folder with Python's tests, if they are not at their place
+_FOLDER = "CONFORMANCE_FOLDER"  # in the environment: a folder with what has to be found
+_MODULE = "tests_of_multiprocessing"  # there
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 NOT_APPLICABLE, DEVIATING, EITHER = "not applicable", "deviating", "either way"
@@ -80,7 +83,7 @@ def _substitute_in_scripts(suite: str) -> None:
 
     theirs = script_helper.assert_python_ok
     ours = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import conformance; "
-    ours += f"sys.path[:1] = {[os.environ[_TESTS]] if _TESTS in os.environ else []}; conformance.substitute({suite!r})\n"
+    ours += f"sys.path[0] = {os.environ[_FOLDER]!r}; conformance.substitute({suite!r})\n"
 
     def assert_python_ok(*args: str, **env: str) -> object:
         assert args[0] == "-c"
@@ -100,10 +103,7 @@ def load(suite: str, method: str) -> Iterator[unittest.TestCase]:
         module = importlib.import_module("test.test_concurrent_futures")
         wanted = f"*ProcessPool{method}[!s]*" if method == "Fork" else f"*ProcessPool{method}*"
     else:
-        name = "test._test_multiprocessing" if suite == "multiprocessing" else "multiprocess.tests"
-        module = types.ModuleType(f"{suite}_tests")
-        sys.modules[module.__name__] = module
-        importlib.import_module(name).install_tests_in_module_dict(module.__dict__, "fork")
+        module = importlib.import_module(_MODULE)
         wanted = "*TestPool*"
     for case in unittest.defaultTestLoader.loadTestsFromModule(module):
         for one in case:
@@ -114,8 +114,9 @@ def load(suite: str, method: str) -> Iterator[unittest.TestCase]:
 class _Report(unittest.TestResult):
     """Writes a line of JSON for each test that has ended."""
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, suite: str, method: str, file: int) -> None:
         super().__init__()
+        self._run = suite, method
         self._file = file
         self._outcome: tuple[str, str] = (PASSED, "")
 
@@ -125,7 +126,7 @@ class _Report(unittest.TestResult):
 
     def stopTest(self, test: unittest.TestCase) -> None:
         super().stopTest(test)
-        self._write(_name(test), *self._outcome)
+        self._write(_name(test, *self._run), *self._outcome)
 
     def _write(self, name: str, outcome: str, text: str) -> None:
         os.write(self._file, json.dumps([name, outcome, text]).encode() + b"\n")
@@ -145,17 +146,19 @@ class _Report(unittest.TestResult):
         self._outcome = (SKIPPED, reason)
 
 
-def _name(test: unittest.TestCase) -> str:
-    return f"{type(test).__name__}.{test._testMethodName}"
+def _name(test: unittest.TestCase, suite: str, method: str) -> str:
+    name = f"{type(test).__name__}.{test._testMethodName}"
+    return name if suite == "futures" else f"{method}.{name}"
 
 
 def run_here(suite: str, method: str, left_out: list[str], file: int) -> None:
     """Run the suite in this process, but for what matches ``left_out``."""
     faulthandler.dump_traceback_later(SECONDS[suite] - 5, exit=True)
     cases = list(load(suite, method))
-    chosen = [case for case in cases if not _matching(_name(case), left_out)]
-    os.write(file, json.dumps([_name(case) for case in cases]).encode() + b"\n")
-    unittest.TestSuite(chosen).run(_Report(file))
+    names = [_name(case, suite, method) for case in cases]
+    chosen = [case for case, name in zip(cases, names, strict=True) if not _matching(name, left_out)]
+    os.write(file, json.dumps(names).encode() + b"\n")
+    unittest.TestSuite(chosen).run(_Report(suite, method, file))
     faulthandler.cancel_dump_traceback_later()
 
 
@@ -211,7 +214,7 @@ def judge(
 def run(suite: str) -> tuple[Counter[str], list[str]]:
     """Run the suite, the start methods beside each other, for its tests mostly wait; and judge it."""
     listed = deviations(suite)
-    methods = METHODS.get(suite, ("",))
+    methods = METHODS.get(suite, ("Fork",))
     names: list[str] = []
     outcomes: dict[str, tuple[str, str]] = {}
     failed = []
@@ -229,7 +232,11 @@ def run(suite: str) -> tuple[Counter[str], list[str]]:
 
 def _run_apart(suite: str, method: str, listed: dict[str, dict[str, str]]) -> tuple[list[Any], int, str]:
     """Run the tests in a process of their own: (lines of its report, exit code, what it said)."""
-    with tempfile.TemporaryFile() as report, tempfile.TemporaryFile() as log, _tests_of_python() as environment:
+    with (
+        tempfile.TemporaryFile() as report,
+        tempfile.TemporaryFile() as log,
+        _environment(suite, method) as environment,
+    ):
         command = [sys.executable, __file__, "--here", suite, method, str(report.fileno()), *listed[NOT_APPLICABLE]]
         ran = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[report.fileno()],
@@ -242,21 +249,19 @@ def _run_apart(suite: str, method: str, listed: dict[str, dict[str, str]]) -> tu
 
 
 @contextlib.contextmanager
-def _tests_of_python() -> Iterator[dict[str, str]]:
-    """The environment of a process that finds Python's tests, and of all that it starts.
+def _environment(suite: str, method: str) -> Iterator[dict[str, str]]:
+    """Of a process that finds the tests, and of all that it starts: workers that are not forked import them too.
 
     Some builds of Python come without their tests; Debian has them in a package, at its own place."""
     debian = f"/usr/lib/python{sysconfig.get_python_version()}/test"
-    if importlib.util.find_spec("test.test_concurrent_futures") or not os.path.isdir(debian):
-        yield dict(os.environ)
-        return
+    theirs = "test._test_multiprocessing" if suite == "multiprocessing" else "multiprocess.tests"
     with tempfile.TemporaryDirectory() as folder:
-        os.symlink(debian, os.path.join(folder, "test"))
-        yield {**os.environ, _TESTS: folder, "PYTHONPATH": os.pathsep.join([folder, *_python_path()])}
-
-
-def _python_path() -> list[str]:
-    return [path] if (path := os.environ.get("PYTHONPATH")) else []
+        if os.path.isdir(debian) and not importlib.util.find_spec("test.test_concurrent_futures"):
+            os.symlink(debian, os.path.join(folder, "test"))
+        call = f"install_tests_in_module_dict(globals(), {method.lower()!r})"
+        Path(folder, f"{_MODULE}.py").write_text(f"import {theirs}\n{theirs}.{call}\n")
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        yield {**os.environ, _FOLDER: folder, "PYTHONPATH": path}
 
 
 def show(figure: Counter[str]) -> str:

@@ -12,9 +12,10 @@ different, for the better:
 - tasks may use pools and start processes; what they start ends with their worker;
 - what is unfinished at ``terminate()`` ends with ``PoolBroken``; a result of ``multiprocessing`` is then never ready.
 
-And what is only different: workers are forked, whatever ``multiprocessing.set_start_method`` says, and are not
-registered with ``multiprocessing`` (no name, no ``active_children``); ``maxtasksperchild`` counts items, not chunks;
-the default for ``processes`` is what this process may really use.
+And what is only different: workers are forked, in every version of Python, unless ``context`` or
+``multiprocessing.set_start_method`` says otherwise; they are not registered with ``multiprocessing`` (no name, no
+``active_children``); ``maxtasksperchild`` counts items, not chunks; the default for ``processes`` is what this process
+may really use.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from multiprocessing import TimeoutError
+from multiprocessing import TimeoutError, get_context, get_start_method
 from multiprocessing.pool import (  # type: ignore[attr-defined]  # of the errors typeshed knows nothing
     CLOSE,
     INIT,
@@ -58,7 +59,8 @@ class Pool:
     Args:
         processes: number of workers, which are started at once. Default: the CPUs this process may really use.
         initializer, initargs: called in each worker when it starts. maxtasksperchild: a worker is replaced after so
-            many items. context: a context of multiprocessing, whose start method has to be fork."""
+            many items. context: a context of multiprocessing. Default: what ``set_start_method`` was told, else
+            fork."""
 
     def __init__(
         self,
@@ -75,6 +77,8 @@ class Pool:
             raise ValueError("Number of processes must be at least 1")
         if maxtasksperchild is not None and (not isinstance(maxtasksperchild, int) or maxtasksperchild <= 0):
             raise ValueError("maxtasksperchild must be a positive int or None")
+        if context is None and get_start_method(allow_none=True) is not None:
+            context = get_context()
         self._processes = processes
         self._executor = Executor(
             processes, context, initializer, tuple(initargs), max_tasks_per_child=maxtasksperchild
