@@ -56,6 +56,8 @@ class Parcel:
         try:
             data = spawn.get_preparation_data("")
             main = {key: data.pop(key) for key in list(data) if key.startswith("init_main_")}
+            if not os.path.exists(main.get("init_main_from_path", "/")):  # the standard input
+                main = {}
             del data["name"]  # it stays MainProcess, as in a fork
             self.inherited = codec.snapshot_main(_missing_in(main), functions=options.initializer is not None)
             preload = (

@@ -470,8 +470,8 @@ class Monitor:
 
 
 def main(segment: object, marks: range, commands: socket, client: int, options: WorkerOptions) -> NoReturn:
-    """Be the monitor: called in the freshly forked child or the fresh interpreter, with signals blocked. ``marks``: ours,
-    and one a worker."""
+    """Be the monitor: called in the freshly forked child or the fresh interpreter, with signals blocked. ``marks``:
+    ours, and one a worker."""
     try:
         os.setsid()
         # In a task of another pool: its mark would have us killed before we can end what our workers have started.

@@ -134,12 +134,6 @@ def test_what_cannot_come_back_is_maybe_encoding_error(theirs: Pool) -> None:
         theirs.apply(tasks.make_locked)
 
 
-def test_only_fork() -> None:
-    Pool(1, context=multiprocessing.get_context("fork")).terminate()
-    with pytest.raises(ValueError, match="start method 'spawn' is not supported"):
-        Pool(1, context=multiprocessing.get_context("spawn"))
-
-
 @pytest.mark.parametrize("method", ["map", "imap", "imap_unordered", "starmap", "map_async"])
 def test_chunks_have_items(theirs: Pool, method: str) -> None:
     with pytest.raises(ValueError, match="Chunksize must be 1"):
