@@ -181,7 +181,7 @@ class _Monitor:
         os.close(self._control)  # nobody shall write into shared memory through a descriptor
         os.close(self._payload)
         worker_process.import_title()
-        codec.pickler()  # functions of scripts travel by value: else each worker would import for itself what that takes
+        codec.pickler()  # functions of scripts travel by value: else each worker would import what that takes
         monitor.main(view, self._marks, commands, self._client, self._options)
 
 
