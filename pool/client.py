@@ -9,6 +9,7 @@
 A *sink* is who wants the outcome: a Future or a running map. Whoever waits collects for everybody (pool/waiting.py).
 Everything here runs under ``lock`` unless it says otherwise, and no code of the caller runs under it, but for what
 Python itself runs anywhere: finalisers and signal handlers. These may use the pool, but must not wait for a result.
+(And at the start, with other start methods than fork, the pickling of the initializer.)
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def _missing_in(main: dict[str, Any]) -> frozenset[str] | None:
     if not main or f".{name}".endswith(".__main__") or (path and os.path.basename(path) in ("ipython", "ipython.py")):
         return None
     try:
-        with open(path or str(sys.modules["__main__"].__file__), "rb") as file:
+        with open(path or str(getattr(sys.modules["__main__"], "__file__", "")), "rb") as file:
             tree = ast.parse(file.read())
     except (OSError, SyntaxError, ValueError):  # without its source: nothing is known to be missing
         return frozenset()

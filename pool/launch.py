@@ -8,7 +8,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -99,9 +98,7 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         wire = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         wire[0].setblocking(False)
         _core.set_wire(view, wire[1].fileno())
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # closed, or not a file: not ours to judge
-                stream.flush()
+        worker_process.flush()
         marks = _new_marks(workers)
         if parcel is None:
             worker_process.import_title()

@@ -121,8 +121,6 @@ class Monitor:
         return read
 
     def run(self) -> NoReturn:
-        with contextlib.suppress(OSError):
-            _core.become_subreaper()  # daemons that a task's process leaves behind come to us
         worker_process.set_title(f"{self._options.name}: monitor")
         gc.freeze()
         try:
@@ -476,6 +474,8 @@ def main(segment: object, marks: range, commands: socket, client: int, options: 
         os.setsid()
         # In a task of another pool: its mark would have us killed before we can end what our workers have started.
         process.mark(marks[0])
+        with contextlib.suppress(OSError):
+            _core.become_subreaper()  # daemons that a task's process leaves behind come to us
         _ignore_signals()
         for variable in _THREAD_VARIABLES:
             os.environ.setdefault(variable, str(options.threads_per_worker))
@@ -518,5 +518,7 @@ def _prepare(preparation: Preparation, commands: socket, client: int) -> bool:
         text = codec.trace(error, skip=2)
         commands.send(FAILED + f"__main__ cannot be imported in a fresh interpreter\0{text}".encode(errors="replace"))
         return False
+    finally:
+        worker_process.flush()  # else each worker would write it again
     _ignore_signals()  # whatever the imports have set
     return True

@@ -105,10 +105,15 @@ def main(
     except BaseException as error:
         _report(error, log_fd)
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # closed or broken by a task: the exit goes on
-                stream.flush()
+        flush()
         os._exit(code)
+
+
+def flush() -> None:
+    """Write out what was printed. Streams that somebody has closed, broken or replaced are not ours to judge."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
 
 
 def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: int) -> None:

@@ -21,10 +21,11 @@ import processes
 import pytest
 import scripts
 import tasks
+from test_damage import overwrite
 
 from pool import Pool, output
 from pool.compat import multiprocessing as ours
-from pool.errors import PoolBroken, PoolStartError, TaskTimeout, WorkerCrashed
+from pool.errors import PoolBroken, PoolStartError, SegmentCorrupt, TaskTimeout, WorkerCrashed
 
 METHODS = ["fork", "forkserver", "spawn"]
 FRESH = ["forkserver", "spawn"]
@@ -154,6 +155,20 @@ def test_three_pools_at_once() -> None:
             pool.shutdown()
 
 
+@pytest.mark.parametrize("method", FRESH)
+def test_damaged_memory(method: str) -> None:
+    """The pool goes on in a new segment, with a new interpreter."""
+    with processes.nothing_left(), Pool(2, multiprocessing.get_context(method), _set_up, ("again",)) as pool:
+        futures = [pool.submit(overwrite, "all"), *(pool.submit(tasks.square, x) for x in range(3000))]
+        kinds = {type(future.exception(30)) for future in futures}
+        assert SegmentCorrupt in kinds <= {type(None), SegmentCorrupt}
+        assert pool.submit(_word).result(30) == "again"
+
+
+def _word() -> str:
+    return str(_state[-1])
+
+
 def test_a_pool_in_a_task(started: Pool) -> None:
     assert started.submit(_nested, "spawn").result() == [0, 1, 4]
 
@@ -267,7 +282,7 @@ SCRIPT = """
     from pool import Pool
     import tasks
 
-    print("import", __name__, os.getpid(), flush=True)
+    print("import", __name__, os.getpid())  # stands in a buffer, which no worker may write again
     state = "unset"
 
     class Point:
@@ -321,7 +336,9 @@ def test_functions_and_classes_of_the_script(method: str, how: str, tmp_path: Pa
         launcher = "import runpy, sys; sys.argv[1:2] = []; runpy.run_module('main_of_test', None, '__main__', True)"
         (tmp_path / "main_of_test.py").write_text(textwrap.dedent(SCRIPT))
         said = scripts.run(tmp_path, launcher, "main_of_test", method).stdout.split("\n")
-    imported = {(name, int(pid)) for _, name, pid in (line.split() for line in said if line.startswith("import"))}
+    lines = [line.split() for line in said if line.startswith("import")]
+    imported = {(name, int(pid)) for _, name, pid in lines}
+    assert len(imported) == len(lines)
     (pids,) = ([int(pid) for pid in line.split()[1:]] for line in said if line.startswith("processes"))
     client, monitor, *workers = pids
     assert ("__main__", client) in imported
