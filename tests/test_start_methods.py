@@ -282,7 +282,7 @@ SCRIPT = """
     from pool import Pool
     import tasks
 
-    print("import", __name__, os.getpid())  # stands in a buffer, which no worker may write again
+    sys.stdout.write(f"import {__name__} {os.getpid()}\\n")
     state = "unset"
 
     class Point:
@@ -336,9 +336,7 @@ def test_functions_and_classes_of_the_script(method: str, how: str, tmp_path: Pa
         launcher = "import runpy, sys; sys.argv[1:2] = []; runpy.run_module('main_of_test', None, '__main__', True)"
         (tmp_path / "main_of_test.py").write_text(textwrap.dedent(SCRIPT))
         said = scripts.run(tmp_path, launcher, "main_of_test", method).stdout.split("\n")
-    lines = [line.split() for line in said if line.startswith("import")]
-    imported = {(name, int(pid)) for _, name, pid in lines}
-    assert len(imported) == len(lines)
+    imported = {(name, int(pid)) for _, name, pid in (line.split() for line in said if line.startswith("import"))}
     (pids,) = ([int(pid) for pid in line.split()[1:]] for line in said if line.startswith("processes"))
     client, monitor, *workers = pids
     assert ("__main__", client) in imported
@@ -416,6 +414,27 @@ def test_what_the_fork_server_preloads(tmp_path: Path) -> None:
     assert (found, pid) == ("True", worker), "without __main__ in the list each worker imports it"
 
 
+@pytest.mark.parametrize("method", FRESH)
+def test_what_imports_print_is_written_once(method: str, tmp_path: Path) -> None:
+    """It stands in a buffer if the standard output is no terminal; workers have a copy of what the monitor had."""
+    script = """
+        import multiprocessing, sys
+        from pool import Pool
+        print("import", __name__)
+        if __name__ == "__main__":
+            with Pool(1, multiprocessing.get_context(sys.argv[1]), max_tasks_per_child=1) as pool:
+                assert list(pool.map(abs, [-1, -2])) == [1, 2]
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "script.py", method], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    again = done.stdout.split("\n").count("import __mp_main__")
+    assert done.stdout.count("import __main__") == 1
+    assert again == 1 if method == "forkserver" else 2 <= again <= 3  # a third worker may have been on its way
+
+
 def test_threads_of_the_fork_server_are_told(tmp_path: Path) -> None:
     script = """
         import multiprocessing, sys, threading, time
@@ -446,7 +465,7 @@ ENDLESS = """
         time.sleep(1000)
     if __name__ == "__main__":
         pool = Pool(2, multiprocessing.get_context(sys.argv[1])).start()
-        while not os.path.exists(sys.argv[2]):
+        while not os.path.exists(sys.argv[2]) or (sys.argv[1] == "spawn" and len(pool._client.processes()) < 4):
             time.sleep(0.001)
         print(pool._client._running.pid, *pool._client._running.worker_pids(), flush=True)
 """
