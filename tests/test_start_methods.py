@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -493,13 +494,22 @@ def test_the_client_is_killed_while_workers_import(method: str, tmp_path: Path) 
         time.sleep(1000)
     """
     )
-    with scripts.start(tmp_path, script, method, str(tmp_path / "marker")) as client:
+    with scripts.start(tmp_path, script, method, str(tmp_path / "marker")) as client, _killed(client):
         assert client.stdout is not None
         theirs = [int(pid) for pid in client.stdout.readline().split() if int(pid)]
         assert len(theirs) == (1 if method == "forkserver" else 3)
         assert all(processes.runs(pid) for pid in theirs)
         client.kill()
         processes.wait_until(lambda: not any(map(processes.runs, theirs)), "monitor and workers end", _SOON)
+
+
+@contextlib.contextmanager
+def _killed(client: subprocess.Popen[str]) -> Iterator[None]:
+    """At the end of the block: else a failed test would wait for it."""
+    try:
+        yield
+    finally:
+        client.kill()
 
 
 HOLDING = """
@@ -518,7 +528,7 @@ HOLDING = """
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_client_ends_in_the_middle(method: str, how: signal.Signals, tmp_path: Path, gate: tasks.Gate) -> None:
     with processes.nothing_left():
-        with scripts.start(tmp_path, HOLDING, method, gate.path) as client:
+        with scripts.start(tmp_path, HOLDING, method, gate.path) as client, _killed(client):
             assert client.stdout is not None
             assert client.stderr is not None
             monitor = int(client.stdout.readline())
