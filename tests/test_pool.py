@@ -61,15 +61,6 @@ def test_wrong_arguments_are_refused_with_the_texts_of_the_standard_library(
     assert str(caught.value) == text
 
 
-def test_start_methods_other_than_fork_are_refused() -> None:
-    import multiprocessing
-
-    with pytest.raises(ValueError, match="'spawn' is not supported"):
-        Pool(1, multiprocessing.get_context("spawn"))
-    with Pool(1, multiprocessing.get_context("fork")) as pool:
-        assert pool.submit(tasks.square, 3).result() == 9
-
-
 def test_workers_start_at_first_use() -> None:
     with Pool(1) as pool:
         assert pool._client._running is None
