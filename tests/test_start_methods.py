@@ -349,6 +349,40 @@ def test_functions_and_classes_of_the_script(method: str, how: str, tmp_path: Pa
         assert again == ({monitor} if method == "forkserver" else set())
 
 
+def test_what_goes_by_name_is_known_for_each_pool(tmp_path: Path) -> None:
+    """A later pool, whose workers do not have a name, takes it from no earlier one."""
+    script = """
+        import multiprocessing
+        from pool import Pool
+        state = "unset"
+
+        def set_up():
+            global state
+            state = "set"
+
+        if __name__ == "__main__":
+            class Late:
+                pass
+
+            def look(x):
+                return state, isinstance(x, Late), Late
+
+            pools = [Pool(1, multiprocessing.get_context(method), set_up) for method in ("fork", "spawn", "fork")]
+            for pool in pools:
+                pool.start()
+            shared = Pool.share(Late())
+            for pool in pools:
+                seen, known, kind = pool.submit(look, Late()).result()
+                print(seen, known, kind is Late, isinstance(pool.submit(lambda x: x, shared).result(), Late))
+                pool.shutdown()
+    """
+    assert scripts.run(tmp_path, script).stdout.splitlines() == [
+        "set True True True",
+        "unset True True True",  # a function that the worker does not have brings its own globals
+        "set True True True",
+    ]
+
+
 @pytest.mark.parametrize("method", FRESH)
 def test_a_main_that_cannot_be_imported_again_travels_by_value(method: str) -> None:
     text = f"""
