@@ -89,14 +89,12 @@ class Parcel:
 
         return popen_spawn_posix._DupFd(fd)
 
-    def send(self, segment: Segment, marks: range, commands: _socket.socket) -> int:
+    def send(self, segment: Segment, marks: range, commands: _socket.socket, wire: _socket.socket) -> int:
         """Start the interpreter; its pid. Raises OSError. With all signals blocked, as they will be there."""
         from multiprocessing import spawn, util
 
-        passed = {segment.control, segment.payload, commands.fileno(), *self.fds}
-        theirs = _Monitor(
-            segment.control, segment.payload, commands.fileno(), sorted(self.fds), marks, os.getpid(), self._options
-        )
+        files = _Files(segment.control, segment.payload, commands.fileno(), wire.fileno(), sorted(self.fds))
+        theirs = _Monitor(files, marks, os.getpid(), self._options)
         memory = os.memfd_create("pool-start", os.MFD_CLOEXEC)
         try:
             with open(memory, "wb", closefd=False) as file:
@@ -104,7 +102,7 @@ class Parcel:
                 file.write(pickle.dumps(theirs))
             os.lseek(memory, 0, os.SEEK_SET)
             command = spawn.get_command_line(tracker_fd=self._tracker, pipe_handle=memory)
-            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, sorted({memory, *passed}))
+            return util.spawnv_passfds(os.fsencode(spawn.get_executable()), command, [memory, *files.all()])
         finally:
             os.close(memory)
 
@@ -149,37 +147,41 @@ def _missing_in(main: dict[str, Any]) -> frozenset[str] | None:
     return frozenset(missing)
 
 
+class _Files:
+    """What is open in the client and in the new process, under the same numbers."""
+
+    def __init__(self, control: int, payload: int, commands: int, wire: int, others: list[int]) -> None:
+        self.control = control
+        self.payload = payload
+        self.commands = commands
+        self.wire = wire
+        self._others = others
+
+    def all(self) -> list[int]:
+        return [self.control, self.payload, self.commands, self.wire, *self._others]
+
+
 class _Monitor:
     """What the fresh interpreter unpickles after its preparation, and runs as if it were a
     ``multiprocessing.Process``."""
 
-    def __init__(
-        self,
-        control: int,
-        payload: int,
-        commands: int,
-        fds: list[int],
-        marks: range,
-        client: int,
-        options: WorkerOptions,
-    ) -> None:
-        self._control = control
-        self._payload = payload
-        self._commands = commands
-        self._fds = fds
+    def __init__(self, files: _Files, marks: range, client: int, options: WorkerOptions) -> None:
+        self._files = files
         self._marks = marks
         self._client = client
         self._options = options
 
     def _bootstrap(self, sentinel: int) -> NoReturn:
+        files = self._files
         os.close(sentinel)
-        for fd in (*self._fds, self._commands):
+        for fd in files.all():
             os.set_inheritable(fd, False)
-        commands = _socket.socket(fileno=self._commands)
+        commands = _socket.socket(fileno=files.commands)
         commands.setblocking(False)
-        view = _core.attach(self._control, self._payload)
-        os.close(self._control)  # nobody shall write into shared memory through a descriptor
-        os.close(self._payload)
+        view = _core.attach(files.control, files.payload)
+        _core.set_wire(view, files.wire)
+        os.close(files.control)  # nobody shall write into shared memory through a descriptor
+        os.close(files.payload)
         worker_process.import_title()
         codec.pickler()  # functions of scripts travel by value: else each worker would import what that takes
         monitor.main(view, self._marks, commands, self._client, self._options)

@@ -112,7 +112,16 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
     theirs.close()
     ours.setblocking(False)
     return Running(
-        view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder, inherited,
+        view,
+        segment.rows,
+        segment.room,
+        workers,
+        ours,
+        wire,
+        pid,
+        marks,
+        options.folder,
+        inherited,
         fresh=parcel is not None,
     )
 

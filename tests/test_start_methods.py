@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import multiprocessing
@@ -68,6 +69,17 @@ def test_calls_arrays_shared_objects_and_files(started: Pool, tmp_path: Path) ->
 def _write(path: Path) -> None:
     with output(path) as temporary:
         Path(temporary).write_text("whole")
+
+
+def test_an_event_loop_and_what_tasks_print(started: Pool) -> None:
+    async def some() -> list[int]:
+        return await asyncio.gather(*(started.run(tasks.square, n) for n in range(5)))
+
+    assert asyncio.run(some()) == [0, 1, 4, 9, 16]
+    loud = started.options(capture_output=True).submit(print, "said")
+    assert loud.result() is None
+    assert loud.account is not None
+    assert loud.account.output == "said\n"
 
 
 def test_a_worker_that_dies_costs_its_task(started: Pool, tmp_path: Path) -> None:
