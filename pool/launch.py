@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -191,11 +192,12 @@ def _warn_about_threads() -> None:
     ]
     if names and not _warned:
         _warned = True
-        text = (
-            f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start(), "
-        )
-        text += "or give it the context of forkserver or spawn"
-        warnings.warn(text, RuntimeWarning, stacklevel=6)
+        text = f"the pool forks while other threads run ({', '.join(names[:5])}); start it before them: Pool().start()"
+        text += ", or give it the context of forkserver or spawn"
+        level, frame = 1, sys._getframe()  # whose call of the pool it was
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pool":
+            level, frame = level + 1, frame.f_back
+        warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def forget(running: Running) -> None:
