@@ -41,6 +41,8 @@ class Running:
     ) -> None:
         self.segment = segment
         self.folder = folder  # of spilled values
+        self.grace = 0.0  # seconds that workers may need to leave, beyond what is usual
+        self.restarts = 0  # that were asked for
         self.rows = rows
         self.room = room
         self.workers = workers
@@ -86,7 +88,9 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)
-    return Running(view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder)
+    running = Running(view, segment.rows, segment.room, workers, ours, wire, pid, marks, options.folder)
+    running.grace = options.grace
+    return running
 
 
 def _fork(
@@ -175,7 +179,7 @@ def stop(running: Running, kill: bool) -> None:
     running.commands.settimeout(_STOP_SECONDS)  # a socket full of other commands is soon read
     with contextlib.suppress(OSError):
         running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
-    if not _await_monitor(running, _STOP_SECONDS):
+    if not _await_monitor(running, _STOP_SECONDS + running.grace):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)
         _await_monitor(running, _STOP_SECONDS)

@@ -29,6 +29,9 @@ DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
 the GIL."""
 
+DEADLINE_SIGNAL = signal.SIGALRM
+"""Ends a worker whose teardown takes too long."""
+
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
@@ -47,6 +50,8 @@ class WorkerOptions:
         threads_per_worker: int = 1,
         nice: int | None = None,
         cpu_affinity: bool = False,
+        teardown: Callable[[], object] | None = None,
+        teardown_timeout: float = 5.0,
     ) -> None:
         self.folder = ""  # of spilled values; new at each start
         self.name = name
@@ -56,13 +61,20 @@ class WorkerOptions:
         self.threads_per_worker = threads_per_worker
         self.nice = nice
         self.cpu_affinity = cpu_affinity
+        self.teardown = teardown
+        self.teardown_timeout = teardown_timeout
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a worker which leaves may take longer than others."""
+        return 0.0 if self.teardown is None else self.teardown_timeout
 
 
 class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
-    starting = False  # its initializer runs
+    hook = False  # its initializer or its teardown runs
     results: _Results
     capture: capture.Capture
     spoilt = False  # a task has used up the memory: the next one shall not suffer for it
@@ -72,7 +84,7 @@ _in_task = False  # an interrupt is for the task, and for nothing else
 
 
 def _is_active() -> bool:
-    return _in_task or _core.runs_item() or _Process.starting
+    return _in_task or _core.runs_item() or _Process.hook
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -96,7 +108,11 @@ def main(
         _Process.results = _Results(options.folder, slot, generation)
         _Process.capture = capture.Capture(said_fd)
         _core.set_phase(segment, _core.IDLE)
-        code = _loop(segment, options.max_tasks_per_child or 0)
+        planned = _loop(segment, options.max_tasks_per_child or 0)
+        _core.set_phase(segment, _core.LEAVING)
+        code = 0
+        if planned and options.teardown is not None:
+            _tear_down(options.teardown, options.teardown_timeout, log_fd)
     except BaseException as error:
         _report(error, log_fd)
     finally:
@@ -179,9 +195,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
         multiprocessing._children = set()  # type: ignore[attr-defined]  # the client's children are not ours to poll
     gc.enable()
     if options.initializer is not None:
-        _Process.starting = True
+        _Process.hook = True
         options.initializer(*options.initargs)
-        _Process.starting = False
+        _Process.hook = False
 
 
 def _limit_threads(threads: int) -> None:
@@ -209,15 +225,28 @@ def set_title(title: str) -> None:
 
 
 def _report(error: BaseException, log_fd: int) -> None:
-    """The traceback of a failed start, for ``PoolStartError``."""
+    """The traceback of a failed start, for ``PoolStartError``, or of a failed teardown, for people."""
     _, data = codec.encode_error(error, skip=2 if not isinstance(error, _core.Damaged) else 0)
     text = codec.loads(data)[3]
     with contextlib.suppress(OSError):
         os.write(log_fd, text.encode(errors="replace"))
 
 
-def _loop(segment: object, recycle_after: int) -> int:
-    """Run tasks. Returns the exit code: 0 for every planned end."""
+def _tear_down(teardown: Callable[[], object], timeout: float, log_fd: int) -> None:
+    """Call it. The deadline is the kernel's, so it holds in C code too: the stack goes into the log, then the process
+    dies of the signal. It stays set until the process is gone."""
+    # Not faulthandler's own timer: one of the client's, as pytest sets it, would be waited for, but its thread is not
+    # here. Default first: a handler that a task has left would be the next in the chain.
+    signal.signal(DEADLINE_SIGNAL, signal.SIG_DFL)
+    faulthandler.register(DEADLINE_SIGNAL, log_fd, all_threads=True, chain=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (DEADLINE_SIGNAL,))
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    _Process.hook = True
+    teardown()
+
+
+def _loop(segment: object, recycle_after: int) -> bool:
+    """Run tasks. Returns whether this is a planned end: not if it is condemned."""
     functions = FunctionCache(segment)
     limit = _core.room(segment) // 64
     kept = 0  # after the last collection
@@ -233,7 +262,9 @@ def _loop(segment: object, recycle_after: int) -> int:
         code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
         if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
             os._exit(0)
-        if code < 0 or _Process.spoilt:
+        if code < 0:
+            return False
+        if _Process.spoilt:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
@@ -245,8 +276,7 @@ def _loop(segment: object, recycle_after: int) -> int:
         done += claim[3] or 1
         if recycle_after and done >= recycle_after:
             break
-    _core.set_phase(segment, _core.LEAVING)
-    return 0
+    return True
 
 
 def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:
