@@ -45,7 +45,7 @@ TOO_LARGE: Final = -4
 LOST: Final = -5
 """The row was condemned: the worker drops everything and exits."""
 STOP: Final = -6
-"""The pool stops: the worker exits."""
+"""The pool stops, or this worker is to leave: it exits."""
 
 # ---- why a worker ended (the monitor's word in a death record)
 
@@ -63,6 +63,8 @@ OOM: Final = 5
 """Killed by the kernel for want of memory."""
 UNREADY: Final = 6
 """It ended by itself before it was ready."""
+RESTARTED: Final = 7
+"""It was retired, and left by itself."""
 
 # ---- phases of a worker, see `set_phase`
 
@@ -315,14 +317,14 @@ def open_worker(segment: _Segment, slot: int, generation: int, /) -> None:
     """Take the role of the worker of that slot and generation (all 32 bits of it). MemoryError."""
 
 def set_phase(segment: _Segment, phase: int, /) -> None:
-    """Tell the monitor and `slot_info`: STARTING, IDLE, LEAVING."""
+    """Tell the monitor and `slot_info`: STARTING, IDLE, LEAVING. Who leaves wakes others for what is ready."""
 
 def claim(
     segment: _Segment, spin_us: int, timeout_ms: int, /
 ) -> tuple[int, int, int, int, bytes | None, int] | Literal[False] | None:
     """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args, flags). args None: ask
-    `arguments`. None: the time is over, or a signal came; False: the pool stops. Damaged, and then the row is claimed
-    nevertheless."""
+    `arguments`. None: the time is over, or a signal came; False: the pool stops, or this worker is to leave. Damaged,
+    and then the row is claimed nevertheless."""
 
 def arguments(segment: _Segment, /) -> Buffer:
     """Of the claimed row. A run in the payload for as long as somebody holds it: also after `complete`, which makes it
@@ -416,6 +418,22 @@ def limited(segment: _Segment, /) -> list[tuple[int, int, int, int, int, int, in
 
 def stop_workers(segment: _Segment, /) -> None:
     """No worker claims anything more; all are woken."""
+
+def retire_worker(segment: _Segment, slot: int, generation: int, /) -> None:
+    """Workers of the slot below that generation are to leave after their task, but one worker of the pool at a time."""
+
+def leaver(segment: _Segment, /) -> tuple[int, int] | None:
+    """(slot, generation & GENERATION_MASK) of the worker that has taken its turn to leave. From shared memory: may be
+    any numbers."""
+
+def next_leaver(segment: _Segment, /) -> None:
+    """The next one may leave."""
+
+def set_renewed(segment: _Segment, count: int, /) -> None:
+    """So many restarts are complete; the client is woken."""
+
+def renewed(segment: _Segment, /) -> int:
+    """How many restarts are complete."""
 
 # ---- the process
 

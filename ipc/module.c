@@ -1200,6 +1200,40 @@ FUNCTION(limited) { /* limited(segment) -> [(slot, generation, row, word, limit,
     return list;
 }
 
+FUNCTION(retire_worker) { /* retire_worker(segment, slot, generation) */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    ipc_retire(&v->s, slot, generation);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(leaver) { /* leaver(segment) -> (slot, generation) | None */
+    VIEW(1, ANY);
+    uint32_t who = ipc_leaver(&v->s);
+    if (!who) Py_RETURN_NONE;
+    return Py_BuildValue("(iI)", (int)(who & 0xffff) - 1, who >> 16);
+}
+
+FUNCTION(next_leaver) {
+    VIEW(1, ANY);
+    ipc_next_leaver(&v->s);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(set_renewed) { /* set_renewed(segment, count) */
+    VIEW(2, ANY);
+    uint32_t count = number32(args[1]);
+    CHECK;
+    ipc_set_renewed(&v->s, count);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(renewed) { /* renewed(segment) -> count */
+    VIEW(1, ANY);
+    return PyLong_FromUnsignedLong(ipc_renewed(&v->s));
+}
+
 FUNCTION(stop_workers) {
     VIEW(1, ANY);
     ipc_stop_workers(&v->s);
@@ -1269,7 +1303,8 @@ static PyMethodDef methods[] = {
     ENTRY("free_function", free_function), ENTRY("monitor_must_look", monitor_must_look), ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase),
     ENTRY("claim", claim), ENTRY("arguments", arguments), ENTRY("room", room), ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("run_items", run_items), ENTRY("runs_item", runs_item), ENTRY("fill", fill), ENTRY("commit", commit),
     ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt), ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("may_fork", may_fork), ENTRY("slot_begin", slot_begin), ENTRY("slot_forked", slot_forked),
-    ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers),
+    ENTRY("record_death", record_death), ENTRY("running", running), ENTRY("deadlines", deadlines), ENTRY("limited", limited), ENTRY("stop_workers", stop_workers), ENTRY("retire_worker", retire_worker), ENTRY("leaver", leaver), ENTRY("next_leaver", next_leaver),
+    ENTRY("set_renewed", set_renewed), ENTRY("renewed", renewed),
     ENTRY("tally", new_tally), ENTRY("count", count), ENTRY("count_into", count_into), ENTRY("counted", counted), ENTRY("slot_times", slot_times), ENTRY("slot_spans", slot_spans),
     ENTRY("book_usage", book_usage), ENTRY("book_spent", book_spent), ENTRY("book", book), ENTRY("memory", memory), ENTRY("punch", punch), ENTRY("flush_stdio", flush_stdio), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
     ENTRY("become_subreaper", become_subreaper), {NULL, NULL, 0, NULL},
@@ -1278,7 +1313,7 @@ static PyMethodDef methods[] = {
 static const struct { const char *name; long value; } constants[] = {
     {"FREE", IPC_FREE}, {"READY", IPC_READY}, {"RUNNING", IPC_RUNNING}, {"STORING", IPC_STORING}, {"DONE", IPC_DONE}, {"CONDEMNED", IPC_CONDEMNED},
     {"FULL", IPC_FULL}, {"NO_ROOM", IPC_NO_ROOM}, {"TOO_LARGE", IPC_TOO_LARGE}, {"LOST", IPC_LOST}, {"STOP", IPC_STOP},
-    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED}, {"MEMORY", IPC_MEMORY}, {"OOM", IPC_OOM}, {"UNREADY", IPC_UNREADY},
+    {"DIED", IPC_DIED}, {"DEADLINE", IPC_DEADLINE}, {"KILLED", IPC_KILLED}, {"RECYCLED", IPC_RECYCLED}, {"MEMORY", IPC_MEMORY}, {"OOM", IPC_OOM}, {"UNREADY", IPC_UNREADY}, {"RESTARTED", IPC_RESTARTED},
     {"STARTING", IPC_STARTING}, {"IDLE", IPC_IDLE}, {"LEAVING", IPC_LEAVING}, {"PACKED", IPC_PACKED},
     {"REPLACED", IPC_REPLACED}, {"IS_STARTING", IPC_IS_STARTING}, {"IS_IDLE", IPC_IS_IDLE}, {"IS_BUSY", IPC_IS_BUSY}, {"IS_WAITING", IPC_IS_WAITING},
     {"IS_LEAVING", IPC_IS_LEAVING}, {"TALLIES", TALLIES}, {"SLOWEST", SLOWEST},

@@ -17,6 +17,7 @@ from pool.executor import Pool
 from pool.futures import Future
 from pool.mapping import Failure, NotYet
 from pool.output import output
+from pool.retry import Backoff
 
 TYPE_CHECKING = False  # type checkers know the name; importing `typing` for it, here and elsewhere, takes 3 ms
 if TYPE_CHECKING:
@@ -24,7 +25,19 @@ if TYPE_CHECKING:
     from pool.progress import Progress
     from pool.share import Shared
 
-__all__ = ["Failure", "Future", "NotYet", "Pool", "Progress", "Shared", "errors", "output", "progress", "worker"]
+__all__ = [
+    "Backoff",
+    "Failure",
+    "Future",
+    "NotYet",
+    "Pool",
+    "Progress",
+    "Shared",
+    "errors",
+    "output",
+    "progress",
+    "worker",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -59,7 +59,7 @@ class _Awaited(Future):
 
     def stop(self) -> None:
         """Kill it, for good: an attempt that ends just now is not repeated."""
-        self.policy = self.policy._replace(retries=0)
+        self.dropped = True
         self.kill()
 
 
@@ -102,6 +102,11 @@ class LoopRun(MapRun):
     def came(self, count: int) -> None:
         super().came(count)
         self.woken(self.waiter)
+
+    def rests(self, count: int) -> None:
+        super().rests(count)
+        if count > 0:
+            self.woken(self.waiter)
 
     def woken(self, waiter: asyncio.Future[None] | None) -> None:
         """Nobody waits any more; ``waiter`` is to be told so. Under the client's lock."""
@@ -249,7 +254,7 @@ class Results:
         ear = None if client.segment is None else ear_of(client)
         waiter: asyncio.Future[None] = loop.create_future()
         with client.lock:
-            if run.ready:  # another thread has collected it
+            if run.has_news(self._aside.resting):  # another thread has collected it
                 return
             if run.flying and ear is not None:
                 run.ear, run.waiter = ear, waiter

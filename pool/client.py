@@ -26,8 +26,10 @@ from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
 from pool import capture, codec, launch, monitor, spill
+from pool.delayed import Delayed
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
+from pool.retry import Again
 from pool.tally import Snapshot, Tally, snapshot
 from pool.task import Death, Policy, Task, trim_stack
 from pool.waiting import Waiting
@@ -79,6 +81,7 @@ class Client(Waiting):
         self.state = OPEN
         self.error: BaseException | None = None  # why the pool ended, if not by shutdown
         self.queue: deque[Task] = deque()
+        self.delayed = Delayed()  # (Task, whether it goes to the queue's end then), by time.monotonic()
         self.unfinished = 0  # futures that have no outcome yet
         self.tasks: list[Task | None] = []
         self.inbox: list[tuple[Task, int, Any, int, bytes]] = []
@@ -149,8 +152,8 @@ class Client(Waiting):
         self.reset_waiting()
         self._ended = True
         # Kept: finalisers of what they hold are the parent's to run. It happens in the monitor and in each worker.
-        self._left = (self._left, self.tasks, self.queue)
-        self.tasks, self.queue = [], deque()
+        self._left = (self._left, self.tasks, self.queue, self.delayed)
+        self.tasks, self.queue, self.delayed = [], deque(), Delayed()
 
     def owned(self) -> bool:
         """Whether this process made the pool (a forked child has a copy of the object)."""
@@ -165,16 +168,26 @@ class Client(Waiting):
         return (
             self.state == CLOSED
             or self.segment is None
-            or not (self.queue or self._pumping or self.inbox or any(t is not None for t in self.tasks))
+            or not (
+                self.queue
+                or self.delayed.waiting
+                or self._pumping
+                or self.inbox
+                or any(t is not None for t in self.tasks)
+            )
         )
 
     def pending_futures(self) -> list[Any]:
-        """The sinks of everything that is queued or published, once each. Under the lock."""
-        return list(
-            {
-                id(t.sink): t.sink for t in [*self.tasks, *self.queue] if t is not None and hasattr(t.sink, "cancel")
-            }.values()
-        )
+        """The sinks of everything that waits or is published, once each. Under the lock."""
+        tasks = [t for t in [*self.tasks, *self._unpublished()] if t is not None]
+        return list({id(t.sink): t.sink for t in tasks if hasattr(t.sink, "cancel")}.values())
+
+    def _unpublished(self) -> list[Task]:
+        return [*self.queue, *(task for task, _ in self.delayed.waiting.values())]
+
+    def next_due(self) -> float | None:
+        """When what waits for its time is to be given out. Under the lock."""
+        return self.delayed.next_due() if self.delayed.waiting else None
 
     def abandoned(self) -> None:
         """Nobody holds the pool any more. Called by a finaliser, so without the lock: the collector does the rest."""
@@ -243,13 +256,37 @@ class Client(Waiting):
         self.tell_loops()
 
     def _fail_all(self, error: BaseException | None) -> None:
-        tasks = [task for task in self.tasks if task is not None] + list(self.queue)
+        tasks = [task for task in self.tasks if task is not None] + self._unpublished()
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
+        self.delayed = Delayed()
         if error is None and tasks:
             error = _pool_broken("the workers were terminated")
         for task in tasks:
             task.sink.fail(task, error)
+
+    def restart(self, wait: bool) -> None:
+        """Have all workers that live now replaced. Not under the lock."""
+        with self.lock:
+            self.check_open()
+            running, number = self._running, 0
+        if running is None:
+            return
+        ours = running
+
+        def ended() -> bool:
+            return self._running is not ours
+
+        while not number and not ended():
+            with self.lock, contextlib.suppress(OSError):  # full of commands, or the monitor is dead: the wait finds it
+                ours.commands.send(monitor.RESTART)
+                number = ours.restarts = ours.restarts + 1
+            if not number:
+                self.wait_for(ended, 0.01)
+        if wait:
+            self.wait_for(lambda: ended() or _core.renewed(ours.segment) >= number)
+        if ended():
+            self.check_open()
 
     # ---- publish
 
@@ -264,10 +301,39 @@ class Client(Waiting):
         if len(queue) & 63 == 0:
             self.pump()
 
-    def again(self, task: Task) -> None:
-        """A further attempt: before everything that waits."""
-        task.sink.row = -1
-        self.queue.appendleft(task._replace(since=time.monotonic_ns()))
+    def again(self, task: Task, again: Again | None = None) -> None:
+        """A further attempt, as ``again`` says; None: it has not had its attempt yet, and goes before everything that
+        waits."""
+        sink = task.sink
+        sink.row = -1
+        if again is None:
+            self._enqueue(task, False)
+            return
+        task = task._replace(tries=again.tries)
+        if not again.seconds:
+            self._enqueue(task, again.last)
+            return
+        sink.rests(1)
+        sink.ticket = self.delayed.add((task, again.last), time.monotonic() + again.seconds)
+        if self.segment is not None and self.led_by_another():
+            # It may be asleep until some later time. If it is only about to sleep, it comes a tenth of a second late.
+            _core.ring_client(self.segment)
+
+    def _enqueue(self, task: Task, last: bool) -> None:
+        task = task._replace(since=time.monotonic_ns())
+        if last:
+            self.queue.append(task)
+        else:
+            self.queue.appendleft(task)
+
+    def _call_delayed(self) -> None:
+        """Queue what waits for its time no longer."""
+        due, now = self.delayed.next_due(), time.monotonic()
+        if due is not None and due <= now:
+            with PutOff():
+                for task, last in reversed(self.delayed.take(now)):
+                    task.sink.rests(-1)
+                    self._enqueue(task, last)
 
     def prepared(self, data: Any, flags: int, policy: Policy) -> tuple[Any, int]:
         """Data and flags of a task whose arguments are pieces, or longer than ``large``. Not under the lock."""
@@ -341,12 +407,19 @@ class Client(Waiting):
             return False
         self._pumping = True
         try:
+            if self.delayed.waiting:
+                self._call_delayed()
             done = _core.collect(self.segment, self.tasks, self.inbox, _MOST, sink, self.inbox if own is None else own)
             if self.tally.found:
                 self.tally.note_slow()
             dead = _core.next_dead(self.segment)
             inbox = self.inbox
-            if len(inbox) == 1 and not dead and not self.queue and inbox[0][0].sink.idempotent:
+            if (
+                len(inbox) == 1
+                and not (dead or self.queue)
+                and inbox[0][0].sink.idempotent
+                and inbox[0][1] not in codec.REPEATABLE  # it may have to be given out again, and once only
+            ):
                 self._deliver()  # an interrupt only repeats it, so it need not be put off: that costs a microsecond
             elif inbox or dead or self.queue:
                 with PutOff():
@@ -499,7 +572,8 @@ class Client(Waiting):
             if self._published(sink):
                 cancelled = bool(_core.cancel(self.segment, self.tasks, sink.row))
             else:
-                cancelled = sink.dropped = sink.row < 0  # it stands in the queue, which skips it
+                cancelled = sink.dropped = sink.row < 0  # it stands in the queue, which skips it,
+                self.delayed.remove(sink.ticket)  # or waits for its time
             if cancelled:
                 sink.cancelled_early()
             return cancelled
@@ -526,6 +600,10 @@ class Client(Waiting):
             if waiting:
                 self.queue = deque(task for task in self.queue if task.sink is not sink)
                 sink.came(sum(task.items or 1 for task in waiting))
+            for ticket, (task, _) in list(self.delayed.waiting.items()) if sink.resting else ():
+                if task.sink is sink and self.delayed.remove(ticket):
+                    sink.rests(-1)
+                    sink.came(1)
             self._publish_queue()
 
 

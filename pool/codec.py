@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     Inherited: TypeAlias = frozenset[type | types.FunctionType]  # what of __main__ goes by name, see `by_value`
 
 # What a result is (the `kind` of a row or of a frame in a chunk).
-VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH, DECODED, BLOCK = range(9)
+VALUE, ERROR, ABORT, UNPICKLABLE, TOO_LARGE, FAILED, DEATH, DECODED, BLOCK, RETRY_AFTER, DEFER = range(11)
 """FAILED and DEATH come from no worker: an exception object, a Death."""
 PACKED = _core.PACKED_KIND | VALUE
 VALUES = (VALUE, PACKED)
+REPEATABLE = frozenset({ERROR, RETRY_AFTER, DEFER})
+"""After one of these the task may run again."""
 SPILLED = 0x40
 """A bit of the kind: the data is the path of a file with what would be here if it were smaller."""
 SAID = 0x20
@@ -360,9 +362,27 @@ def encode_error(error: BaseException, skip: int = 1) -> tuple[int, bytes]:
             raise
         except (Exception, SystemExit):
             inner = None
-    # Whoever raised Abort has imported it; here the import would cost more than the rest of the report.
-    kind = ABORT if isinstance(error, getattr(sys.modules.get("pool.errors"), "Abort", ())) else ERROR
-    return kind, _dumps((inner, type(error).__qualname__, text_of(error), trace(error, skip)), 5)
+    kind, *wish = _wish(error)
+    return kind, _dumps((inner, type(error).__qualname__, text_of(error), trace(error, skip), *wish), 5)
+
+
+def _wish(error: BaseException) -> tuple[Any, ...]:
+    """The kind of a task's exception; for RETRY_AFTER, then the seconds."""
+    # Whoever raised one of ours has imported it; here the import would cost more than the rest of the report.
+    errors = sys.modules.get("pool.errors")
+    if errors is None or not isinstance(error, errors.PoolError):
+        return (ERROR,)
+    if isinstance(error, errors.RetryAfter):
+        try:
+            return RETRY_AFTER, errors.delay_of(error)
+        except Exception:  # a subclass, or somebody who has changed it
+            return (ERROR,)
+    return (ABORT if isinstance(error, errors.Abort) else DEFER if isinstance(error, errors.Defer) else ERROR,)
+
+
+def wished_delay(data: bytes) -> float:
+    """The seconds in the report of a RetryAfter."""
+    return float(loads(data)[4])
 
 
 EMERGENCY = _dumps(
@@ -400,7 +420,7 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
     if kind == TOO_LARGE:
         size, reason = loads(data)
         return too_large(f"the result of {task}", size, room, reason)
-    inner, name, message, trace = loads(data)
+    inner, name, message, trace, *_ = loads(data)
     error: BaseException | None = None
     if inner is not None:
         try:

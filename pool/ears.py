@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections import deque
 
 from pool.client import OPEN, Client
@@ -36,6 +37,8 @@ class Ear:
         self._told = False  # a turn is due
         self._turning = 0  # in this thread, which sees to what it finds itself
         self._timer = False
+        self._due: float | None = None  # when a task is due that waits for its time, and the timer for it
+        self._alarm: asyncio.TimerHandle | None = None
         self._wire: object = None  # the client's end of it; ours is a duplicate, for it may close its own at any time
         self._fd = -1
         self._polls = False
@@ -130,6 +133,8 @@ class Ear:
                 tell_waiter(self._arrived.popleft())
         if self._queue:
             self._let_in()
+        if self._client.delayed.waiting or self._due is not None:
+            self._set_alarm()
         if again:
             self.soon()
         self.attach()
@@ -144,6 +149,22 @@ class Ear:
             self.loop.remove_reader(self._fd)
             self._polls = False
         self._turn()
+
+    def _set_alarm(self) -> None:
+        with self._client.lock:
+            due = self._client.next_due()
+        if due == self._due:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._due, self._alarm = due, None
+        if due is not None:
+            self._alarm = self.loop.call_later(max(0.0, due - time.monotonic()), self._alarmed)
+
+    def _alarmed(self) -> None:
+        self._due = self._alarm = None
+        if self._expected:
+            self._turn()
 
     def _check(self) -> None:
         self._timer = False

@@ -14,7 +14,9 @@
     ├── PoolStartError       no worker could be started            (also BrokenProcessPool)
     ├── PoolBroken           the pool has ended unexpectedly       (also BrokenProcessPool)
     ├── SegmentCorrupt       something wrote into shared memory
-    └── Abort                raised by a task: fail now, no retry
+    ├── Abort                raised by a task: fail now, no retry
+    ├── RetryAfter           raised by a task: again, but not before so many seconds
+    └── Defer                raised by a task: again, and this was no attempt
 
 Code written for `concurrent.futures` catches `BrokenProcessPool`, and goes on doing so; but after `WorkerCrashed` the
 pool is not broken: only this task failed. Every error pickles with its attributes, and so do subclasses of it,
@@ -22,6 +24,7 @@ whatever their constructor takes. `str()` is one line; a stack, where there is o
 tracebacks print it.
 """
 
+import math
 import pickle
 import signal as signals
 import sys
@@ -41,6 +44,7 @@ else:
 
 __all__ = [
     "Abort",
+    "Defer",
     "MemoryLimitExceeded",
     "PayloadTooLarge",
     "PoolBroken",
@@ -49,6 +53,7 @@ __all__ = [
     "PoolStartError",
     "RemoteError",
     "ResultNotPicklable",
+    "RetryAfter",
     "SegmentCorrupt",
     "TaskKilled",
     "TaskTimeout",
@@ -102,6 +107,8 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         stack: C or Python stack of the worker at the crash, `""` if there is none.
         attempt: which execution of the task this was, from 1.
         output: the last of what the task had printed, if that was caught (`capture_output`), else `""`.
+        crashes: how many of them have ended like this.
+        poison: `True` if retries were left, but a task that crashes its worker so often is not run again.
     """
 
     def __init__(
@@ -117,6 +124,8 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         stack: str = "",
         attempt: int = 1,
         output: str = "",
+        crashes: int = 1,
+        poison: bool = False,
     ) -> None:
         if oom:
             reason = "killed by the kernel for want of memory (OOM)"
@@ -126,7 +135,9 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
             reason = f"exit code {exitcode}"
         else:
             reason = "reason unknown"
-        super().__init__(f"worker died in {_call(task, args_repr)}: {reason} ({_place(slot, pid, attempt)})")
+        verdict = f"; not run again after {crashes} crashes" if poison else ""
+        place = _place(slot, pid, attempt)
+        super().__init__(f"worker died in {_call(task, args_repr)}: {reason} ({place}){verdict}")
         self.task = task
         self.args_repr = args_repr
         self.slot = slot
@@ -136,6 +147,8 @@ class WorkerCrashed(PoolError, BrokenProcessPool):
         self.oom = oom
         self.stack = stack
         self.attempt = attempt
+        self.crashes = crashes
+        self.poison = poison
         if stack:
             self.add_note(f"Stack of the worker when it died:\n{stack}")
         self.output = output
@@ -335,3 +348,38 @@ class SegmentCorrupt(PoolError):
 
 class Abort(PoolError):
     """For a task to raise: it has failed for good, however many retries are left. The future gets this exception."""
+
+
+class RetryAfter(PoolError):
+    """For a task to raise: it shall run again, but not before `delay` seconds, whatever its `backoff` is.
+
+    It spends an attempt as any other exception does; if no retries are left, the future gets this exception. The worker
+    is free meanwhile.
+
+    Attributes:
+        delay: seconds, 0 or more. ValueError for anything else.
+        reason: for people.
+    """
+
+    def __init__(self, delay: float, reason: str = "") -> None:
+        self.delay = delay
+        self.reason = reason
+        super().__init__(f"again in {delay_of(self):g} s" + (f": {reason}" if reason else ""))
+
+
+def delay_of(error: RetryAfter) -> float:
+    """Its delay, if that is one. ValueError or TypeError else."""
+    if not 0 <= (delay := float(error.delay)) < math.inf:
+        raise ValueError("delay must be 0 or more seconds")
+    return delay
+
+
+class Defer(PoolError):
+    """For a task to raise: what it needs is not there yet. It shall run again, behind everything that waits, and this
+    was no attempt.
+
+    It needs no retries. From the fourth time on the task waits before it runs again: 10 ms, twice as long each time, at
+    most a second; so one that always defers itself does no harm, but it never ends unless it is cancelled. A task
+    without retries whose arguments hold arrays cannot run again, for these are its own to change: its future gets this
+    exception.
+    """

@@ -19,6 +19,7 @@ from pool.cpus import available_cpus
 from pool.futures import Future
 from pool.mapping import MapRun, check_buffersize, check_map_options, run_map
 from pool.output import output
+from pool.retry import FIRST, Backoff
 from pool.task import Policy, Task
 from pool.worker_process import WorkerOptions
 
@@ -109,7 +110,9 @@ class _Calls(Executor):
                 client.check_open()
             self._track(future)
             client.unfinished += 1
-            client.offer(_new(Task, (future, 0, function, data, flags, self._timeout_ms, (args, kwargs), 0, 1, now)))
+            client.offer(
+                _new(Task, (future, 0, function, data, flags, self._timeout_ms, (args, kwargs), 0, FIRST, now))
+            )
             future.accepted()
 
     def _start(self) -> None:
@@ -292,6 +295,7 @@ class _Calls(Executor):
         *,
         timeout: float | _Unset | None = _UNSET,
         retries: int | _Unset = _UNSET,
+        backoff: float | Backoff | _Unset | None = _UNSET,
         memory_limit: int | str | _Unset | None = _UNSET,
         capture_output: bool | _Unset = _UNSET,
     ) -> Options:
@@ -299,7 +303,10 @@ class _Calls(Executor):
 
         timeout: seconds that one attempt may run, then it is stopped with all processes it started (``TaskTimeout``);
             None: no limit. retries: further attempts after a crash, a timeout, too much memory or an exception of the
-            task (but not after ``Abort`` or ``Future.kill()``). memory_limit: bytes, as a number or as ``"200M"``,
+            task (but not after ``Abort`` or ``Future.kill()``, nor after the third crash). backoff: how long a failed
+            task waits before its next attempt: a ``Backoff``, or seconds, which is short for ``Backoff(seconds)``:
+            twice as long each time, at most a minute, of that a random part. None or 0: not at all. See
+            docs/retries.md. memory_limit: bytes, as a number or as ``"200M"``,
             ``"1.5GiB"`` (binary units), that one attempt may add to the memory of its worker, with the processes it
             starts; beyond that it is stopped as at a timeout (``MemoryLimitExceeded``). Shared memory, files and what
             the worker had before do not count. None: no limit. See docs/limits.md. capture_output: what a task writes
@@ -311,6 +318,8 @@ class _Calls(Executor):
             policy = policy._replace(timeout=_positive("timeout", timeout))
         if not isinstance(retries, _Unset):
             policy = policy._replace(retries=_count("retries", retries))
+        if not isinstance(backoff, _Unset):
+            policy = policy._replace(backoff=_backoff(backoff))
         if not isinstance(memory_limit, _Unset):
             policy = policy._replace(memory_limit=_size("memory_limit", memory_limit))
         if not isinstance(capture_output, _Unset):
@@ -328,11 +337,14 @@ class Pool(_Calls):
         mp_context: how workers come to be: ``multiprocessing.get_context("fork")``, ``"forkserver"`` or ``"spawn"``.
             Default: fork, whatever ``multiprocessing`` is told. See docs/start-methods.md.
         initializer: called as ``initializer(*initargs)`` in each worker before its first task. If it keeps failing:
-            ``PoolStartError``. max_tasks_per_child: a worker is replaced after so many tasks. Default: never. timeout,
-            retries, memory_limit, capture_output: as in ``options()``, for everything that does not say otherwise.
-            buffersize: let ``submit`` wait while so many futures are unfinished. Default: it never blocks.
-            cpu_affinity: pin worker k to the k-th CPU of this process. nice: added to the workers' niceness.
-            threads_per_worker: threads of BLAS and OpenMP in each worker, default 1. name: shown in process titles.
+            ``PoolStartError``. teardown: called without arguments in each worker that leaves, at the pool's end or to
+            be replaced; not after a crash or a kill. If it raises, or takes more than teardown_timeout seconds (default
+            5; then it is killed), that is shown on stderr and nothing else happens. max_tasks_per_child: a worker is
+            replaced after so many tasks. Default: never. timeout, retries, backoff, memory_limit, capture_output: as in
+            ``options()``, for everything that does not say otherwise. buffersize: let ``submit`` wait while so many
+            futures are unfinished. Default: it never blocks. cpu_affinity: pin worker k to the k-th CPU of this
+            process. nice: added to the workers' niceness. threads_per_worker: threads of BLAS and OpenMP in each
+            worker, default 1. name: shown in process titles.
 
     Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them
     at once. ``with`` waits for everything at its end, but kills the workers on KeyboardInterrupt and SystemExit."""
@@ -340,7 +352,8 @@ class Pool(_Calls):
     def __init__(
         self, max_workers: int | None = None, mp_context: Any = None, initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
-            retries: int = 0, memory_limit: int | str | None = None, capture_output: bool = False,
+            retries: int = 0, backoff: float | Backoff | None = None, memory_limit: int | str | None = None,
+            capture_output: bool = False, teardown: Callable[[], object] | None = None, teardown_timeout: float = 5.0,
             buffersize: int | None = None, cpu_affinity: bool = False, nice: int | None = None,
             threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
@@ -351,6 +364,11 @@ class Pool(_Calls):
             raise ValueError(f"max_workers must be <= {_MOST_WORKERS}")
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        if teardown is not None and not callable(teardown):
+            raise TypeError("teardown must be a callable")
+        if not isinstance(teardown_timeout, int | float):
+            raise TypeError("teardown_timeout must be a number of seconds")
+        _positive("teardown_timeout", teardown_timeout)
         if max_tasks_per_child is not None:
             if not isinstance(max_tasks_per_child, int):
                 raise TypeError("max_tasks_per_child must be an integer")
@@ -364,12 +382,13 @@ class Pool(_Calls):
                 _count("retries", retries),
                 _size("memory_limit", memory_limit),
                 bool(capture_output),
+                _backoff(backoff),
             )
         )
         self._buffersize = buffersize
         worker_options = WorkerOptions(
             name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity,
-            _start_method(mp_context),
+            _start_method(mp_context), teardown, teardown_timeout,
         )  # fmt: skip
         self._client = _client_for(workers, worker_options)
         self._finalizer = weakref.finalize(self, _abandoned, self._client)
@@ -405,6 +424,16 @@ class Pool(_Calls):
             client.join_collector()
         else:
             client.look_after()
+
+    def restart(self, wait: bool = True) -> None:
+        """Replace all workers by fresh ones, while the pool goes on: each finishes what it runs, leaves (``teardown``),
+        and is replaced before the next one leaves, so all but one are always there. ``wait``: return when all that were
+        there at the call are replaced and the new ones are ready.
+
+        For data that workers have read in their ``initializer``, which runs again, or memory that has grown. Of this
+        program they have again what it was at the pool's start, not what it is now. Before the start it does nothing.
+        Raises PoolClosed after shutdown; if the pool ends meanwhile, what has ended it."""
+        self._client.restart(wait)
 
     def terminate_workers(self) -> None:
         """Kill all workers with the processes they started; everything unfinished ends as PoolBroken. The pool cannot
@@ -548,6 +577,14 @@ def _positive(name: str, value: float | None) -> float | None:
 
 def _size(name: str, value: int | str | None) -> int:
     return 0 if value is None else parse_size(name, value)
+
+
+def _backoff(value: float | Backoff | None) -> Backoff | None:
+    if value is None or isinstance(value, Backoff):
+        return value
+    if not isinstance(value, int | float):
+        raise TypeError(f"backoff must be a number of seconds, a Backoff or None, not {value!r}")
+    return Backoff(value) if value else None
 
 
 def _count(name: str, value: int) -> int:

@@ -51,7 +51,7 @@ class Parcel:
             )
         self.fds: set[int] = set()  # which the new process has to have under the same numbers
         self._options = copy.copy(options)
-        self._options.initializer, self._options.initargs = None, ()
+        self._options.initializer, self._options.initargs, self._options.teardown = None, (), None
         context.set_spawning_popen(self)  # type: ignore[arg-type]
         try:
             data = spawn.get_preparation_data("")
@@ -65,10 +65,8 @@ class Parcel:
                 if options.start_method == "forkserver"
                 else []
             )
-            initializer = (
-                b"" if options.initializer is None else _dumps((options.initializer, options.initargs), self.inherited)
-            )
-            self._options.preparation = Preparation(main, list(preload), initializer)
+            hooks = _dumps((options.initializer, options.initargs, options.teardown), self.inherited)
+            self._options.preparation = Preparation(main, list(preload), hooks)
             self._prepare = pickle.dumps(data)
         finally:
             context.set_spawning_popen(None)

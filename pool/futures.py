@@ -14,6 +14,7 @@ from concurrent.futures._base import CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, P
 
 from pool import capture, codec
 from pool.account import Account, account_of, bytes_in
+from pool.task import after_death, after_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Future(concurrent.futures.Future["Any"]):
     idempotent = True
     dropped = False
     holds_call = True
+    ticket = 0
 
     def __init__(self, client: Client, policy: Policy) -> None:
         self._client = client
@@ -57,8 +59,8 @@ class Future(concurrent.futures.Future["Any"]):
         said: str | None = None
         if kind & codec.MORE:
             kind, data, said, length = self._unwrap(kind, data, length)
-        if kind == codec.ERROR and task.attempt <= self.policy.retries:
-            self._client.again(task._replace(attempt=task.attempt + 1))
+        if kind in codec.REPEATABLE and (again := after_error(task, kind, data)) is not None:
+            self._client.again(task, again)
             return
         self._raw = (kind, data)
         self._name = task.function.name
@@ -80,8 +82,8 @@ class Future(concurrent.futures.Future["Any"]):
         return kind, data, said, length
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
-        if not death.killed and task.attempt <= self.policy.retries:
-            self._client.again(task._replace(attempt=task.attempt + 1))
+        if (again := after_death(task, death)) is not None:
+            self._client.again(task, again)
         else:
             self._raw = (codec.DEATH, death)
             self._facts = death.account(self.encode_ns)
@@ -96,6 +98,9 @@ class Future(concurrent.futures.Future["Any"]):
     def accepted(self) -> None:
         """It is a task now: somebody has to collect its outcome."""
         self._client.submitted()
+
+    def rests(self, count: int) -> None:
+        pass
 
     def fail_early(self, error: BaseException) -> None:
         """It never became a task."""

@@ -118,15 +118,37 @@ class InlineClient(Client):
             _core.slot_forked(self._slot, 0, os.getpid())
             _core.open_worker(self._slot, 0, 0)
             try:
-                if self.options.initializer is not None:
-                    with playing(_Here(self._state)):
-                        self.options.initializer(*self.options.initargs)
+                self._initialize()
             finally:
                 _core.set_phase(self._slot, _core.IDLE)
+
+    def _initialize(self) -> None:
+        if self.options.initializer is not None:
+            with playing(_Here(self._state)):
+                self.options.initializer(*self.options.initargs)
+
+    def _tear_down(self) -> None:
+        """Without a deadline: nobody is there to stop it."""
+        if self.options.teardown is not None:
+            try:
+                with playing(_Here(self._state)):
+                    self.options.teardown()
+            except Exception:
+                sys.excepthook(*sys.exc_info())
+
+    def restart(self, wait: bool) -> None:
+        with self.lock:
+            self.check_open()
+            if self._slot is not None:
+                self._tear_down()
+                self._state.clear()
+                self._initialize()
 
     def stop(self, kill: bool = False) -> None:
         super().stop(kill)
         if self._slot is not None and self.tally.last is None:
+            if not kill:
+                self._tear_down()
             _core.book_usage(self._slot, 0, *process.used(resource.getrusage(resource.RUSAGE_SELF)))
             self.tally.ended(self._slot, 1, time.monotonic_ns())
 
@@ -140,9 +162,22 @@ class InlineClient(Client):
         self.pump()
 
     def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
-        while self.queue:  # further attempts
-            self._publish(self.queue.popleft())
+        while self.queue or self.delayed.waiting:  # further attempts
+            if self.queue:
+                self._publish(self.queue.popleft())
+            else:
+                self._sleep_until_due()
         return False
+
+    def _sleep_until_due(self) -> None:
+        """Who submits is who waits here."""
+        try:
+            while (due := self.delayed.next_due()) is not None and (left := due - time.monotonic()) > 0:
+                time.sleep(left)
+        except BaseException as error:  # Ctrl-C
+            self._fail_all(error)
+            raise
+        self._call_delayed()
 
     def at_work(self) -> tuple[int, tuple[tuple[int, float], ...]]:
         return 0, ()  # nobody can ask while something runs

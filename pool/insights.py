@@ -52,7 +52,7 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
         tasks: items finished.
         restarts: how its processes ended, and how often: a signal's name, ``"exit code 3"``, ``"timeout"``,
             ``"memory limit"``, ``"OOM"``, ``"killed"`` (by ``Future.kill()``), ``"recycled"``
-            (``max_tasks_per_child``), ``"not ready"`` (a failed start).
+            (``max_tasks_per_child``), ``"restarted"`` (``Pool.restart()``), ``"not ready"`` (a failed start).
         rss: resident memory now in bytes, with the shared pages that it has touched.
         peak_rss: the most that it ever was, in any of the processes.
         cpu: seconds of CPU time, with those of children that tasks have started and waited for.

@@ -45,11 +45,14 @@ class Running:
         folder: str,
         inherited: Inherited,
         fresh: bool,
+        grace: float,
     ) -> None:
         self.inherited = inherited  # what of __main__ the workers have
         self.fresh = fresh  # the monitor is a new interpreter
         self.segment = segment
         self.folder = folder  # of spilled values
+        self.grace = grace  # seconds that workers may need to leave, beyond what is usual
+        self.restarts = 0  # that were asked for
         self.rows = rows
         self.room = room
         self.workers = workers
@@ -124,6 +127,7 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         options.folder,
         inherited,
         fresh=parcel is not None,
+        grace=options.grace,
     )
 
 
@@ -237,7 +241,7 @@ def stop(running: Running, kill: bool) -> None:
     if kill and running.is_importing():  # a worker that it forks just now dies with it
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)
-    if not _await_monitor(running, _STOP_SECONDS):
+    if not _await_monitor(running, _STOP_SECONDS + running.grace):
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.pid, signal.SIGKILL)
         _await_monitor(running, _STOP_SECONDS)

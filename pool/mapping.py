@@ -17,13 +17,15 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
 
 from ipc import _core
 from pool import capture, chunks, codec, spill
 from pool.account import account_in_map, run_us
 from pool.client import OPEN, Client
 from pool.functions import Function
-from pool.task import Death, Policy, Task
+from pool.retry import FIRST, Again
+from pool.task import Death, Policy, Task, after_death, after_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,13 +90,15 @@ class Aside:
 
     Attributes:
         seconds: when to go on at the latest, even if nothing has come; None: no need to.
+        resting: for ``MapRun.has_news``.
         tells: the input tells that loop when it has more, so nobody has to ask.
     """
 
-    __slots__ = ("seconds", "tells")
+    __slots__ = ("resting", "seconds", "tells")
 
     def __init__(self, tells: bool) -> None:
         self.seconds: float | None = None
+        self.resting = 0
         self.tells = tells
 
 
@@ -118,6 +122,8 @@ class MapRun:
         self.idempotent = False
         self.dropped = False
         self.holds_call = False
+        self.ticket = 0
+        self.resting = 0  # of those that fly, how many wait for their next attempt
         self.chunksize = chunksize or 1
         self.given = 0  # items so far
         self.failed = 0  # of those that are back
@@ -156,8 +162,8 @@ class MapRun:
             said = None
             if kind & codec.MORE:
                 kind, data, said = self._unwrap(kind, data)
-            if kind == codec.ERROR and self._may_repeat(task.attempt):
-                self.client.again(task._replace(attempt=task.attempt + 1))
+            if kind in codec.REPEATABLE and (again := after_error(task, kind, data)) is not None:
+                self.client.again(task, again)
             elif kind in _VALUES:
                 self._land(task.position, kind, data, task.item)
             else:
@@ -197,8 +203,8 @@ class MapRun:
         said = None
         if kind & codec.MORE:
             kind, data, said = self._unwrap(kind, data)
-        if kind == codec.ERROR and self._may_repeat(task.attempt):
-            self._single(task, k, task.attempt + 1)
+        if kind in codec.REPEATABLE and (again := after_error(task, kind, data)) is not None:
+            self._single(task, k, again)
         elif kind in _VALUES:
             self._land(task.position + k, kind, data, task.item[k])
         else:
@@ -210,9 +216,6 @@ class MapRun:
         self.held += len(data)
         self.ready.append((task.position, kind, data, task.item, None))
 
-    def _may_repeat(self, attempt: int) -> bool:
-        return attempt <= self.policy.retries and not self.dropped
-
     def _land(self, index: int, kind: int, data: Any, item: Any, account: Account | None = None) -> None:
         self.came(1)
         if not self.dropped:
@@ -222,6 +225,13 @@ class MapRun:
                 self.failed += 1
             self.landed += 1
             self.ready.append((index, kind, data, item, account))
+
+    def rests(self, count: int) -> None:
+        self.resting += count
+
+    def has_news(self, resting: int) -> bool:
+        """Whether its loop has something to do: a result, or room for others, since so many items rested."""
+        return bool(self.ready) or self.resting > resting
 
     def came(self, count: int) -> None:
         self.flying -= count
@@ -243,7 +253,7 @@ class MapRun:
             self.landed += len(values)
             self.ready.append((index, codec.BLOCK, values, None, None))
 
-    def _single(self, task: Task, k: int, attempt: int) -> None:
+    def _single(self, task: Task, k: int, again: Again | None = None) -> None:
         """Offer one item of a chunk by itself (again), as it was when it was given away."""
         if self.dropped:  # the queue would skip it
             self.came(1)
@@ -252,37 +262,40 @@ class MapRun:
             self._sent = task, chunks.sent(task.data, task.flags)
         part = self._sent[1][k]
         flags = self._flags if type(part) is bytes else self._flags | _core.PACKED | _core.REPEATABLE
-        self.client.again(
-            Task(self, task.position + k, self.function, part, flags, self._timeout_ms, task.item[k], 0, attempt)
+        single = Task(
+            self, task.position + k, self.function, part, flags, self._timeout_ms, task.item[k], 0, task.tries
         )
+        self.client.again(single, again)
 
     def _task(self, index: int, data: Any, item: Any, items: int = 0, flags: int = 0) -> Task:
         flags |= self._flags
         if type(data) is tuple or len(data) > self.client.large:
             data, flags = self.client.prepared(data, flags, self.policy)
-        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, 1)
+        return Task(self, index, self.function, data, flags, self._timeout_ms, item, items, FIRST)
 
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None:
         self.crashes += not death.condemned
         if not task.items:
-            if not self._item_crashed(task.position, task.item, task.attempt, death):
-                self.client.again(task._replace(attempt=task.attempt + 1))
+            if (again := self._after_death(task, task.position, task.item, death)) is not None:
+                self.client.again(task, again)
             return
         self._chunk_arrived(task, drained, committed, death.facts)
         # Item 0: it died before the first one started, perhaps while the function was decoded: each goes by itself,
         # uncharged. Else those behind the guilty one never started. From the last, for each goes before what waits.
         item = death.item
         for k in reversed(range(item, task.items)):
-            self._single(task, k, task.attempt)
-        if item and not self._item_crashed(task.position + item - 1, task.item[item - 1], task.attempt, death):
-            self._single(task, item - 1, task.attempt + 1)
+            self._single(task, k)
+        if item:
+            again = self._after_death(task, task.position + item - 1, task.item[item - 1], death)
+            if again is not None:
+                self._single(task, item - 1, again)
 
-    def _item_crashed(self, index: int, item: Any, attempt: int, death: Death) -> bool:
-        """False if there is to be a further attempt."""
-        if not death.killed and self._may_repeat(attempt):
-            return False
-        self._land(index, codec.DEATH, death, item, death.account())
-        return True
+    def _after_death(self, task: Task, index: int, item: Any, death: Death) -> Again | None:
+        """The item's next attempt; if there is none, its worker's death is its outcome."""
+        again = after_death(task, death)
+        if again is None:
+            self._land(index, codec.DEATH, death, item, death.account())
+        return again
 
     def fail(self, task: Task, error: BaseException) -> None:
         for k in range(task.items or 1):
@@ -323,10 +336,15 @@ class MapRun:
             return 0  # results would pile up in memory, or arguments, which wait for room
         if self._buffersize is not None:
             return self._buffersize - self.flying - unread
-        window = self._window
+        window = self._window + self._beside()
         if self._item_bytes > _SMALL:  # memory that was just used is faster than memory that never was
-            window = min(window, max(3 * self.client.workers, int(_FLYING_BYTES / self._item_bytes)))
+            most = max(3 * self.client.workers, int(_FLYING_BYTES / self._item_bytes))
+            window = min(window, most + self._beside())
         return min(window - self.flying, _AHEAD - self.flying - unread)
+
+    def _beside(self) -> int:
+        """How many items may be given away in the place of those that rest, which must not fill the memory."""
+        return min(self.resting, int(_HELD_BYTES / self._item_bytes)) if self._item_bytes > _SMALL else self.resting
 
     def measure(self) -> None:
         """Size the window and the chunk by what came back lately."""
@@ -397,7 +415,7 @@ class MapRun:
                     continue
                 else:
                     kept, how = data, flags
-                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, 1, 0))
+                task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, FIRST, 0))
                 if (
                     watched
                     or client.queue
@@ -578,13 +596,13 @@ def run_map(
                 ask = _ASK_SECONDS if dry and not (aside is not None and aside.tells) else _NEVER
                 pause = min(_NEVER if left is None else left, tick, ask)
             if aside is not None:
-                aside.seconds = pause
+                aside.seconds, aside.resting = pause, run.resting
                 yield aside
                 continue
             if (nap := run.nap()) > 0:
                 time.sleep(nap)
                 continue
-            if not client.wait_for(lambda: ready, pause) and pause == left:
+            if not client.wait_for(partial(run.has_news, run.resting), pause) and pause == left:
                 client.check_open()
                 raise TimeoutError
     finally:

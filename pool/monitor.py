@@ -3,7 +3,7 @@
 ::
 
     client pidfd / socket EOF ──▶ the client is gone: kill everything, exit
-    commands (socket)         ──▶ stop · kill all · look at deadlines and condemned rows
+    commands (socket)         ──▶ stop · kill all · restart · look at deadlines and condemned rows
     worker pidfd / SIGCHLD    ──▶ reap: kill the group, wait, notice, death record, restart decision
     timers                    ──▶ deadlines · memory limits · the SIGKILL after a stack dump · restarts that wait
 
@@ -26,6 +26,7 @@ import time
 from ipc import _core, memory, process
 from pool import capture, codec, output, spill, worker_process
 from pool.restart import Restarts
+from pool.task import trim_stack
 from pool.worker_process import WorkerOptions
 
 TYPE_CHECKING = False
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
 
     from pool.preparation import Preparation
 
-STOP, KILL_ALL, LOOK, TERMINAL = b"S", b"K", b"L", b"T"
+STOP, KILL_ALL, LOOK, TERMINAL, RESTART = b"S", b"K", b"L", b"T", b"R"
 """Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
 socket full need not be sent: what is in there is read later, and then the monitor looks. TERMINAL, with a path or
-nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py)."""
+nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py). RESTART: replace all
+workers that live now; when that is done, `_core.renewed` is the number of RESTARTs so far."""
 LONGEST_PATH = 200
 NOTICE, OUTPUT, FAILED = b"n", b"o", b"f"
 """Messages to the client: a dead worker's log, and what it has printed (each after a packed WHO); and why the pool
@@ -51,7 +53,9 @@ _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after 
 _LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
+_READY_SECONDS = 0.01  # while workers are replaced, how often to look whether a new one is ready
 _LOG_LIMIT = 64 * 1024
+_SAID_LIMIT = 4000  # bytes: so much goes into any pipe that takes something at all
 _REST = 10  # after a thorough look at memory, only fast ones for so many times as long as it took
 _TRIM_SECONDS = 0.04  # between two looks at how much tasks have printed
 _THREAD_VARIABLES = (
@@ -71,6 +75,8 @@ class _Worker:
         self.slot = slot
         self.mark = mark  # what it starts has it too, see process.mark
         self.generation = 0
+        self.retire = 0  # generations below are to be replaced
+        self.seen_ready = -1  # the last generation that became ready, as far as somebody has looked
         self.pid = 0
         self.pidfd: int | None = None
         self.reason = _core.DIED
@@ -98,6 +104,7 @@ class Monitor:
         self._workers = [_Worker(slot, mark) for slot, mark in enumerate(marks[1:])]
         self._restarts = Restarts(len(self._workers))
         self._stop_by: float | None = None
+        self._restarts_asked = self._restarts_done = 0
         self._terminal = ""
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._oom_kills = memory.oom_kills()
@@ -146,6 +153,8 @@ class Monitor:
     def _work(self) -> float | None:
         now = time.monotonic()
         waits = [self._check_limits(now)]
+        if self._restarts_done != self._restarts_asked:
+            waits.append(self._renew())
         for w in self._workers:
             if w.kill_at is not None:
                 if w.kill_at <= now and (w.kill_by <= now or os.fstat(w.log).st_size):
@@ -278,7 +287,9 @@ class Monitor:
             raise SystemExit
         if message == STOP and self._stop_by is None:
             _core.stop_workers(self._segment)
-            self._stop_by = time.monotonic() + _STOP_SECONDS
+            self._stop_by = time.monotonic() + _STOP_SECONDS + self._options.grace
+        elif message == RESTART:
+            self._retire_all()
         elif message == LOOK:
             self._quiet_since = None
             self._kill_condemned()
@@ -355,13 +366,20 @@ class Monitor:
             if other.pid and _core.slot_info(self._segment, other.slot)["phase"] != _core.STARTING:
                 self._restarts.ready(other.slot)
         phase = _core.slot_info(self._segment, w.slot)["phase"]
-        if phase == _core.LEAVING and w.reason == _core.DIED and status == 0:
-            w.reason = _core.RECYCLED
+        log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
+        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == worker_process.DEADLINE_SIGNAL
+        leaving = phase == _core.LEAVING and w.reason == _core.DIED
+        if leaving and self._options.grace and (log or status):
+            self._report_teardown(w, f"took longer than {self._options.grace:g} s" if late else "failed", log)
+            log = ""
+        if leaving and (status == 0 or late):
+            w.reason = _core.RESTARTED if w.generation < w.retire else _core.RECYCLED
         elif w.reason == _core.DIED and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             w.reason = self._who_killed()
-        if phase == _core.STARTING and w.reason == _core.DIED:
+        if phase != _core.STARTING:
+            w.seen_ready = w.generation
+        elif w.reason == _core.DIED:
             w.reason = _core.UNREADY
-        log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         if log and w.reason != _core.KILLED:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
         if said := capture.last_words(w.said):
@@ -371,6 +389,47 @@ class Monitor:
         self._plan_restart(w, log)
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason, w.peak)
         w.generation += 1
+
+    def _report_teardown(self, w: _Worker, how: str, log: str) -> None:
+        """To stderr, as the traceback of a thread: no task is concerned. Not if that would block."""
+        text = f"{self._options.name}: the teardown of worker {w.slot} (pid {w.pid}) {how}\n{trim_stack(log).strip()}"
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if any(event & select.POLLOUT for _, event in poll.poll(0)):
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode(errors="replace")[:_SAID_LIMIT] + b"\n")
+
+    # ---- restarts
+
+    def _retire_all(self) -> None:
+        """Have all workers that live now replaced. Each leaves between two tasks, one at a time (`_core.leaver`): so
+        one with a long task does not hold up the others, and there is never more than one too few."""
+        self._restarts_asked += 1
+        for w in self._workers:
+            w.retire = w.generation + 1 if w.pid else w.generation
+            _core.retire_worker(self._segment, w.slot, w.retire)
+
+    def _renew(self) -> float | None:
+        """Go on with it; how long until the next look (None: a death will tell)."""
+        for w in self._workers:
+            if w.pid and _core.slot_info(self._segment, w.slot)["phase"] != _core.STARTING:
+                w.seen_ready = w.generation
+        if (leaver := _core.leaver(self._segment)) is not None:
+            slot, generation = leaver
+            damaged = not 0 <= slot < len(self._workers)
+            if damaged or self._has_successor(self._workers[slot], generation):
+                _core.next_leaver(self._segment)
+        if all(w.seen_ready >= w.retire for w in self._workers):
+            self._restarts_done = self._restarts_asked
+            _core.set_renewed(self._segment, self._restarts_done)
+            return None
+        return None if all(w.seen_ready == w.generation for w in self._workers) else _READY_SECONDS
+
+    def _has_successor(self, w: _Worker, generation: int) -> bool:
+        """Whether the worker of that generation (its low bits) is dead, and one after it has become ready. At its death
+        it was the last one seen."""
+        mask = _core.GENERATION_MASK
+        return w.generation & mask != generation and w.seen_ready & mask != generation
 
     def _who_killed(self) -> int:
         """The reason of a SIGKILL that we have not sent: OOM, if the kernel has killed somebody of ours for want of

@@ -30,13 +30,13 @@ class Preparation:
     Args:
         main: how ``__main__`` is imported again, as ``multiprocessing.spawn.prepare`` takes it; empty: not at all (an
             interactive session, ``python -m package``). preload: modules that the monitor imports for its workers;
-            ``"__main__"`` is the script. Without it each worker imports the script for itself. initializer: a pickle of
-            the initializer and its arguments; empty: there is none."""
+            ``"__main__"`` is the script. Without it each worker imports the script for itself. hooks: a pickle of
+            the initializer, its arguments and the teardown."""
 
-    def __init__(self, main: dict[str, Any], preload: list[str], initializer: bytes) -> None:
+    def __init__(self, main: dict[str, Any], preload: list[str], hooks: bytes) -> None:
         self._main = main
         self._preload = preload
-        self._initializer = initializer
+        self._hooks = hooks
 
     def in_monitor(self, client: int) -> None:
         """Import for all workers. Raises what the script raises at its top level. A missing module is left to the task
@@ -55,13 +55,11 @@ class Preparation:
             text = f"the fork server forks while threads run that its imports have started ({', '.join(names[:5])}); "
             warnings.warn(text + "the start method 'spawn' imports in each worker", RuntimeWarning, stacklevel=2)
 
-    def in_worker(self) -> tuple[Callable[..., object] | None, tuple[Any, ...]]:
-        """Import what the monitor has not. The initializer and its arguments."""
+    def in_worker(self) -> tuple[Callable[..., object] | None, tuple[Any, ...], Callable[[], object] | None]:
+        """Import what the monitor has not. The initializer, its arguments, and the teardown."""
         self._import_main()  # does nothing if the monitor has
-        if not self._initializer:
-            return None, ()
-        initializer, initargs = codec.loads(self._initializer)
-        return initializer, initargs
+        initializer, initargs, teardown = codec.loads(self._hooks)
+        return initializer, initargs, teardown
 
     def _import_main(self) -> None:
         from multiprocessing import process, spawn

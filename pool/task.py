@@ -8,8 +8,9 @@ import signal
 from collections import namedtuple
 
 from ipc import _core, process
-from pool import capture, codec
+from pool import capture, codec, retry
 from pool.account import account_of, bytes_in
+from pool.retry import FIRST, Again, Backoff, Tries
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
     from pool.functions import Function
 
 
-class Policy(namedtuple("Policy", "timeout retries memory_limit capture_output", defaults=(None, 0, 0, False))):
+class Policy(
+    namedtuple("Policy", "timeout retries memory_limit capture_output backoff", defaults=(None, 0, 0, False, None))
+):
     """How attempts of a task are treated: deadline of one attempt in seconds (None: none), further attempts after a
-    failed one, bytes of memory that one attempt may add (0: any), whether what it prints is caught."""
+    failed one, bytes of memory that one attempt may add (0: any), whether what it prints is caught, how long a failed
+    task waits (None: not at all)."""
 
     __slots__ = ()
     timeout: float | None
     retries: int
     memory_limit: int
     capture_output: bool
+    backoff: Backoff | None
 
     @property
     def flags(self) -> int:
@@ -49,15 +54,17 @@ class Sink:
     idempotent: bool  # it may arrive a second time: that changes nothing
     dropped: bool  # nobody wants it: the queue skips its tasks
     holds_call: bool  # its tasks' `item` is (args, kwargs), not an item of the input
+    ticket: int  # of the task that was last to wait for its time
 
     def arrive(self, task: Task, kind: int, data: Any, length: int, facts: bytes) -> None: ...
     def crashed(self, task: Task, drained: int, committed: list[Any], death: Death) -> None: ...
     def fail(self, task: Task, error: BaseException) -> None: ...
+    def rests(self, count: int) -> None: ...  # so many more of its tasks wait for their time, or fewer
 
 
 class Task(
     namedtuple(
-        "Task", "sink position function data flags timeout_ms item items attempt since", defaults=(None, 0, 1, 0)
+        "Task", "sink position function data flags timeout_ms item items tries since", defaults=(None, 0, FIRST, 0)
     )
 ):
     """One publication: a single call, or a chunk of ``count`` calls."""
@@ -72,8 +79,13 @@ class Task(
     timeout_ms: int
     item: Any  # what the call was made with (a list in a chunk), for messages and for splitting a chunk
     items: int  # in a chunk, else 0
-    attempt: int
+    tries: Tries
     since: int  # monotonic ns from which it waits for a worker; 0: since it was published
+
+    @property
+    def attempt(self) -> int:
+        """Which execution this is, from 1."""
+        return self.tries.attempt
 
 
 class Death(namedtuple("Death", "task item condemned slot pid status reason stack peak facts output")):
@@ -140,7 +152,10 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         elif self.killed:
             error = errors.TaskKilled(**about)
         else:
+            crashes = task.tries.crashes + 1
             error = errors.WorkerCrashed(
+                crashes=crashes,
+                poison=crashes >= retry.MOST_CRASHES and task.attempt <= task.sink.policy.retries,
                 signal=os.WTERMSIG(status) if known and os.WIFSIGNALED(status) else None,
                 exitcode=os.WEXITSTATUS(status) if known and os.WIFEXITED(status) else None,
                 oom=self.reason == _core.OOM,
@@ -156,6 +171,28 @@ class Death(namedtuple("Death", "task item condemned slot pid status reason stac
         return account_of(task.attempt, task.flags, size, None, 0, self.facts, 0, encode_ns, self.output or None)
 
 
+def after_error(task: Task, kind: int, data: Any) -> Again | None:
+    """The next attempt of a task, or of an item of a chunk, that has raised; None: its error is its outcome."""
+    if kind not in codec.REPEATABLE or task.sink.dropped:
+        return None
+    if type(task.data) is int:  # its arguments were its own, and are gone; then it has no retries
+        return None
+    policy, why, asked = task.sink.policy, retry.RAISED, 0.0
+    if kind == codec.RETRY_AFTER:
+        why, asked = retry.ASKED, codec.wished_delay(data)
+    elif kind == codec.DEFER:
+        why = retry.DEFERRED
+    return retry.after(task.tries, policy.retries, policy.backoff, why, asked)
+
+
+def after_death(task: Task, death: Death) -> Again | None:
+    """The same if its worker has died."""
+    if death.killed or task.sink.dropped:
+        return None
+    policy, why = task.sink.policy, retry.LIMIT if death.late or death.too_large else retry.CRASHED
+    return retry.after(task.tries, policy.retries, policy.backoff, why)
+
+
 _REASONS = {
     _core.DEADLINE: "timeout",
     _core.MEMORY: "memory limit",
@@ -163,13 +200,14 @@ _REASONS = {
     _core.KILLED: "killed",
     _core.RECYCLED: "recycled",
     _core.UNREADY: "not ready",
+    _core.RESTARTED: "restarted",
 }
 
 
 def how_it_ended(status: int, reason: int) -> str:
     """A worker's end in one or two words: a signal's name, ``exit code 3``, ``timeout``, ``memory limit``, ``OOM`` (the
-    kernel wanted its memory), ``killed`` (by Future.kill()), ``recycled`` (it had done its share), ``not ready`` (a
-    failed start), ``unknown``."""
+    kernel wanted its memory), ``killed`` (by Future.kill()), ``recycled`` (it had done its share), ``restarted`` (by
+    Pool.restart()), ``not ready`` (a failed start), ``unknown``."""
     if reason in _REASONS:
         return _REASONS[reason]
     if status == process.UNKNOWN_STATUS:
@@ -218,4 +256,7 @@ def describe_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         return ""
 
 
-__all__ = ["Death", "Policy", "Sink", "Task", "describe_args", "describe_call", "how_it_ended", "trim_stack"]
+__all__ = [
+    "Death", "Policy", "Sink", "Task", "after_death", "after_error", "describe_args", "describe_call", "how_it_ended",
+    "trim_stack",
+]  # fmt: skip

@@ -92,6 +92,9 @@ class Waiting:
     def check_monitor(self) -> None:
         raise AssertionError("the client's")
 
+    def next_due(self) -> float | None:
+        raise AssertionError("the client's")
+
     def tidy(self) -> None:
         raise AssertionError("the client's")
 
@@ -153,6 +156,7 @@ class Waiting:
             with self.lock:
                 self.pump()
                 segment = self.segment
+                due = self.next_due()
             self.announce()
             if segment is None or self._ended or done() or (self._collector_leads and self._followers):
                 return
@@ -160,6 +164,8 @@ class Waiting:
             if end is not None and now >= end:
                 return
             wait = _CHECK_SECONDS if end is None else min(_CHECK_SECONDS, end - now)
+            if due is not None:
+                wait = max(0.0, min(wait, due - now))
             rung = _core.wait(segment, _SPIN_US, int(wait * 1000) + 1)
             # Also now and then when it is rung all the time: deaths without an end may come from a damaged segment.
             if time.monotonic() - self._checked >= (10 * _CHECK_SECONDS if rung else _CHECK_SECONDS):

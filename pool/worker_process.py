@@ -31,6 +31,9 @@ DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
 the GIL."""
 
+DEADLINE_SIGNAL = signal.SIGALRM
+"""Ends a worker whose teardown takes too long."""
+
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
@@ -50,6 +53,8 @@ class WorkerOptions:
         nice: int | None = None,
         cpu_affinity: bool = False,
         start_method: str = "fork",
+        teardown: Callable[[], object] | None = None,
+        teardown_timeout: float = 5.0,
     ) -> None:
         self.preparation: Preparation | None = None  # in a monitor and in workers that were not forked from the client
         self.folder = ""  # of spilled values; new at each start
@@ -61,13 +66,15 @@ class WorkerOptions:
         self.nice = nice
         self.cpu_affinity = cpu_affinity
         self.start_method = start_method
+        self.teardown = teardown
+        self.grace = 0.0 if teardown is None else teardown_timeout  # seconds that a worker may need to leave
 
 
 class _Process:
     """Facts of this worker process that hooks and tasks ask for."""
 
     forked = False  # True in a child that a task has forked
-    starting = False  # its initializer runs
+    hook = False  # its initializer or its teardown runs
     results: _Results
     capture: capture.Capture
     spoilt = False  # a task has used up the memory: the next one shall not suffer for it
@@ -77,7 +84,7 @@ _in_task = False  # an interrupt is for the task, and for nothing else
 
 
 def _is_active() -> bool:
-    return _in_task or _core.runs_item() or _Process.starting
+    return _in_task or _core.runs_item() or _Process.hook
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -101,7 +108,11 @@ def main(
         _Process.results = _Results(options.folder, slot, generation)
         _Process.capture = capture.Capture(said_fd)
         _core.set_phase(segment, _core.IDLE)
-        code = _loop(segment, options.max_tasks_per_child or 0)
+        planned = _loop(segment, options.max_tasks_per_child or 0)
+        _core.set_phase(segment, _core.LEAVING)
+        code = 0
+        if planned and options.teardown is not None:
+            _tear_down(options.teardown, options.grace, log_fd)
     except BaseException as error:
         _report(error, log_fd)
     finally:
@@ -181,7 +192,7 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     record_to(outputs_fd)
     initializer, initargs = options.initializer, options.initargs
     if options.preparation is not None:
-        initializer, initargs = options.preparation.in_worker()
+        initializer, initargs, options.teardown = options.preparation.in_worker()
     _limit_threads(options.threads_per_worker)
     # What is imported later seeds itself.
     if (random := sys.modules.get("random")) is not None:
@@ -192,9 +203,9 @@ def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
         multiprocessing._children = set()  # type: ignore[attr-defined]  # the client's children are not ours to poll
     gc.enable()
     if initializer is not None:
-        _Process.starting = True
+        _Process.hook = True
         initializer(*initargs)
-        _Process.starting = False
+        _Process.hook = False
 
 
 def _limit_threads(threads: int) -> None:
@@ -222,14 +233,27 @@ def set_title(title: str) -> None:
 
 
 def _report(error: BaseException, log_fd: int) -> None:
-    """The traceback of a failed start, for ``PoolStartError``."""
+    """The traceback of a failed start, for ``PoolStartError``, or of a failed teardown, for people."""
     text = codec.trace(error, skip=2 if not isinstance(error, _core.Damaged) else 0)
     with contextlib.suppress(OSError):
         os.write(log_fd, text.encode(errors="replace"))
 
 
-def _loop(segment: object, recycle_after: int) -> int:
-    """Run tasks. Returns the exit code: 0 for every planned end."""
+def _tear_down(teardown: Callable[[], object], timeout: float, log_fd: int) -> None:
+    """Call it. The deadline is the kernel's, so it holds in C code too: the stack goes into the log, then the process
+    dies of the signal. It stays set until the process is gone."""
+    # Not faulthandler's own timer: one of the client's, as pytest sets it, would be waited for, but its thread is not
+    # here. Default first: a handler that a task has left would be the next in the chain.
+    signal.signal(DEADLINE_SIGNAL, signal.SIG_DFL)
+    faulthandler.register(DEADLINE_SIGNAL, log_fd, all_threads=True, chain=True)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (DEADLINE_SIGNAL,))
+    signal.setitimer(signal.ITIMER_REAL, timeout)
+    _Process.hook = True
+    teardown()
+
+
+def _loop(segment: object, recycle_after: int) -> bool:
+    """Run tasks. Returns whether this is a planned end: not if it is condemned."""
     functions = FunctionCache(segment)
     limit = _core.room(segment) // 64
     kept = 0  # after the last collection
@@ -245,7 +269,9 @@ def _loop(segment: object, recycle_after: int) -> int:
         code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
         if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
             os._exit(0)
-        if code < 0 or _Process.spoilt:
+        if code < 0:
+            return False
+        if _Process.spoilt:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
@@ -257,8 +283,7 @@ def _loop(segment: object, recycle_after: int) -> int:
         done += claim[3] or 1
         if recycle_after and done >= recycle_after:
             break
-    _core.set_phase(segment, _core.LEAVING)
-    return 0
+    return True
 
 
 def _call(fn: Callable[..., Any] | None, call: int, argument: Any) -> Any:

@@ -273,6 +273,8 @@ def test_retries_and_memory_limit_are_passed_on() -> None:
     )
     assert "1 of 1 done" in run("map", "more:once", "file", "--retries", "2")[1]
     assert "MemoryLimitExceeded" in run("map", "more:greedy", "x", "--memory-limit", "100M", code=1)[1]
+    assert "1 of 1 done" in run("map", "more:once", "other", "--retries", "2", "--backoff", "0.01")[1]
+    assert "backoff must be greater than 0" in run("map", "more:once", "other", "--backoff", "-1", code=2)[1]
 
 
 def test_long_lists_of_failures_are_cut() -> None:

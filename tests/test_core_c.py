@@ -496,12 +496,48 @@ PLANTED = [
         "worker.c",
         [
             (
-                "    if (!ready(h)) {\n        atomic_store_explicit(&line->parks",
-                "    {\n        atomic_store_explicit(&line->parks",
+                "    if (!ready(h) && !turn) {\n        atomic_store_explicit(&line->parks",
+                "    if (!turn) {\n        atomic_store_explicit(&line->parks",
             )
         ],
         "sweep",
         "sleep",
+    ),
+    Planted(
+        "a retired worker goes to sleep without a look at its turn",
+        "worker.c",
+        [("    if (!ready(h) && !turn) {\n", "    (void)turn;\n    if (!ready(h)) {\n")],
+        "steps",
+    ),
+    Planted(
+        "retired workers leave all at once",
+        "worker.c",
+        [
+            (
+                "    return retired(w) && atomic_compare",
+                "    if (retired(w)) return atomic_store(&w->s->header->leaver, us), 1;\n"
+                "    return retired(w) && atomic_compare",
+            )
+        ],
+        "steps",
+    ),
+    Planted(
+        "a worker that leaves keeps the wake that it got",
+        "worker.c",
+        [("    if (head < tail) ipc_wake_workers(w->s, tail - head);\n", "    (void)head, (void)tail;\n")],
+        "steps",
+    ),
+    Planted(
+        "nobody is told that the next one may leave",
+        "monitor.c",
+        [
+            (
+                "    atomic_store_explicit(&s->header->leaver, 0, memory_order_seq_cst);\n"
+                "    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);\n",
+                "    atomic_store_explicit(&s->header->leaver, 0, memory_order_seq_cst);\n",
+            )
+        ],
+        "steps",
     ),
     Planted(
         "no second look after client_asleep",

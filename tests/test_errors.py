@@ -92,6 +92,14 @@ CASES: list[tuple[errors.PoolError, str, tuple[type, ...]]] = [
     (errors.PoolBroken("the monitor died"), "the monitor died", (BrokenProcessPool,)),
     (errors.SegmentCorrupt("row 7 is in state 9"), "row 7 is in state 9", ()),
     (errors.Abort("wrong format", 7), "('wrong format', 7)", ()),
+    (
+        errors.WorkerCrashed(**PLACE, exitcode=3, crashes=3, poison=True),
+        "worker died in app.resize: exit code 3 (slot 3, pid 4711, attempt 2); not run again after 3 crashes",
+        (BrokenProcessPool,),
+    ),
+    (errors.RetryAfter(2.5), "again in 2.5 s", ()),
+    (errors.RetryAfter(60, "too many requests"), "again in 60 s: too many requests", ()),
+    (errors.Defer("no frame yet"), "no frame yet", ()),
 ]
 IDS = [f"{type(case[0]).__name__}-{number}" for number, case in enumerate(CASES)]
 

@@ -34,6 +34,8 @@ HEADER = {
     "monitor_idle": 652,
     "shortest_ms": 656,
     "guard": 768,
+    "leaver": 772,
+    "renewed": 776,
     "sleepers": 896,
     "spinners": 1024,
     "done": 1152,
@@ -60,6 +62,7 @@ SLOT = {
     "reaped": 264,
     "settled": 268,
     "deaths": 272,
+    "retire": 368,
     "spans": 384,
     "since": 1832,
     "used_ns": 1840,
@@ -148,6 +151,7 @@ CONSTANTS = {
     "IPC_MEMORY": 4,
     "IPC_OOM": 5,
     "IPC_UNREADY": 6,
+    "IPC_RESTARTED": 7,
     "IPC_STARTING": 0,
     "IPC_IDLE": 1,
     "IPC_LEAVING": 2,
@@ -272,7 +276,7 @@ def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **DOING, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 43
+    assert len(numbers) == 44
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ enum ipc_code {
     IPC_NO_ROOM = -3,   /* no run of payload units is free now */
     IPC_TOO_LARGE = -4, /* would not fit into an empty payload segment */
     IPC_LOST = -5,      /* the row was condemned: drop everything, exit */
-    IPC_STOP = -6,      /* the pool stops */
+    IPC_STOP = -6,      /* the pool stops, or this worker is to leave */
     IPC_DAMAGED = -7,   /* a number read from the segment is impossible */
     IPC_SIGNAL = -8     /* a signal ended the wait */
 };
@@ -231,6 +231,12 @@ int ipc_running(struct ipc_segment *s, uint32_t slot, struct ipc_running *out); 
 uint64_t ipc_deadlines(struct ipc_segment *s, struct ipc_watch *watch, uint64_t now, struct ipc_running *expired, uint32_t most,
                        uint32_t *count); /* the next moment worth looking, UINT64_MAX = none */
 uint32_t ipc_limited(struct ipc_segment *s, struct ipc_limited *out); /* how many; out: room for all slots */
+/* Workers of the slot below that generation leave after their task; one at a time, until ipc_next_leaver. */
+void ipc_retire(struct ipc_segment *s, uint32_t slot, uint32_t generation);
+uint32_t ipc_leaver(struct ipc_segment *s); /* as in the header: may be any number */
+void ipc_next_leaver(struct ipc_segment *s);
+void ipc_set_renewed(struct ipc_segment *s, uint32_t count);
+uint32_t ipc_renewed(struct ipc_segment *s); /* restarts that are complete */
 void ipc_stop_workers(struct ipc_segment *s);
 
 #endif

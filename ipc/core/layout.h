@@ -75,13 +75,15 @@ struct ipc_header {
     _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no limit until it is told to */
     _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published, or time in which a memory limit may be reached */
     _Alignas(IPC_LINE) _Atomic uint32_t guard;  /* slot + 1 of the sleeper that looks at the ring every millisecond, 0 = nobody does */
+    _Atomic uint32_t leaver;                    /* generation:16 (high) · slot + 1 of the retired worker that leaves or has left, 0 = one may leave */
+    _Atomic uint32_t renewed;                   /* monitor: so many restarts that the client has asked for are complete */
     _Alignas(IPC_LINE) _Atomic uint64_t sleepers[IPC_MAX_SLOTS / 64];
     _Alignas(IPC_LINE) _Atomic uint64_t spinners[IPC_MAX_SLOTS / 64];
     _Alignas(IPC_LINE) _Atomic uint64_t done[IPC_MAX_ROWS / 64];
 };
 
 /* Why a worker ended, as the monitor knows it. */
-enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_MEMORY = 4, IPC_OOM = 5, IPC_UNREADY = 6 };
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_MEMORY = 4, IPC_OOM = 5, IPC_UNREADY = 6, IPC_RESTARTED = 7 };
 
 struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason, peak} */
     uint32_t generation;
@@ -136,6 +138,7 @@ struct ipc_slot {
     _Atomic uint32_t reaped;
     _Atomic uint32_t settled;
     struct ipc_death deaths[IPC_DEATHS];
+    _Atomic uint32_t retire; /* generations below are to leave, one worker at a time */
     /* spans: the worker's, and the monitor's while nobody lives here */
     _Alignas(IPC_LINE) struct ipc_spans spans;
     _Atomic uint64_t since;      /* monitor: when the last one died that had been ready; before that, when the segment was created */

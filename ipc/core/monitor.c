@@ -104,6 +104,27 @@ uint32_t ipc_limited(struct ipc_segment *s, struct ipc_limited *out) {
     return n;
 }
 
+void ipc_retire(struct ipc_segment *s, uint32_t slot, uint32_t generation) {
+    /* SYNC POINT: before the ring; a worker loads its bell, then looks at this: it sees it, or does not sleep on the bell that it has loaded. */
+    atomic_store_explicit(&s->slot[slot].retire, generation, memory_order_seq_cst);
+    ipc_ring_slot(s, slot);
+}
+
+uint32_t ipc_leaver(struct ipc_segment *s) { return atomic_load_explicit(&s->header->leaver, memory_order_acquire); }
+
+void ipc_next_leaver(struct ipc_segment *s) {
+    /* seq_cst, then the bells, as above: who sleeps may leave now. */
+    atomic_store_explicit(&s->header->leaver, 0, memory_order_seq_cst);
+    for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);
+}
+
+void ipc_set_renewed(struct ipc_segment *s, uint32_t count) {
+    atomic_store_explicit(&s->header->renewed, count, memory_order_release);
+    ipc_ring_client(s);
+}
+
+uint32_t ipc_renewed(struct ipc_segment *s) { return atomic_load_explicit(&s->header->renewed, memory_order_acquire); }
+
 void ipc_stop_workers(struct ipc_segment *s) {
     atomic_store_explicit(&s->header->stop, 1, memory_order_seq_cst);
     for (uint32_t k = 0; k < s->slots; k++) ipc_ring_slot(s, k);

@@ -24,6 +24,19 @@ void ipc_set_phase(struct ipc_worker *w, uint32_t phase) {
     if (phase == IPC_IDLE && atomic_load_explicit(&line->phase, memory_order_relaxed) == IPC_STARTING && now > since)
         atomic_store_explicit(&line->start_ns, atomic_load_explicit(&line->start_ns, memory_order_relaxed) + now - since, memory_order_relaxed);
     atomic_store_explicit(&line->phase, phase, memory_order_release);
+    if (phase != IPC_LEAVING) return;
+    /* It may have been woken for a row that it does not claim now, and leaving may take long. */
+    struct ipc_header *h = w->s->header;
+    uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire), tail = atomic_load_explicit(&h->tail, memory_order_acquire);
+    if (head < tail) ipc_wake_workers(w->s, tail - head);
+}
+
+static int retired(struct ipc_worker *w) { return atomic_load_explicit(&w->s->slot[w->slot].retire, memory_order_seq_cst) > w->generation; }
+
+/* It is to leave, and takes its turn. */
+static int leaves(struct ipc_worker *w) {
+    uint32_t nobody = 0, us = w->generation << 16 | (w->slot + 1);
+    return retired(w) && atomic_compare_exchange_strong_explicit(&w->s->header->leaver, &nobody, us, memory_order_seq_cst, memory_order_relaxed);
 }
 
 /* Our CPU time: at most once each IPC_LOOK_NS, so that short items do not pay for it. */
@@ -51,7 +64,7 @@ int ipc_claim(struct ipc_worker *w) {
     struct ipc_header *h = s->header;
     struct ipc_slot *line = &s->slot[w->slot];
     for (;;) {
-        if (atomic_load_explicit(&h->stop, memory_order_acquire)) return IPC_STOP;
+        if (atomic_load_explicit(&h->stop, memory_order_acquire) || leaves(w)) return IPC_STOP;
         uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire);
         /* SYNC POINT: acquire after head; the entry and READY of every position below tail are visible, so a failed claim means "taken". */
         uint64_t tail = atomic_load_explicit(&h->tail, memory_order_acquire);
@@ -371,7 +384,9 @@ int ipc_worker_wait(struct ipc_worker *w, uint64_t spin_ns, uint64_t timeout_ns)
     atomic_fetch_or_explicit(&h->sleepers[w->slot >> 6], bit, memory_order_seq_cst);
     IPC_POINT("sleep:marked");
     int code = 0;
-    if (!ready(h)) {
+    /* SYNC POINT: our bell was loaded before; a monitor that retires us, or lets the next one leave, rings it afterwards. */
+    int turn = retired(w) && !atomic_load_explicit(&h->leaver, memory_order_seq_cst);
+    if (!ready(h) && !turn) {
         atomic_store_explicit(&line->parks, atomic_load_explicit(&line->parks, memory_order_relaxed) + 1, memory_order_relaxed);
         code = sleep_marked(w, seen, timeout_ns);
     }

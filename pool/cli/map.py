@@ -78,6 +78,7 @@ def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.option("--timeout", metavar="SECONDS", type=float, help="Stop an attempt that runs longer.")
 @click.option("--memory-limit", metavar="SIZE", help="Stop an attempt that takes more, such as 500M.")
 @click.option("--retries", metavar="N", type=click.IntRange(0), default=0, help="Further attempts of what fails.")
+@click.option("--backoff", metavar="SECONDS", type=float, help="Wait up to so long before the first, then longer.")
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "return", "skip"]),
@@ -171,7 +172,7 @@ class _Command:
             raise Mistake(f"--workers: {error}") from None
 
     def _policy(self) -> Any:
-        policy = {key: self.options[key] for key in ("timeout", "retries", "memory_limit")}
+        policy = {key: self.options[key] for key in ("timeout", "retries", "backoff", "memory_limit")}
         policy = {key: value for key, value in policy.items() if value is not None}
         try:
             return self.pool.options(**policy)

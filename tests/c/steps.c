@@ -675,6 +675,73 @@ static void published_at(const char *step) {
 static void a_task_published_before_the_bit_is_seen(void) { published_at("sleep:seen"); }
 static void a_task_published_behind_the_bit_is_seen(void) { published_at("sleep:marked"); }
 
+/* ---- leaving */
+
+static void retire_it(void) { ipc_retire(&S, 0, 1); }
+static void let_it_leave(void) { ipc_next_leaver(&S); }
+static void retired_at(const char *step) {
+    begin(2, 4);
+    CHECK(ipc_claim(&A) == IPC_EMPTY, "nothing to do");
+    if (step)
+        at(step, retire_it);
+    else
+        retire_it();
+    uint64_t start = ipc_now();
+    CHECK(ipc_worker_wait(&A, 0, 3 * SECOND / 2) == 0 && act == NULL, "it looks again");
+    CHECK(ipc_now() - start < SECOND, "it did not sleep on");
+    CHECK(ipc_claim(&A) == IPC_STOP && ipc_leaver(&S) == 1, "and leaves");
+}
+static void a_worker_that_is_retired_before_it_sleeps_leaves(void) { retired_at(NULL); }
+static void a_worker_that_is_retired_behind_its_look_at_the_bell_leaves(void) { retired_at("sleep:seen"); }
+static void a_worker_that_is_retired_behind_its_bit_leaves(void) { retired_at("sleep:marked"); }
+
+static void retired_workers_leave_one_at_a_time_between_tasks(void) {
+    begin(4, 4);
+    for (int k = 0; k < 3; k++) publish(small);
+    CHECK(ipc_claim(&A) == 0, "a task");
+    ipc_retire(&S, 0, 1);
+    ipc_retire(&S, 1, 1);
+    CHECK(ipc_claim(&B) == IPC_STOP && ipc_leaver(&S) == 2, "one that has no task leaves at once");
+    CHECK(work(&A, &desk) == 0, "one that has a task does it");
+    CHECK(ipc_claim(&A) == 0 && work(&A, &desk) == 0, "and the next one, as long as the other leaves");
+    CHECK(ipc_worker_wait(&A, 0, 0) == 0, "there is one more");
+    struct ipc_worker successor;
+    ipc_worker_init(&successor, &S, 1, 1);
+    CHECK(ipc_claim(&successor) == 0 && work(&successor, &desk) == 0, "the successor stays");
+    ipc_next_leaver(&S);
+    CHECK(ipc_claim(&successor) == IPC_EMPTY && ipc_claim(&A) == IPC_STOP && ipc_leaver(&S) == 1, "then it leaves");
+    ipc_next_leaver(&S);
+}
+
+static void a_worker_whose_turn_comes_while_it_goes_to_sleep_leaves(void) {
+    begin(2, 4);
+    ipc_retire(&S, 1, 1);
+    CHECK(ipc_claim(&B) == IPC_STOP, "the other leaves first");
+    ipc_retire(&S, 0, 1);
+    CHECK(ipc_claim(&A) == IPC_EMPTY && ipc_worker_wait(&A, 0, SECOND / 1000) == IPC_EMPTY, "it sleeps until then");
+    at("sleep:seen", let_it_leave);
+    uint64_t start = ipc_now();
+    CHECK(ipc_worker_wait(&A, 0, 3 * SECOND / 2) == 0 && act == NULL && ipc_now() - start < SECOND, "and no longer");
+    CHECK(ipc_claim(&A) == IPC_STOP, "it leaves");
+    ipc_next_leaver(&S);
+    uint32_t zero = atomic_load(&S.slot[0].bell);
+    ipc_next_leaver(&S);
+    CHECK(atomic_load(&S.slot[0].bell) != zero, "who sleeps is told that it may leave");
+}
+
+static void a_worker_that_leaves_passes_its_wake_on(void) {
+    begin(4, 4);
+    atomic_store(&S.header->sleepers[0], 3);
+    publish(small);
+    CHECK(atomic_load(&S.header->sleepers[0]) == 2 && atomic_load(&S.slot[1].bell) == 0, "one is woken");
+    ipc_retire(&S, 0, 1);
+    CHECK(ipc_claim(&A) == IPC_STOP, "which leaves");
+    ipc_set_phase(&A, IPC_LEAVING);
+    CHECK(atomic_load(&S.slot[1].bell) == 1, "the other one is woken instead");
+    ipc_next_leaver(&S);
+    atomic_store(&S.header->sleepers[0], 0);
+}
+
 static void a_flush_wakes_a_worker_for_each_ready_task(void) {
     begin(4, 4);
     atomic_store(&S.header->sleepers[0], 3);
@@ -1038,6 +1105,9 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_finished_task_counts_although_its_worker_died_before_the_hint),
     TEST(two_deaths_of_a_slot_before_the_client_looks_are_both_settled), TEST(a_death_rings_everybody_whoever_took_which_bit),
     TEST(a_task_published_before_the_bit_is_seen), TEST(a_task_published_behind_the_bit_is_seen), TEST(a_flush_wakes_a_worker_for_each_ready_task),
+    TEST(a_worker_that_is_retired_before_it_sleeps_leaves), TEST(a_worker_that_is_retired_behind_its_look_at_the_bell_leaves),
+    TEST(a_worker_that_is_retired_behind_its_bit_leaves), TEST(retired_workers_leave_one_at_a_time_between_tasks),
+    TEST(a_worker_whose_turn_comes_while_it_goes_to_sleep_leaves), TEST(a_worker_that_leaves_passes_its_wake_on),
     TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
     TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
     TEST(a_start_is_never_that_of_an_earlier_task), TEST(the_start_of_each_item_stands_in_its_row), TEST(a_death_charges_what_was_not_used_before),
