@@ -50,13 +50,13 @@ static void look(struct ipc_worker *w, uint64_t now) {
 
 static void stamp(struct ipc_worker *w, uint64_t now) {
     struct ipc_slot *line = &w->s->slot[w->slot];
-    if (now - w->looked >= IPC_LOOK_NS) look(w, now);
     if (w->memory_limit) ipc_note_memory(w);
     w->started = w->memory_limit ? ipc_now() : now; /* what the look at memory took is not the task's */
     w->s->row[w->row].started = w->started; /* published with the result, or by the death */
     atomic_store_explicit(&line->started, w->started, memory_order_relaxed);
     /* release: a monitor that reads this word sees its start; until then it counts from when it first saw the claim. */
     atomic_store_explicit(&line->started_word, w->word, memory_order_release);
+    if (now - w->looked >= IPC_LOOK_NS) look(w, now); /* after that: who sees the claim shall soon see its start */
 }
 
 int ipc_claim(struct ipc_worker *w) {
