@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 SETTINGS := setup.cfg setup.py pyproject.toml
-C_SOURCES := $(wildcard ipc/*.c ipc/core/*.c ipc/core/*.h)
+C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
 # program:package, for what tests use and Python's packages don't bring
 DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg
 

@@ -137,6 +137,20 @@ def _refuse() -> None:
     raise ValueError("no licence")
 
 
+def _leave(file: Path) -> None:
+    with file.open("a") as said:
+        said.write("left\n")
+
+
+def test_a_teardown_and_a_restart(context: BaseContext, tmp_path: Path) -> None:
+    with Pool(2, context, teardown=functools.partial(_leave, tmp_path / "left")) as pool:
+        first = {pool.submit(tasks.pid).result() for _ in range(20)}
+        pool.restart()
+        assert (tmp_path / "left").read_text() == "left\n" * 2
+        assert not first & {pool.submit(tasks.pid).result() for _ in range(20)}
+    assert (tmp_path / "left").read_text() == "left\n" * 4
+
+
 def test_an_initializer_that_raises(context: BaseContext) -> None:
     with processes.nothing_left(), Pool(2, context, _refuse) as pool:
         error = pool.submit(abs, -1).exception(30)

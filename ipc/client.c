@@ -1,0 +1,406 @@
+/* The client's calls. */
+#include "view.h"
+
+#include "scalars.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
+
+FUNCTION(open_client) {
+    VIEW(1, ANY);
+    if (!v->client && !(v->client = malloc(sizeof(*v->client)))) return PyErr_NoMemory();
+    ipc_client_init(v->client, &v->s);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(count_into) { /* count_into(segment, tally): what is collected from now on */
+    VIEW(2, CLIENT);
+    if (!(v->tally = tally_of(args[1]))) return NULL;
+    Py_XDECREF(v->counts);
+    v->counts = Py_NewRef(args[1]);
+    Py_RETURN_NONE;
+}
+
+static int set_record(PyObject *tasks, uint32_t row, PyObject *record) {
+    Py_INCREF(record);
+    return PyList_SetItem(tasks, (Py_ssize_t)row, record);
+}
+
+FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len, args, items, timeout_ms, flags, attempt, number=0, memory_limit=0, since=0) */
+    VIEW(n > 12 && n <= 15 ? n : 12, CLIENT);
+    uint16_t counted_as = n > 12 ? (uint16_t)number(args[12], TALLIES - 1) : 0;
+    struct ipc_task t = {.fn = number32(args[3]), .fn_generation = number32(args[4]), .fn_unit = number32(args[5]), .fn_len = number32(args[6]),
+                         .items = (uint32_t)number(args[8], IPC_MAX_ITEMS), .timeout_ms = number32(args[9]), .flags = (uint16_t)number(args[10], UINT16_MAX),
+                         .attempt = (uint16_t)number(args[11], UINT16_MAX), .memory_limit = n > 13 ? number(args[13], UINT64_MAX) : 0, .since = n > 14 ? number(args[14], UINT64_MAX) : 0};
+    CHECK;
+    struct pieces pieces;
+    if (pieces_of(args[7], &pieces) < 0) return NULL;
+    t.piece = pieces.piece;
+    t.pieces = pieces.count;
+    int row = ipc_publish(v->client, &t);
+    drop_pieces(&pieces);
+    if (row >= 0) v->number[row] = counted_as;
+    /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
+    if (row >= 0 && set_record(args[1], (uint32_t)row, args[2]) < 0) return NULL;
+    return PyLong_FromLong(row);
+}
+
+/* A result's bytes: a view of its run if it is large and there is room for views, else a copy, which its reader may write to if it is packed. */
+static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, struct ipc_result *r) {
+    if (r->units && r->length >= VIEW_BYTES && ipc_adopt(v->client, row, r)) {
+        PyObject *run = run_new(capsule, v, v->s.payload + (uint64_t)r->unit * IPC_UNIT_SIZE, r->length, r->unit, r->units, IPC_OWNER_VIEW);
+        if (run) return run;
+        ipc_units_free(&v->s, r->unit, r->units, IPC_OWNER_VIEW);
+        v->client->view_units -= r->units;
+        return NULL;
+    }
+    v->copied += r->units && r->length >= VIEW_BYTES;
+    if (r->kind & IPC_PACKED_KIND) return PyByteArray_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
+    return PyBytes_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
+}
+
+/* What Python gets to know of an item, as bytes: FACTS in pool/account.py. */
+struct facts {
+    uint64_t run, wait, user, system, resident; /* ns, bytes; resident 0: as in ipc_spent */
+    int32_t pid;
+    uint32_t slot;
+};
+
+static struct facts facts_of(struct view *v, uint32_t row, const struct ipc_result *r, uint64_t run, uint64_t started, struct ipc_spent spent) {
+    uint64_t since = v->client->since[row];
+    return (struct facts){run, started > since ? started - since : 0, ipc_from_brief(spent.user), ipc_from_brief(spent.system),
+                          ipc_from_brief(spent.resident), r->pid, r->slot};
+}
+
+/* Run times of frames: of all, of the last one; and whether one of them is no value. */
+struct took { uint64_t all, last; int failed; };
+
+/* `whole`, and then the facts of each item in `list`, if one of them has failed; `end`: when the last of them ended. */
+static PyObject *chunk_facts(struct view *v, uint32_t row, const struct ipc_result *r, struct facts whole, PyObject *list, struct took took, uint64_t end) {
+    Py_ssize_t items = took.failed ? PyList_Size(list) / 2 : 0;
+    PyObject *facts = PyBytes_FromStringAndSize(NULL, (items + 1) * (Py_ssize_t)sizeof(whole));
+    char *to = facts ? PyBytes_AsString(facts) : NULL;
+    if (!to) return NULL;
+    memcpy(to, &whole, sizeof(whole));
+    uint64_t at = 0, began = end > took.all ? end - took.all : 0;
+    for (Py_ssize_t k = 0; k < items; k++) { /* the lengths are those that were found to add up */
+        struct ipc_frame frame;
+        memcpy(&frame, r->data + at, IPC_FRAME);
+        struct facts item = facts_of(v, row, r, ipc_from_brief(frame.spent.run), began, frame.spent);
+        memcpy(to += sizeof(item), &item, sizeof(item));
+        at += IPC_FRAME + (uint64_t)PyObject_Size(PyList_GetItem(list, 2 * k + 1));
+        began += item.run;
+    }
+    return facts;
+}
+
+/* The frames of a chunk's next `items` results as a flat list [kind, bytes, kind, bytes, ...], which are counted, and their run times go to *took.
+ * NULL with Damaged set if they do not add up. */
+static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, struct took *took) {
+    PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
+    if (!record) return NULL;
+    uint32_t first = v->client->drained[row];
+    PyObject *list = PyList_New((Py_ssize_t)items * 2);
+    uint64_t at = 0;
+    for (uint32_t k = 0; list && k < items; k++) {
+        struct ipc_frame frame = {0};
+        if (r->length - at >= IPC_FRAME) memcpy(&frame, r->data + at, IPC_FRAME);
+        uint64_t length = ipc_frame_length(frame.word);
+        uint32_t what = ipc_frame_kind(frame.word);
+        if (r->length - at < IPC_FRAME || r->length - at - IPC_FRAME < length) {
+            Py_DECREF(list);
+            return damaged("the results of a chunk do not add up");
+        }
+        PyObject *kind = PyLong_FromUnsignedLong(what);
+        const char *from = (const char *)r->data + at + IPC_FRAME;
+        PyObject *data = what & IPC_PACKED_KIND ? PyByteArray_FromStringAndSize(from, (Py_ssize_t)length)
+                                                : PyBytes_FromStringAndSize(from, (Py_ssize_t)length);
+        if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
+        if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
+        if (!kind || !data ||
+            count_item(v->tally, v->number[row], record, first + k, what, frame.spent.run, frame.spent.resident, r->slot) < 0) {
+            Py_DECREF(list);
+            return NULL;
+        }
+        took->all += took->last = ipc_from_brief(frame.spent.run);
+        took->failed |= (what & IPC_FAILED_KINDS) != 0;
+        at += IPC_FRAME + length;
+    }
+    return list;
+}
+
+/* The values of a chunk's items as a tuple, if all of them are short and simple: without an object, or a step in Python, for each of them on the
+ * way. NULL without an exception: some are not. */
+static PyObject *plain_values(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, struct took *took) {
+    uint64_t at = 0;
+    PyObject *values = NULL;
+    uint16_t run[IPC_MAX_ITEMS], resident[IPC_MAX_ITEMS];
+    for (uint32_t k = 0; k < items; k++) {
+        struct ipc_frame frame;
+        if (r->length - at < IPC_FRAME) goto other;
+        memcpy(&frame, r->data + at, IPC_FRAME);
+        uint64_t length = ipc_frame_length(frame.word);
+        if (ipc_frame_kind(frame.word) != VALUE || r->length - at - IPC_FRAME < length) goto other;
+        PyObject *value = scalar_decode(r->data + at + IPC_FRAME, length);
+        if (!value || (!values && !(values = PyTuple_New((Py_ssize_t)items)))) {
+            Py_XDECREF(value);
+            goto other;
+        }
+        PyTuple_SetItem(values, (Py_ssize_t)k, value);
+        run[k] = frame.spent.run;
+        resident[k] = frame.spent.resident;
+        at += IPC_FRAME + length;
+    }
+    PyObject *record = values ? PyList_GetItem(tasks, (Py_ssize_t)row) : NULL;
+    for (uint32_t k = 0; record && k < items; k++) {
+        took->all += took->last = ipc_from_brief(run[k]);
+        if (count_item(v->tally, v->number[row], record, v->client->drained[row] + k, VALUE, run[k], resident[k], r->slot) < 0) record = NULL;
+    }
+    if (record) return values;
+other:
+    Py_XDECREF(values);
+    return NULL;
+}
+
+static PyObject *take_record(PyObject *tasks, uint32_t row) {
+    PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
+    if (!record) return NULL;
+    Py_INCREF(record);
+    Py_INCREF(Py_None);
+    if (PyList_SetItem(tasks, (Py_ssize_t)row, Py_None) < 0) {
+        Py_DECREF(record);
+        return NULL;
+    }
+    return record;
+}
+
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, facts) for each finished row to
+                       inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before, and
+                       data a tuple of values, or else a list of kinds and pickles */
+    VIEW(6, CLIENT);
+    long most = PyLong_AsLong(args[3]), count = 0;
+    CHECK;
+    struct ipc_client *c = v->client;
+    for (int row; count < most && (row = ipc_next_done(c)) >= 0; count++) {
+        struct ipc_result r;
+        if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
+        uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
+        if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
+        struct took took = {0};
+        PyObject *data;
+        if (items) {
+            uint32_t here = offered ? offered : items - drained;
+            data = plain_values(v, args[1], (uint32_t)row, &r, here, &took);
+            if (!data && !PyErr_Occurred()) data = frames(v, args[1], (uint32_t)row, &r, here, &took);
+        } else {
+            data = result_data(v, args[0], (uint32_t)row, &r);
+        }
+        PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
+        if (record && offered) Py_INCREF(record);
+        PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
+                 *facts = NULL;
+        if (items && data) { /* the row says when the last item began; of an offered chunk that is the one after these */
+            uint64_t end = r.started + (offered ? 0 : took.last);
+            facts = chunk_facts(v, (uint32_t)row, &r, facts_of(v, (uint32_t)row, &r, took.all, end - took.all, r.spent), data, took, end);
+        } else if (data) {
+            struct facts one = facts_of(v, (uint32_t)row, &r, ipc_from_brief(r.spent.run), r.started, r.spent);
+            facts = PyBytes_FromStringAndSize((const char *)&one, sizeof(one));
+        }
+        if (!data || !record || !entry || !kind || !length || !facts ||
+            (!items && count_item(v->tally, v->number[row], record, 0, r.kind, r.spent.run, r.spent.resident, r.slot) < 0)) {
+            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(facts);
+            return NULL;
+        }
+        PyTuple_SetItem(entry, 0, record);
+        PyTuple_SetItem(entry, 1, kind);
+        PyTuple_SetItem(entry, 2, data);
+        PyTuple_SetItem(entry, 3, length);
+        PyTuple_SetItem(entry, 4, facts);
+        int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
+        Py_DECREF(entry);
+        if (failed) return NULL;
+        if (offered)
+            ipc_drained(c, (uint32_t)row, offered);
+        else
+            ipc_release_row(c, (uint32_t)row);
+    }
+    return PyLong_FromLong(count);
+}
+
+FUNCTION(flush) {
+    VIEW(1, CLIENT);
+    return PyLong_FromUnsignedLong(ipc_flush_wakes(v->client));
+}
+
+FUNCTION(client_wait) { /* wait(segment, spin_us, timeout_ms) -> bool */
+    VIEW(3, CLIENT);
+    uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
+    CHECK;
+    struct ipc_look look;
+    int code;
+    ipc_client_look(v->client, &look);
+    Py_BEGIN_ALLOW_THREADS
+    code = ipc_client_spin(&v->s, &look, spin);
+    Py_END_ALLOW_THREADS
+    if (code) Py_RETURN_TRUE;
+    do { /* with the GIL nobody else publishes; while it is released others may, so nothing private is looked at */
+        ipc_flush_wakes(v->client);
+        ipc_client_look(v->client, &look);
+        Py_BEGIN_ALLOW_THREADS
+        code = ipc_client_sleep(&v->s, &look, &timeout);
+        Py_END_ALLOW_THREADS
+    } while (code == IPC_EMPTY && timeout);
+    if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
+    return PyBool_FromLong(code != IPC_EMPTY);
+}
+
+FUNCTION(client_listen) { /* listen(segment) -> bool */
+    VIEW(1, CLIENT);
+    return PyBool_FromLong(ipc_client_listen(v->client));
+}
+
+FUNCTION(heard) {
+    VIEW(1, CLIENT);
+    ipc_client_heard(&v->s);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(cancel) { /* cancel(segment, tasks, row) -> bool */
+    VIEW(3, CLIENT);
+    uint32_t row = row_of(v, args[2]);
+    CHECK;
+    if (!ipc_cancel(v->client, row)) Py_RETURN_FALSE;
+    Py_INCREF(Py_None);
+    if (PyList_SetItem(args[1], (Py_ssize_t)row, Py_None) < 0) return NULL;
+    Py_RETURN_TRUE;
+}
+
+FUNCTION(row_word) {
+    VIEW(2, ANY);
+    uint32_t row = row_of(v, args[1]);
+    CHECK;
+    uint64_t w = atomic_load_explicit(&v->s.row[row].word, memory_order_acquire);
+    return Py_BuildValue("(IIIIK)", ipc_word_state(w), ipc_word_slot(w), ipc_word_generation(w), ipc_word_item(w), (unsigned long long)w);
+}
+
+FUNCTION(condemn) { /* condemn(segment, row, word) -> bool */
+    VIEW(3, ANY);
+    uint32_t row = row_of(v, args[1]);
+    uint64_t word = number(args[2], UINT64_MAX);
+    CHECK;
+    return PyBool_FromLong(ipc_condemn(&v->s, row, word));
+}
+
+FUNCTION(next_dead) {
+    VIEW(1, CLIENT);
+    uint32_t slot, reaped;
+    if (ipc_next_dead(v->client, &slot, &reaped) < 0) Py_RETURN_NONE;
+    return Py_BuildValue("(II)", slot, reaped);
+}
+
+FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record, state, item, generation, drained, frames, facts) for each row of the dead */
+    VIEW(5, CLIENT);
+    uint32_t slot = slot_of(v, args[2]), reaped = number32(args[3]);
+    CHECK;
+    struct ipc_client *c = v->client;
+    struct ipc_settled dead;
+    while (ipc_settle(c, slot, reaped, &dead, 1)) { /* one at a time: a released row is not found again */
+        struct ipc_row *of = &v->s.row[dead.row];
+        struct ipc_result r = {.slot = slot, .started = of->started, .pid = of->pid};
+        PyObject *done = NULL;
+        struct took took = {0};
+        uint32_t items = c->items[dead.row], drained = c->drained[dead.row];
+        if (items && dead.item > 1) {
+            if (dead.item > items || dead.item - 1 < drained || ipc_read_result(c, dead.row, &r) < 0)
+                return damaged("a chunk claims more results than it has");
+            done = frames(v, args[1], dead.row, &r, dead.item - 1 - drained, &took);
+        } else {
+            done = PyList_New(0);
+        }
+        PyObject *record = done ? take_record(args[1], dead.row) : NULL;
+        /* The row has the low bits of the generation, and the log the last few. */
+        uint32_t generation = reaped - ((reaped - dead.generation) & (uint32_t)IPC_MASK(IPC_GENERATION_BITS));
+        struct ipc_slot *line = &v->s.slot[slot];
+        struct ipc_spent spent = line->deaths[generation % IPC_DEATHS].generation == generation ? line->spent[generation % IPC_DEATHS] : (struct ipc_spent){0};
+        struct facts one = facts_of(v, dead.row, &r, ipc_from_brief(spent.run), r.started, spent);
+        PyObject *facts = record ? chunk_facts(v, dead.row, &r, one, done, took, r.started) : NULL;
+        PyObject *entry = facts ? Py_BuildValue("(NIIIINN)", record, dead.state, dead.item, dead.generation, drained, done, facts) : NULL;
+        if (!entry) return NULL;
+        int failed = PyList_Append(args[4], entry);
+        Py_DECREF(entry);
+        if (failed) return NULL;
+        ipc_release_row(c, dead.row);
+    }
+    Py_RETURN_NONE;
+}
+
+FUNCTION(settled) {
+    VIEW(3, CLIENT);
+    uint32_t slot = slot_of(v, args[1]), reaped = number32(args[2]);
+    CHECK;
+    ipc_settled(v->client, slot, reaped);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(death) { /* death(segment, slot, generation) -> (pid, status, reason, peak) | None */
+    VIEW(3, ANY);
+    uint32_t slot = slot_of(v, args[1]), generation = number32(args[2]);
+    CHECK;
+    struct ipc_slot *line = &v->s.slot[slot];
+    /* acquire, before the record; an entry never written would pass for generation 0 */
+    int32_t dead = (int32_t)(atomic_load_explicit(&line->reaped, memory_order_acquire) - generation);
+    struct ipc_death d = line->deaths[generation % IPC_DEATHS];
+    if (dead <= 0 || d.generation != generation) Py_RETURN_NONE;
+    return Py_BuildValue("(iiIK)", d.pid, d.status, d.reason, (unsigned long long)d.peak);
+}
+
+FUNCTION(idle_scan) {
+    VIEW(1, CLIENT);
+    struct ipc_header *h = v->s.header; /* only the client moves tail, and nobody moves head beyond it */
+    if (atomic_load(&h->tail) != v->client->tail || atomic_load(&h->head) > v->client->tail) return damaged("head or tail of the ring is impossible");
+    return PyLong_FromUnsignedLong(ipc_idle_scan(v->client));
+}
+
+FUNCTION(trim) {
+    VIEW(1, CLIENT);
+    ipc_trim(v->client);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(store_function) { /* store_function(segment, bytes) -> unit, or a negative code */
+    VIEW(2, CLIENT);
+    Py_buffer view;
+    uint64_t length;
+    const unsigned char *data = bytes_of(args[1], &view, &length);
+    if (PyErr_Occurred()) return NULL;
+    int64_t unit = ipc_units_take_result(&v->s, ipc_units_for(length), IPC_OWNER_FUNCTION); /* not where arguments go */
+    if (unit >= 0) memcpy(v->s.payload + (uint64_t)unit * IPC_UNIT_SIZE, data, length);
+    if (view.obj) PyBuffer_Release(&view);
+    return PyLong_FromLongLong(unit);
+}
+
+FUNCTION(free_function) { /* free_function(segment, unit, length) */
+    VIEW(3, CLIENT);
+    uint32_t unit = number32(args[1]), length = number32(args[2]);
+    CHECK;
+    ipc_units_free(&v->s, unit, (uint32_t)ipc_units_for(length), IPC_OWNER_FUNCTION);
+    Py_RETURN_NONE;
+}
+
+FUNCTION(monitor_must_look) { /* after publishing a deadline: does the monitor have to be told? */
+    VIEW(1, CLIENT);
+    int must = v->client->shortened || atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst);
+    v->client->shortened = 0;
+    return PyBool_FromLong(must);
+}
+
+PyMethodDef client_methods[] = {
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
+    ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn),
+    ENTRY("next_dead", next_dead), ENTRY("settle", settle), ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan),
+    ENTRY("trim", trim), ENTRY("store_function", store_function), ENTRY("free_function", free_function),
+    ENTRY("monitor_must_look", monitor_must_look), ENTRY("count_into", count_into),
+    {NULL, NULL, 0, NULL},
+};
