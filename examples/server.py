@@ -61,9 +61,12 @@ class Server:
         try:
             return await self.pool.run(thumbnail, photo, size)
         except errors.TaskTimeout as error:
-            raise Refused(HTTPStatus.GATEWAY_TIMEOUT, str(error)) from error
-        except (errors.MemoryLimitExceeded, errors.WorkerCrashed) as error:
-            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from error
+            raise Refused(HTTPStatus.GATEWAY_TIMEOUT, f"it took longer than {error.timeout:g} s") from error
+        except (
+            errors.MemoryLimitExceeded,
+            errors.WorkerCrashed,
+        ) as error:  # arguments are for our log
+            raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, type(error).__name__) from error
         except NOT_AN_IMAGE as error:
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
         finally:

@@ -91,15 +91,17 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         # What an initializer sets are globals of the worker's __main__: functions that are there too must look there.
         inherited = codec.snapshot_main(frozenset(), functions=options.initializer is not None)
     segment = Segment.create(workers, available_cpus())
+    sockets: list[_socket.socket] = []
     try:
         view = segment.attach()
         _core.open_client(view)
         _core.count_into(view, counts)
         _core.dont_fork(view)
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+        sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         # A socket, not a pipe: MSG_NOSIGNAL. Not an eventfd: all of them are one file, so a worker could not see that a
         # task has put another one under the number.
-        wire = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        sockets += _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        ours, theirs, *wire = sockets
         wire[0].setblocking(False)
         _core.set_wire(view, wire[1].fileno())
         worker_process.flush()
@@ -111,6 +113,10 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
             pid = _fork(segment, theirs_view, marks, (ours, wire[0]), theirs, options)
         else:
             pid = _spawn(parcel, segment, marks, (ours, *wire), theirs)
+    except BaseException:
+        for one in sockets:
+            one.close()
+        raise
     finally:
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
@@ -121,7 +127,7 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
         segment.room,
         workers,
         ours,
-        wire,
+        (wire[0], wire[1]),
         pid,
         marks,
         options.folder,

@@ -385,7 +385,7 @@ def test_script_lists_its_failures() -> None:
         "\\w+", "[A-Z]\\w+", "\\bin\\b", "\\d+",
     ]  # fmt: skip
     assert wrong == "(unclosed    wrong: missing ), unterminated subpattern at position 0"
-    assert re.match(r"\(.* too slow: __main__\.count ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
+    assert re.match(r"\(.* too slow: __main__\.count\(.*\) ran longer than its timeout of 1 s \(.*, attempt 2\)$", slow)
     assert re.match(r"crash +crashed: worker died in __main__\.count\('crash'\): SIGSEGV \(.*, attempt 2\)$", crashed)
 
 
@@ -468,7 +468,7 @@ def test_server_gives_up_a_photo_at_its_deadline(huge: bytes) -> None:
     with server("--timeout", 0.1) as serving:
         status, body = serving.thumbnail(huge)
         assert status == 504
-        assert b"__main__.thumbnail ran longer than its timeout of 0.1 s" in body
+        assert body == b"it took longer than 0.1 s\n"
         assert serving.thumbnail(PHOTOS[1].read_bytes())[0] == 200
 
 

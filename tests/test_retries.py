@@ -556,11 +556,13 @@ def test_a_call_that_is_cancelled_as_it_defers_itself_is_over(gate: tasks.Gate, 
         call = asyncio.create_task(pool.run(_hold_and_defer, gate.path, str(path)))
         await asyncio.sleep(0)
         gate.await_start()
-        gate.open()
         client = pool._client
         rows = range(len(client.tasks))
-        processes.wait_until(lambda: any(_core.row_word(client.segment, r)[0] == _core.DONE for r in rows), "done")
-        call.cancel()
+        with client.lock:  # the collector thread shall not look either
+            gate.open()
+            processes.wait_until(lambda: any(_core.row_word(client.segment, r)[0] == _core.DONE for r in rows), "done")
+            call.cancel()
+            await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(call, 20)
         assert client.idle_or_closed()

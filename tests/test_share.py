@@ -220,6 +220,7 @@ def _use(pool: Pool, handle: share.Shared, how: str) -> None:
 
 
 def test_no_descriptor_is_left_after_many_handles(pool: Pool) -> None:
+    pool.start()
     before = len(processes.open_files())
     for k in range(100):
         assert pool.submit(digest, pool.share(array(k, 10_000))).result() == digest(array(k, 10_000))
