@@ -361,7 +361,7 @@ class Client(Waiting):
         if row >= 0:
             task.sink.row = row
             if (task.timeout_ms or limit or task.flags & _core.CAPTURE) and _core.monitor_must_look(self.segment):
-                self._command(monitor.LOOK)
+                self.tell_monitor_to_look()
             return True
         if row == _core.TOO_LARGE:
             try:
@@ -393,6 +393,10 @@ class Client(Waiting):
             # Full or gone: the monitor is looking anyway, or its death is noticed by the wait.
             with contextlib.suppress(OSError):
                 self._running.commands.send(message)
+
+    def tell_monitor_to_look(self) -> None:
+        """At the limits of what has just been published: it may sleep for longer."""
+        self._command(monitor.LOOK)
 
     # ---- collect and settle
 

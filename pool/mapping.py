@@ -381,7 +381,8 @@ class MapRun:
         The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its
         record are one call in C."""
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
-        watched = timeout_ms or self.policy.memory_limit or self.policy.capture_output
+        limit, must_look = self.policy.memory_limit, _core.monitor_must_look
+        watched = timeout_ms or limit or self.policy.capture_output
         segment, tasks, publish = client.segment, client.tasks, _core.publish
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         number = function.number
@@ -417,16 +418,19 @@ class MapRun:
                     kept, how = data, flags
                 task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, FIRST, 0))
                 if (
-                    watched
-                    or client.queue
+                    client.queue
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None
-                    or publish(segment, tasks, task, fn, generation, unit, length, data, 0, 0, how, 1, number) < 0
-                ):
+                    or publish(
+                        segment, tasks, task, fn, generation, unit, length, data, 0, timeout_ms, how, 1, number, limit
+                    ) < 0
+                ):  # fmt: skip
                     with client.lock:
                         client.offer(task if bare is None else task._replace(data=data))
                     if bare is not None and client.queue:
                         return False  # no room for large arguments: more of the input would only wait in memory
+                elif watched and must_look(segment):
+                    client.tell_monitor_to_look()
                 if size > _FLYING_BYTES:
                     return False
                 bare = data = None  # the input may resize its bytearray, which it cannot while we look into it
