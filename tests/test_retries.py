@@ -556,6 +556,8 @@ def test_a_call_that_is_cancelled_as_it_defers_itself_is_over(gate: tasks.Gate, 
         call = asyncio.create_task(pool.run(_hold_and_defer, gate.path, str(path)))
         await asyncio.sleep(0)
         gate.await_start()
+        for _ in range(5):  # the loop has looked at what there was to see
+            await asyncio.sleep(0)
         client = pool._client
         rows = range(len(client.tasks))
         with client.lock:  # the collector thread shall not look either
