@@ -32,8 +32,9 @@ def test_every_task_ends_and_the_pool_goes_on(part: str) -> None:
         bad = pool.submit(overwrite, part)
         futures = [bad, *(pool.submit(tasks.square, x) for x in range(3000))]
         kinds = Counter(type(future.exception(timeout=30)) for future in futures)
-        assert set(kinds) <= {type(None), errors.SegmentCorrupt}
-        assert kinds[errors.SegmentCorrupt] <= 1024  # no more than there are rows: the others were not published
+        # A result may be hurt in the very moment in which it is read, after its row was found to be right.
+        assert set(kinds) <= {type(None), errors.SegmentCorrupt, errors.ResultNotPicklable}
+        assert kinds.total() - kinds[type(None)] <= 1024  # no more than there are rows: the others were not published
         assert pool._client.unfinished == 0
         # If the task that did it was the last to end, nobody has looked since: what is published now may be hurt too.
         assert type(pool.submit(tasks.square, 1).exception(timeout=30)) in {type(None), errors.SegmentCorrupt}
