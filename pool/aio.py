@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from pool.executor import _Calls
+    from pool.calls import Calls
     from pool.progress import Progress
 
 _END = object()
@@ -63,7 +63,7 @@ class _Awaited(Future):
         self.kill()
 
 
-async def run(calls: _Calls, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+async def run(calls: Calls, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """See ``Pool.run``."""
     if not callable(fn):
         raise TypeError(f"fn must be callable, not {type(fn).__name__}")

@@ -13,7 +13,7 @@ from pool.progress import Progress, eta_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pool.mapping import MapRun
+    from pool.map_run import MapRun
 
 _TICK_SECONDS = 0.045  # a little less than the promised 50 ms: waits are in whole milliseconds
 _LEAST_PAUSE = 0.01  # after a slow callable, before the next call

@@ -42,7 +42,7 @@ from ipc import _core
 from pool import Failure, Pool, retry
 from pool.errors import WorkerCrashed
 from pool.futures import Future
-from pool.mapping import MapRun
+from pool.map_run import MapRun
 from pool.task import Death, describe_args
 
 WORKERS = 3

@@ -15,7 +15,7 @@ import processes
 import pytest
 import tasks
 
-from pool import Failure, Pool, errors, mapping
+from pool import Failure, Pool, errors, map_run
 
 pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("idle_afterwards")]
 FORMS = ["imap", "imap_unordered"]
@@ -429,7 +429,7 @@ def test_the_caller_looks_away_while_short_tasks_have_enough_to_do(flying: int, 
     run: Any = types.SimpleNamespace(
         given=1000, flying=flying, _rate=rate, _looked=-1, client=types.SimpleNamespace(workers=2)
     )
-    assert mapping.MapRun.nap(run) == pytest.approx(nap)
-    assert mapping.MapRun.nap(run) == 0.0  # nothing has come since: they have become slow, and it must be woken
+    assert map_run.MapRun.nap(run) == pytest.approx(nap)
+    assert map_run.MapRun.nap(run) == 0.0  # nothing has come since: they have become slow, and it must be woken
     run.flying -= 1
-    assert mapping.MapRun.nap(run) == pytest.approx(nap, rel=0.02)
+    assert map_run.MapRun.nap(run) == pytest.approx(nap, rel=0.02)

@@ -11,7 +11,7 @@ from concurrent.futures._base import LOGGER
 
 from pool import codec
 from pool.client import CLOSED
-from pool.mapping import Failure, MapRun
+from pool.map_run import Failure, MapRun
 from pool.task import Task
 
 TYPE_CHECKING = False

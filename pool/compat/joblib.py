@@ -38,7 +38,7 @@ from pool.compat.batch import CALL_STAR, Batch
 from pool.cpus import available_cpus
 from pool.errors import PoolClosed, PoolError
 from pool.executor import Pool
-from pool.mapping import Failure
+from pool.map_run import Failure
 from pool.task import describe_call
 
 TYPE_CHECKING = False

@@ -41,7 +41,7 @@ from pool.codec import RemoteTraceback as OurTraceback
 from pool.compat.batch import CALL_ONE, CALL_STAR, Batch
 from pool.cpus import available_cpus
 from pool.executor import Pool as Executor
-from pool.mapping import Failure
+from pool.map_run import Failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
