@@ -62,10 +62,7 @@ class Server:
             return await self.pool.run(thumbnail, photo, size)
         except errors.TaskTimeout as error:
             raise Refused(HTTPStatus.GATEWAY_TIMEOUT, f"it took longer than {error.timeout:g} s") from error
-        except (
-            errors.MemoryLimitExceeded,
-            errors.WorkerCrashed,
-        ) as error:  # arguments are for our log
+        except (errors.MemoryLimitExceeded, errors.WorkerCrashed) as error:
             raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, type(error).__name__) from error
         except NOT_AN_IMAGE as error:
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
@@ -90,6 +87,9 @@ class Server:
             writer.write(f"{head}{retry}Connection: close\r\n\r\n".encode() + body)
             async with asyncio.timeout(READ_SECONDS):
                 await writer.drain()
+                writer.write_eof()
+                while await reader.read(1 << 16):  # who still sends would lose our answer if we hung up
+                    pass
             said = str(status.value)
         except (ConnectionError, EOFError, TimeoutError):
             said = "gone"
