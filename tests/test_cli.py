@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from commands import files, folder, lines, run, start
 
@@ -45,6 +46,35 @@ def test_lines_of_files_are_inputs() -> None:
 
 def test_inputs_may_end_with_nul() -> None:
     assert lines("tasks:upper", "-0", "-", input="a\nb\0c\0\0") == ["A", "B", "C"]
+
+
+def test_order_holds_no_more_than_a_few_thousand_results() -> None:
+    Path("more.py").write_text(
+        "import os, time\n"
+        "def first_waits(x):\n"
+        "    with open('begun', 'a') as file: file.write('.')\n"
+        "    while x == '0' and not os.path.exists('go'): time.sleep(0.01)\n"
+        "    return x\n"
+    )
+    ran = start("map", "more:first_waits", "-", "-k", "-j", "2", "-q", stdin=subprocess.PIPE)
+    try:
+        assert ran.stdin is not None
+        ran.stdin.write("".join(f"{x}\n" for x in range(20_000)))
+        ran.stdin.close()
+        ran.stdin = None
+        sizes: list[int] = []
+
+        def settled() -> bool:
+            """Nothing has begun between two looks, 0.1 s apart."""
+            sizes.append(os.path.getsize("begun") if os.path.exists("begun") else 0)
+            return len(sizes) > 100 and sizes[-1] == sizes[-100] > 4000
+
+        processes.wait_until(settled, "it waits for the first", 40)
+        assert sizes[-1] < 12_000
+        Path("go").touch()
+        assert ran.communicate(timeout=60)[0].split() == [str(x) for x in range(20_000)]
+    finally:
+        ran.kill()
 
 
 def test_standard_input_and_words_in_their_order() -> None:

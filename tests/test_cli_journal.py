@@ -232,6 +232,28 @@ def test_journal_is_at_most_100_ms_behind() -> None:
         ran.communicate()
 
 
+def test_order_of_what_is_printed_does_not_hold_up_the_journal() -> None:
+    Path("more.py").write_text(
+        "import time\n"
+        "def first_waits(x):\n"
+        "    if x == '0': time.sleep(1000)\n"
+        "    if x == '7': raise ValueError(x)\n"
+        "    return x if int(x) >= 200 else None\n"
+    )
+    ran = start("map", "more:first_waits", *range(300), "--journal", "j.db", "-j", "2", "-k")
+    try:
+
+        def recorded() -> set[str]:
+            with closing(sqlite3.connect("j.db")) as db, suppress(sqlite3.OperationalError):
+                return {os.fsdecode(row[0]) for row in db.execute("SELECT input FROM item")}
+            return set()
+
+        processes.wait_until(lambda: recorded() == set(map(str, range(1, 200))), "all that print nothing are recorded")
+    finally:
+        ran.kill()
+        assert ran.communicate()[0] == ""  # the others wait for their turn, and are done again
+
+
 @pytest.fixture
 def many(folder: Path) -> Iterator[Path]:
     (folder / "in").mkdir()

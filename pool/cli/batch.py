@@ -9,7 +9,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from pool.cli import Stopped, printable, target
+from pool.cli import printable, target
 from pool.cli.inputs import Inputs
 from pool.cli.journal import NO_FILE, Journal, Recorded, Stamp, stamp
 from pool.cli.outputs import Claim, Outputs
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Printer(Protocol):
-        def show(self, ended: Ended) -> None: ...
+        def text(self, ended: Ended) -> str: ...
+        def write(self, text: str) -> None: ...
         def flush(self) -> None: ...
 
 
 _AHEAD = 256  # inputs that are looked up in the journal at a time
+_MOST_EARLY = 4096  # results that wait for that of an earlier input
 _KEPT = 1000  # failures, for the list at the end
 _LONGEST = 300  # characters of a reason in it
 
@@ -108,8 +110,9 @@ class Ended:
 class Batch:
     """The source of a map, and the end of its results.
 
-    What each input has come to goes to ``printer.show``, and is recorded behind ``printer.flush``: nobody misses a
-    result that will not come again. If a value cannot be shown, its input has failed.
+    What each input has come to is printed, and recorded behind ``printer.flush``: nobody misses a result that will not
+    come again. If a value cannot be shown, its input has failed. ``ordered``: results are printed in the order of the
+    inputs; what prints nothing need not wait for that.
 
     Attributes:
         call: what workers run.
@@ -118,20 +121,22 @@ class Batch:
         done, failed: inputs that have succeeded, and that have failed; both with those that earlier runs recorded.
         before, failed_before: how many of both were recorded, how many of them as failed.
         repeated: inputs with an output that were given more than once: one time is enough.
-        failures: (input, reason) of the first of those that failed.
     """
 
     def __init__(
         self, found: Target, source: Inputs, outputs: Outputs | None, printer: Printer,
-        retry_failed: bool = False,
+        retry_failed: bool = False, ordered: bool = False,
     ) -> None:  # fmt: skip
         self.call = Call(found, outputs is not None)
         self.outputs = outputs
         self.journal: Journal | None = None
         self.retry_failed = retry_failed
         self.done = self.failed = self.before = self.failed_before = self.repeated = 0
-        self.failures: list[tuple[str, str]] = []
+        self._failures: list[tuple[int, str, str]] = []
         self._printer = printer
+        self._ordered = ordered
+        self._early: dict[int, tuple[Ended, Stamp | None, str] | None] = {}  # what has ended before its turn
+        self._turn = 0
         self._found = found
         self._source = source
         self._given = 0
@@ -154,6 +159,8 @@ class Batch:
         return self
 
     def __next__(self) -> str | tuple[str, str] | Exception:
+        if len(self._early) >= _MOST_EARLY:
+            raise NotYet
         while True:
             path, then, known = (next(self._source), NO_FILE, None) if self.journal is None else self._looked_up()
             final = None
@@ -216,7 +223,7 @@ class Batch:
             self.done += 1
         else:
             self.failed_before += 1
-            self._failed(path, known.error)
+            self._failed(self._given, path, known.error)
 
     # ---- what comes back
 
@@ -231,32 +238,47 @@ class Batch:
             raise result.error
         else:
             ended = Ended(path, final, 0.0, None, _of_the_value(result.error))
-        self._ended(ended, then)
-
-    def _ended(self, ended: Ended, then: Stamp | None) -> None:
-        """``then``: what the input was, to record it; None: not to be recorded."""
         try:
-            self._printer.show(ended)
-        except (Stopped, BrokenPipeError):
-            raise  # nobody has seen the result
+            text = self._printer.text(ended)
         except Exception as error:
             ended = Ended(ended.path, ended.output, ended.seconds, None, NotShown(error))
-            self._printer.show(ended)
+            text = self._printer.text(ended)
+        if not self._ordered:
+            self._settle(index, ended, then, text)
+            return
+        if not text:  # nobody will miss it: it is recorded at once
+            self._settle(index, ended, then, text)
+        self._early[index] = (ended, then, text) if text else None
+        while self._turn in self._early:
+            held = self._early.pop(self._turn)
+            if held is not None:
+                self._settle(self._turn, *held)
+            self._turn += 1
+
+    def _settle(self, index: int, ended: Ended, then: Stamp | None, text: str) -> None:
+        """Print, count and record it. ``then``: what the input was; None: it is not to be recorded."""
+        if text:
+            self._printer.write(text)
         reason = None
         if ended.error is None:
             self.done += 1
         else:
             reason = describe(ended.error)
-            self._failed(ended.path, reason)
+            self._failed(index, ended.path, reason)
         if self.journal is not None and then is not None:
             self.journal.record(ended.path, then, reason, ended.seconds)
             if self.journal.full:
                 self.commit()
 
-    def _failed(self, path: str, reason: str) -> None:
+    def _failed(self, index: int, path: str, reason: str) -> None:
         self.failed += 1
-        if len(self.failures) < _KEPT:
-            self.failures.append((path, reason))
+        if len(self._failures) < _KEPT:
+            self._failures.append((index, path, reason))
+
+    def failures(self) -> list[tuple[str, str]]:
+        """(input, reason) of the first of those that failed."""
+        found = sorted(self._failures, key=lambda failure: failure[0]) if self._ordered else self._failures
+        return [(path, reason) for _, path, reason in found]
 
     def commit(self) -> None:
         """Write results and records out."""

@@ -162,7 +162,7 @@ class _Command:
             outputs.check(self.inputs.known)
             _make_folder(out)
         self.printer = _Printer(options["as_json"])
-        self.batch = Batch(self.target, self.inputs, outputs, self.printer, retry_failed)
+        self.batch = Batch(self.target, self.inputs, outputs, self.printer, retry_failed, options["keep_order"])
         self.signal = signal.SIGINT
 
     def _pool(self) -> Pool:
@@ -247,7 +247,7 @@ class _Command:
         """Everything; returns why it ended early, if it did."""
         batch, calls = self.batch, self.calls
         results = calls._imap(
-            batch.call, batch, codec.CALL_ONE, self.options["keep_order"], on_error="return", numbered=True,
+            batch.call, batch, codec.CALL_ONE, False, on_error="return", numbered=True,
             chunksize=self.options["chunksize"], progress=lambda counts: self._tick(show, counts),
         )  # fmt: skip
         first = self.options["on_error"] == "raise"
@@ -280,10 +280,11 @@ class _Command:
             self.printer.write(_json_line({"summary": summary, **extra}))
             self.printer.flush()
         if options["on_error"] != "skip":
-            for path, why in batch.failures[:_LISTED]:
+            failures = batch.failures()
+            for path, why in failures[:_LISTED]:
                 say(f"failed  {printable(path)}  {why}")
-            if batch.failed > min(_LISTED, len(batch.failures)):
-                say(f"        and {batch.failed - min(_LISTED, len(batch.failures)):,} more")
+            if batch.failed > min(_LISTED, len(failures)):
+                say(f"        and {batch.failed - min(_LISTED, len(failures)):,} more")
         if stopped is not None or not options["quiet"]:
             say(_sentence(summary, self.journal))
         if options["insights"] and not options["as_json"]:
@@ -304,12 +305,11 @@ class _Printer:
         self._as_json = as_json
         self._failed: Exception | None = None
 
-    def show(self, ended: Ended) -> None:
-        """Raises what the value raises when it is turned into text; and as ``write``."""
+    def text(self, ended: Ended) -> str:
+        """What is to be printed, or nothing. Raises what the value raises when it is turned into text."""
         if self._as_json:
-            self.write(_json_line(ended.record()))
-        elif ended.value is not None:
-            self.write(f"{ended.value}\n")
+            return _json_line(ended.record())
+        return "" if ended.value is None else f"{ended.value}\n"
 
     def write(self, text: str) -> None:
         """Raises BrokenPipeError if nobody reads any more, Stopped if it cannot be written; and then always."""
