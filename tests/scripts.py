@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 TIMEOUT = 30
@@ -24,10 +25,19 @@ def run(folder: Path, text: str, *arguments: str, code: int = 0) -> subprocess.C
     return subprocess.CompletedProcess(script.args, script.returncode, out, err)
 
 
-def start(folder: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
+class Script(subprocess.Popen[str]):
+    """Left with an exception, it is killed: else the failed test would wait for it."""
+
+    def __exit__(self, error: type[BaseException] | None, *more: Any) -> None:
+        if error is not None:
+            self.kill()
+        super().__exit__(error, *more)
+
+
+def start(folder: Path, text: str, *arguments: str) -> Script:
     file = folder / "script.py"
     file.write_text(textwrap.dedent(text))
-    return subprocess.Popen(
+    return Script(
         [sys.executable, "-X", "faulthandler", str(file), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
