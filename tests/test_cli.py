@@ -13,6 +13,12 @@ import processes
 import pytest
 from commands import files, folder, lines, run, start
 
+from pool import NotYet
+from pool.cli.batch import Batch
+from pool.cli.inputs import Inputs
+from pool.cli.map import _Printer
+from pool.cli.target import Target
+
 __all__ = ["files", "folder"]
 
 # ---- inputs and results
@@ -75,6 +81,19 @@ def test_order_holds_no_more_than_a_few_thousand_results() -> None:
         assert ran.communicate(timeout=60)[0].split() == [str(x) for x in range(20_000)]
     finally:
         ran.kill()
+
+
+def test_order_holds_only_so_much_text(capsys: pytest.CaptureFixture[str]) -> None:
+    batch = Batch(
+        Target("builtins:len", [], False), Inputs(("a", "b", "c"), b"\n"), None, _Printer(False), ordered=True
+    )
+    assert (next(batch), next(batch)) == ("a", "b")
+    batch.end(1, (0.1, "x" * (1 << 26)))
+    with pytest.raises(NotYet):
+        next(batch)
+    batch.end(0, (0.1, "first"))
+    assert next(batch) == "c"
+    assert capsys.readouterr().out == f"first\n{'x' * (1 << 26)}\n"
 
 
 def test_standard_input_and_words_in_their_order() -> None:
@@ -201,6 +220,17 @@ def test_output_that_cannot_be_written_ends_it_in_one_line() -> None:
     assert err.startswith("standard output cannot be written: No space left on device: ")
     assert len(err.splitlines()) == 1
     assert run("map", "tasks:upper", "a", "--journal", "j.db")[0] == "A\n"  # nobody had seen it
+
+
+def test_failures_are_listed_also_if_json_cannot_be_written() -> None:
+    with open("/dev/full", "w") as full:
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+        ran = start("map", "tasks:some_fail", "bad", "--json", stdout=full, env=environment)
+        _, err = ran.communicate(timeout=30)
+    assert ran.returncode == 1
+    failed, summary = err.splitlines()
+    assert failed == "failed  bad  ValueError: a bad one"
+    assert summary.startswith("standard output cannot be written: No space left on device: 0 of 1 done, 1 failed in ")
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "2>/dev/full"])
@@ -471,8 +501,11 @@ def test_patterns_find_what_glob_finds_but_for_links(files: Path) -> None:
 
 def test_no_two_inputs_have_one_output(files: Path) -> None:
     Path("in/a.png").touch()
-    err = run("map", "tasks:copy", "in/a.png", "in/a.txt", "--out", "out", "--suffix", ".webp", code=1)[1]
-    assert "failed  in/a.txt  ValueError: an earlier input has the same output" in err
+    words = ("map", "tasks:copy", "in/a.png", "in/a.txt", "--out", "out", "--suffix", ".webp")
+    out, err = run(*words, "--retries", "3", "--json", "--insights", code=1)
+    assert "failed  in/a.txt  NoOutput: an earlier input has the same output" in err
+    (function,) = json.loads(out.splitlines()[-1])["insights"]["functions"]
+    assert (function["count"], function["errors"]) == (2, 1)  # it is not tried again
 
 
 def test_input_given_again_is_done_once(files: Path) -> None:
@@ -488,7 +521,7 @@ def test_input_whose_output_is_anothers_is_not_recorded(files: Path) -> None:
     words = ("map", "tasks:copy", "in/a.png", "in/a.txt", "--out", "out", "--suffix", ".webp", "--journal", "j.db")
     for _ in range(2):
         err = run(*words, code=1)[1]
-        assert "failed  in/a.txt  ValueError: an earlier input has the same output" in err
+        assert "failed  in/a.txt  NoOutput: an earlier input has the same output" in err
         assert "1 of 2 done, 1 failed" in err
     assert run("journal", "j.db")[0].startswith(f"{files}/tasks.py:copy ")
     assert ": 1 done, 0 failed" in run("journal", "j.db")[0]
@@ -499,7 +532,7 @@ def test_folders_are_no_matches(files: Path) -> None:
     assert sorted(below("out")) == ["a.txt", "x/a.txt", "x/b.txt"]
     assert lines("tasks:upper", "in/*/") == ["IN/X/"]  # asked for
     err = run("map", "tasks:copy", "in", "--out", "out2", "--base", "in", code=1)[1]
-    assert "failed  in  ValueError: its output would have no name" in err
+    assert "failed  in  NoOutput: its output would have no name" in err
 
 
 def test_longest_names_are_possible(files: Path) -> None:

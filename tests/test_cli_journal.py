@@ -1,5 +1,6 @@
 """``pool map --journal``: what is recorded, and runs that go on where another stopped."""
 
+import errno
 import json
 import os
 import re
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import processes
+import psutil
 import pytest
 from commands import files, folder, ledger, run, start
+
+from pool.cli.journal import Journal
 
 __all__ = ["files", "folder"]
 
@@ -167,7 +171,7 @@ def test_failures_of_earlier_runs_do_not_stop_this_one() -> None:
 def test_journal_is_shown(folder: Path) -> None:
     run("map", "tasks:noted", "1", "5", "--journal", "j.db", code=1)
     name = re.escape(f"{folder}/tasks.py:noted")
-    assert re.fullmatch(name + r" \{\}: 1 done, 1 failed, [\d.]+ s of work, 1 runs\n", run("journal", "j.db")[0])
+    assert re.fullmatch(name + r" \{\}: 1 done, 1 failed, [\d.]+ s of work, 1 run\n", run("journal", "j.db")[0])
     assert run("journal", "j.db", "--failed")[0].splitlines()[1] == "  5: ValueError: five"
     rows = [json.loads(line) for line in run("journal", "j.db", "--json")[0].splitlines()]
     assert {(row["input"], row["ok"]) for row in rows} == {("1", True), ("5", False)}
@@ -206,6 +210,42 @@ def test_full_disk_is_said_and_nothing_is_repeated_afterwards() -> None:
     out = run("map", "tasks:nothing", "@list", "--journal", "j.db", "--json")[0]
     summary = json.loads(out.splitlines()[-1])["summary"]
     assert summary["done"] == 5000
+
+
+def test_full_disk_is_said_by_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)  # for the lock, whose file has room in no block yet
+    Journal("j.db", "f", {}).close()
+    assert not Path("j.db-lock").exists()
+
+
+def test_interrupt_while_the_journal_is_closed_hides_no_failures() -> None:
+    ran = start("map", "tasks:noted", "-", "--journal", "j.db", stdin=subprocess.PIPE)
+    try:
+        assert ran.stdin is not None
+        ran.stdin.write("5\n")
+        ran.stdin.flush()
+        with closing(sqlite3.connect("j.db", isolation_level=None)) as db:
+
+            def recorded() -> bool:
+                with suppress(sqlite3.OperationalError):
+                    return db.execute("SELECT input FROM item").fetchall() == [(b"5",)]
+                return False
+
+            processes.wait_until(recorded, "it is recorded")
+            db.execute("BEGIN IMMEDIATE")  # closing waits for this
+            ran.stdin.close()
+            ran.stdin = None
+            processes.wait_until(lambda: not psutil.Process(ran.pid).children(), "the pool has ended")
+            ran.send_signal(signal.SIGINT)
+            db.execute("ROLLBACK")
+        _, err = ran.communicate(timeout=30)
+    finally:
+        ran.kill()
+    assert ran.returncode == 130
+    assert "failed  5  ValueError: five\ninterrupted: 0 of 1 done, 1 failed in " in err
 
 
 def test_journal_is_at_most_100_ms_behind() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -43,10 +44,11 @@ __all__ = ["folder", "terminal"]
         (("map", "tasks:add", "1", "-a", "n"), "--arg 'n' is not of the form key=value"),
         (("map", "tasks:upper", "a", "--timout", "3"), "no such option '--timout'.*--timeout.*"),
         (("map", "tasks:upper", "a", "--timeout", "-3"), "timeout must be greater than 0"),
-        (("map", "tasks:upper", "a", "--workers", "many"), "invalid value for '-j' / '--workers': .*"),
+        (("map", "tasks:upper", "a", "--workers", "many"), "invalid value .*: 'many' is not a valid number"),
         (("map", "tasks:upper", "a", "-j", "100000"), "--workers: max_workers must be <= 512"),
         (("map", "tasks:upper", "a", "--memory-limit", "much"), ".*'much'.*"),
-        (("map", "tasks:upper", "a", "--chunksize", "0"), "invalid value for '--chunksize': .*"),
+        (("map", "tasks:upper", "a", "--chunksize", "0"), "invalid value for '--chunksize': 0 is not in the range .*"),
+        (("map", "tasks:upper", "a", "--chunksize", "x"), ".*: 'x' is not a valid number or 'auto'"),
         (("map", "tasks:upper", "a", "--on-error", "ignore"), "invalid value for '--on-error': .*"),
         (("map", "tasks:upper", "a", "--plot", "x.pdf"), "--plot: a plot is a .svg or a .png file, not 'x.pdf'"),
         (("map", "tasks:upper", "a", "--plot", "no/x.svg"), "--plot 'no/x.svg': no such folder"),
@@ -73,6 +75,7 @@ def test_misuse_is_one_line(words: tuple[str, ...], said: str) -> None:
     out, err = run(*words, code=2)
     assert out == ""
     assert re.fullmatch(rf"python -m pool( map| journal)?: {said.replace('?', '[?]')}\n", err), err
+    assert not list(Path().glob("*-lock"))
 
 
 def test_other_database_is_no_journal() -> None:
@@ -132,3 +135,20 @@ def test_completion_in_bash(terminal: Callable[..., Terminal]) -> None:
     bash.wait_for(lambda lines: "pool map tasks:some_fail" in lines)
     bash.type("a b; echo $COMP_WORDBREAKS | grep -c :\n")
     bash.wait_for(lambda lines: {"a", "b", "1"} <= set(lines))
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_completion_in_zsh(terminal: Callable[..., Terminal]) -> None:
+    """What follows a module's colon, or a folder's slash, is typed at once behind it."""
+    Path("deep/er").mkdir(parents=True)
+    zsh = terminal(["zsh", "-f", "-i"], PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    zsh.type('PS1=; autoload -U compinit; compinit -D -u; eval "$(pool completion zsh)"; clear; echo ready\n')
+    zsh.wait_for(lambda lines: "ready" in lines)
+    zsh.type("clear; pool map tas\t")
+    zsh.wait_for(lambda lines: any(line.endswith("pool map tasks:") for line in lines))
+    zsh.type("some_f\t")
+    zsh.wait_for(lambda lines: any(line.endswith("pool map tasks:some_fail") for line in lines))
+    zsh.type("@de\t")
+    zsh.wait_for(lambda lines: any(line.endswith("pool map tasks:some_fail @deep/") for line in lines))
+    zsh.type("e\t")
+    zsh.wait_for(lambda lines: any(line.endswith("pool map tasks:some_fail @deep/er/") for line in lines))

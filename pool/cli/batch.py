@@ -15,7 +15,7 @@ from pool.cli.journal import NO_FILE, Journal, Recorded, Stamp, stamp
 from pool.cli.outputs import Claim, Outputs
 from pool.cli.target import Target
 from pool.codec import text_of
-from pool.errors import PoolBroken, ResultNotPicklable
+from pool.errors import Abort, PoolBroken, ResultNotPicklable
 from pool.mapping import Failure, NotYet
 from pool.output import output
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _AHEAD = 256  # inputs that are looked up in the journal at a time
-_MOST_EARLY = 4096  # results that wait for that of an earlier input
+_MOST_EARLY, _MOST_HELD = 4096, 1 << 26  # results, and characters of them, that wait for that of an earlier input
 _KEPT = 1000  # failures, for the list at the end
 _LONGEST = 300  # characters of a reason in it
 
@@ -136,6 +136,7 @@ class Batch:
         self._printer = printer
         self._ordered = ordered
         self._early: dict[int, tuple[Ended, Stamp | None, str] | None] = {}  # what has ended before its turn
+        self._held = 0  # characters
         self._turn = 0
         self._found = found
         self._source = source
@@ -159,7 +160,7 @@ class Batch:
         return self
 
     def __next__(self) -> str | tuple[str, str] | Exception:
-        if len(self._early) >= _MOST_EARLY:
+        if len(self._early) >= _MOST_EARLY or self._held >= _MOST_HELD:
             raise NotYet
         while True:
             path, then, known = (next(self._source), NO_FILE, None) if self.journal is None else self._looked_up()
@@ -168,13 +169,13 @@ class Batch:
                 try:
                     final = self.outputs.of(path)
                 except ValueError as error:
-                    return self._fails(path, error)
+                    return self._fails(path, str(error))
                 claim = self.outputs.claim(path, final)
                 if claim is Claim.AGAIN:
                     self.repeated += 1
                     continue
                 if claim is Claim.TAKEN:  # not recorded: it depends on what else there is
-                    return self._fails(path, ValueError(f"an earlier input has the same output {final!r}"))
+                    return self._fails(path, f"an earlier input has the same output {final!r}")
             if known is not None and self._is_done(known, then, final):
                 self._count_recorded(path, known)
                 continue
@@ -185,9 +186,9 @@ class Batch:
         self._running[self._given] = path, then, final
         self._given += 1
 
-    def _fails(self, path: str, error: Exception) -> Exception:
+    def _fails(self, path: str, reason: str) -> NoOutput:
         self._give(path, None, None)
-        return error
+        return NoOutput(reason)
 
     def _looked_up(self) -> tuple[str, Stamp, Recorded | None]:
         """The next input, what it is now, and what is recorded of it."""
@@ -248,11 +249,14 @@ class Batch:
             return
         if not text:  # nobody will miss it: it is recorded at once
             self._settle(index, ended, then, text)
+        ended.value = None  # it is in the text
         self._early[index] = (ended, then, text) if text else None
+        self._held += len(text)
         while self._turn in self._early:
             held = self._early.pop(self._turn)
             if held is not None:
                 self._settle(self._turn, *held)
+                self._held -= len(held[-1])
             self._turn += 1
 
     def _settle(self, index: int, ended: Ended, then: Stamp | None, text: str) -> None:
@@ -302,6 +306,10 @@ class Batch:
             "inputs": self.inputs(), "done": self.done, "failed": self.failed, "before": self.before,
             "repeated": self.repeated, "seconds": round(time.monotonic() - self._began, 3),
         }  # fmt: skip
+
+
+class NoOutput(Abort):
+    """An input has no output of its own; no further attempt would change that."""
 
 
 class NotShown(ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import click
-from click.shell_completion import BashComplete, add_completion_class, get_completion_class
+from click.shell_completion import BashComplete, ZshComplete, add_completion_class, get_completion_class
 from click.shell_completion import split_arg_string as words_of
 
 from pool.cli import COMPLETE_VARIABLE, cli
@@ -36,6 +36,35 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
 
+# click's own puts a blank behind every word, also where the function's name, or more of a path, is to follow.
+_ZSH = r"""#compdef %(prog_name)s
+%(complete_func)s() {
+    local type value help
+    local -a whole begun described
+    (( $+commands[%(prog_name)s] )) || return 1
+    for type value help in "${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT - 1)) \
+            %(complete_var)s=zsh_complete %(prog_name)s)}"; do
+        case $type in
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+            plain)
+                if [[ $help != _ ]]; then described+=("$value:$help")
+                elif [[ $value == *[:/.] ]]; then begun+=("$value")
+                else whole+=("$value"); fi ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#whole )) && compadd -U -V unsorted -a whole
+    (( $#begun )) && compadd -U -V unsorted -S '' -a begun
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then  # a file in $fpath
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+
 class _Bash(BashComplete):
     source_template = _BASH
 
@@ -46,7 +75,12 @@ class _Bash(BashComplete):
         return words[1:], incomplete
 
 
+class _Zsh(ZshComplete):
+    source_template = _ZSH
+
+
 add_completion_class(_Bash)
+add_completion_class(_Zsh)
 
 
 @click.command("completion")

@@ -72,23 +72,30 @@ class Journal:
         if it is no journal, in use, or not writable."""
         self._path = path
         self._folder = os.getcwd()
-        arguments = json.dumps(key, ensure_ascii=False)
         self._waiting: list[tuple[Any, ...]] = []
         if not path:
             raise Mistake("the journal has no name")
         with _usable(path):
             self._lock = _lock(path)
-            self._db = db = _open(path)
-            db.execute("BEGIN IMMEDIATE")
-            db.execute("INSERT OR IGNORE INTO work (function, arguments) VALUES (?, ?)", (function, arguments))
-            (self._work,) = db.execute(
-                "SELECT id FROM work WHERE function = ? AND arguments = ?", (function, arguments)
-            ).fetchone()
-            self.unclean = self._one("SELECT count(*) FROM run WHERE work = ? AND ended IS NULL") > 0
-            db.execute("UPDATE run SET ended = 0 WHERE work = ? AND ended IS NULL", (self._work,))
-            self._run = db.execute("INSERT INTO run (work, began) VALUES (?, ?)", (self._work, time.time())).lastrowid
-            self.elsewhere = self._others(function, key)
-            db.execute("COMMIT")
+            try:
+                self._begin(function, key)
+            except BaseException:
+                self._unlock()
+                raise
+
+    def _begin(self, function: str, key: dict[str, str]) -> None:
+        arguments = json.dumps(key, ensure_ascii=False)
+        self._db = db = _open(self._path)
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("INSERT OR IGNORE INTO work (function, arguments) VALUES (?, ?)", (function, arguments))
+        (self._work,) = db.execute(
+            "SELECT id FROM work WHERE function = ? AND arguments = ?", (function, arguments)
+        ).fetchone()
+        self.unclean = self._one("SELECT count(*) FROM run WHERE work = ? AND ended IS NULL") > 0
+        db.execute("UPDATE run SET ended = 0 WHERE work = ? AND ended IS NULL", (self._work,))
+        self._run = db.execute("INSERT INTO run (work, began) VALUES (?, ?)", (self._work, time.time())).lastrowid
+        self.elsewhere = self._others(function, key)
+        db.execute("COMMIT")
 
     def _others(self, function: str, key: dict[str, str]) -> list[str]:
         if self._one("SELECT count(*) FROM item WHERE work = ?"):
@@ -144,9 +151,12 @@ class Journal:
                 self._db.execute("UPDATE run SET ended = ? WHERE id = ?", (time.time(), self._run))
                 self._db.close()
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(f"{self._path}-lock")  # while it is still ours
-            os.close(self._lock)
+            self._unlock()
+
+    def _unlock(self) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{self._path}-lock")  # while it is still ours
+        os.close(self._lock)
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -182,8 +192,9 @@ def _lock(path: str) -> int:
             raise Mistake(f"the journal {path!r} is in use{who}") from error
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(name), os.fstat(fd)):
-                os.truncate(fd, 0)
-                os.pwrite(fd, str(os.getpid()).encode(), 0)
+                with contextlib.suppress(OSError):  # a full disk: SQLite will say so
+                    os.truncate(fd, 0)
+                    os.pwrite(fd, str(os.getpid()).encode(), 0)
                 return fd
         os.close(fd)  # its owner has removed it meanwhile
 
@@ -259,7 +270,8 @@ def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -
         "SELECT count(*) - count(error), count(error), total(seconds) FROM item WHERE work = ?", (work,)
     ).fetchone()
     (runs,) = db.execute("SELECT count(*) FROM run WHERE work = ?", (work,)).fetchone()
-    return f"{function} {arguments}: {done:,} done, {failed:,} failed, {seconds:,.1f} s of work, {runs} runs"
+    counts = f"{done:,} done, {failed:,} failed, {seconds:,.1f} s of work, {runs} run{'s' * (runs != 1)}"
+    return f"{function} {arguments}: {counts}"
 
 
 __all__ = ["NO_FILE", "Journal", "Recorded", "Stamp", "command", "stamp"]

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 _LISTED = 50  # failures at the end; the journal and --json have all of them
 
 
-class _ChunkSize(click.ParamType["int | str"]):
-    name = "integer or auto"
+class _Number(click.IntRange):
+    name = "number"
+
+
+class _ChunkSize(_Number):
+    name = "number or 'auto'"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
+        return value if value == "auto" else super().convert(value, param, ctx)
 
 
 def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -64,20 +68,20 @@ def _complete_input(ctx: click.Context, param: click.Parameter, incomplete: str)
     "-j",
     "--workers",
     metavar="N",
-    type=click.IntRange(0),
+    type=_Number(0),
     help="Default: one for each CPU it may use. 0: no processes.",
 )
 @click.option(
     "--chunksize",
     metavar="N|auto",
-    type=_ChunkSize(),
+    type=_ChunkSize(1),
     default="auto",
     show_default=True,
     help="Inputs that are handed over at a time.",
 )
 @click.option("--timeout", metavar="SECONDS", type=float, help="Stop an attempt that runs longer.")
 @click.option("--memory-limit", metavar="SIZE", help="Stop an attempt that takes more, such as 500M.")
-@click.option("--retries", metavar="N", type=click.IntRange(0), default=0, help="Further attempts of what fails.")
+@click.option("--retries", metavar="N", type=_Number(0), default=0, help="Further attempts of what fails.")
 @click.option("--backoff", metavar="SECONDS", type=float, help="Wait up to so long before the first, then longer.")
 @click.option(
     "--on-error",
@@ -211,6 +215,8 @@ class _Command:
                 code = 128 + signal.SIGPIPE
             except Stopped as error:
                 stopped, code = str(error), 1
+            except KeyboardInterrupt:  # what has failed is still to be told
+                stopped, code = "interrupted", 128 + self.signal
         return code if code == 128 + signal.SIGPIPE else self._end(stopped, code)
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
@@ -277,15 +283,18 @@ class _Command:
         summary = {**batch.summary(), "crashes": self.pool.crashes, "stopped": stopped}
         if options["as_json"]:
             extra = {"insights": self.pool.insights().to_dict()} if options["insights"] else {}
-            self.printer.write(_json_line({"summary": summary, **extra}))
-            self.printer.flush()
+            try:
+                self.printer.write(_json_line({"summary": summary, **extra}))
+                self.printer.flush()
+            except Stopped as error:  # people shall still be told
+                summary["stopped"], code = str(error), code or 1
         if options["on_error"] != "skip":
             failures = batch.failures()
             for path, why in failures[:_LISTED]:
                 say(f"failed  {printable(path)}  {why}")
             if batch.failed > min(_LISTED, len(failures)):
                 say(f"        and {batch.failed - min(_LISTED, len(failures)):,} more")
-        if stopped is not None or not options["quiet"]:
+        if summary["stopped"] is not None or not options["quiet"]:
             say(_sentence(summary, self.journal))
         if options["insights"] and not options["as_json"]:
             say(str(self.pool.insights()))
