@@ -39,6 +39,13 @@ def test_recorded_inputs_are_not_done_again() -> None:
     assert sorted(ledger()) == ["1", "2", "3", "5", "5"]
 
 
+def test_the_journal_is_no_input_of_the_next_run() -> None:
+    command = ("map", "tasks:nothing", "*", "--journal", "j.db", "--plot", "workers.svg")
+    assert run(*command)[1].startswith("1 of 1 done")
+    Path("j.db-wal").touch()  # as a killed run leaves it
+    assert run(*command)[1].startswith("1 of 1 done")
+
+
 def test_changed_file_is_another_input() -> None:
     Path("file").write_text("one")
     command = ("map", "tasks:noted", "file", "--journal", "j.db")

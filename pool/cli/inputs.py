@@ -34,11 +34,12 @@ class Inputs:
     """
 
     def __init__(
-        self, words: tuple[str, ...], separator: bytes, are_files: bool = False, without: str | None = None
-    ) -> None:
+        self, words: tuple[str, ...], separator: bytes, are_files: bool = False, without: str | None = None,
+        never: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
         """``are_files``: words are names of files. ``without``: a folder in which patterns find nothing, unless they
-        begin there. Raises Mistake for a file that cannot be read or is not there, or a pattern that nothing
-        matches."""
+        begin there. ``never``: files that they never find. Both are absolute paths. Raises Mistake for a file that
+        cannot be read or is not there, or a pattern that nothing matches."""
         self.total: int | None = 0
         self.known: list[str] = []
         shared: set[str] | None = set()
@@ -50,7 +51,7 @@ class Inputs:
                 sources.append(lines)
                 count, shared = lines.count(), None
             elif glob.has_magic(word) and not os.path.lexists(word):
-                found = _matches(word, without)
+                found = _matches(word, without, never)
                 head = list(itertools.islice(found, _COUNTED))
                 if not head:
                     raise _nothing_matches(word)
@@ -85,7 +86,7 @@ class Inputs:
         raise StopIteration
 
 
-def _matches(pattern: str, without: str | None) -> Iterator[str]:
+def _matches(pattern: str, without: str | None, never: frozenset[str]) -> Iterator[str]:
     """Files; folders if the pattern ends with a slash."""
     root = _before_magic(pattern)
     if without is not None and (root == without or root.startswith(without + os.sep)):
@@ -93,7 +94,8 @@ def _matches(pattern: str, without: str | None) -> Iterator[str]:
     for path in _glob(pattern):
         if not pattern.endswith(os.sep) and os.path.isdir(path):
             continue
-        if without is None or not os.path.abspath(path).startswith(without + os.sep):
+        full = os.path.abspath(path)
+        if full not in never and (without is None or not full.startswith(without + os.sep)):
             yield path
 
 

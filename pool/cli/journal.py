@@ -59,6 +59,11 @@ def stamp(path: str) -> Stamp:
     return found.st_size, found.st_mtime_ns
 
 
+def files_of(path: str) -> list[str]:
+    """The journal, and what is beside it while it is used, as absolute paths."""
+    return [os.path.abspath(path) + end for end in ("", "-wal", "-shm", "-lock")]
+
+
 class Journal:
     """The records of one piece of work, open for this run.
 
@@ -274,4 +279,4 @@ def _summary(db: sqlite3.Connection, work: int, function: str, arguments: str) -
     return f"{function} {arguments}: {counts}"
 
 
-__all__ = ["NO_FILE", "Journal", "Recorded", "Stamp", "command", "stamp"]
+__all__ = ["NO_FILE", "Journal", "Recorded", "Stamp", "command", "files_of", "stamp"]

@@ -14,7 +14,7 @@ import click
 from pool import Pool, codec, plot
 from pool.cli import Mistake, Stopped, give_up_output, inputs, printable, say, target, writing
 from pool.cli.batch import Batch, Ended
-from pool.cli.journal import Journal
+from pool.cli.journal import Journal, files_of
 from pool.cli.outputs import Outputs
 from pool.errors import PoolError
 from pool.output import remove_abandoned
@@ -156,7 +156,9 @@ class _Command:
             _check_plot(options["plot"])
         self.target = target.Target(function, list(arguments), out is not None)
         place = None if out is None else os.path.abspath(out)
-        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n", self.target.takes_file, place)
+        ours = files_of(journal) if journal else []
+        ours += [os.path.abspath(options["plot"])] if options["plot"] else []
+        self.inputs = inputs.Inputs(words, b"\0" if null else b"\n", self.target.takes_file, place, frozenset(ours))
         self.pool = self._pool()
         self.calls = self._policy()
         self.journal = journal
