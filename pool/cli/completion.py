@@ -88,8 +88,8 @@ add_completion_class(_Zsh)
 def command(shell: str) -> None:
     """Print the script that makes SHELL complete what follows `pool`.
 
-    bash: eval "$(pool completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: pool completion fish >
-    ~/.config/fish/completions/pool.fish
+    bash: eval "$(pool completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, after compinit; fish: pool completion
+    fish > ~/.config/fish/completions/pool.fish
     """
     kind = get_completion_class(shell)
     assert kind is not None
