@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 SETTINGS := setup.cfg setup.py pyproject.toml
 C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
 # program:package, for what tests use and Python's packages don't bring
-DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg
+DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

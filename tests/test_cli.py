@@ -256,14 +256,15 @@ def test_closed_streams_that_are_used_are_errors() -> None:
     assert "the inputs cannot be read: Bad file descriptor" in ran.stderr
 
 
-def ignore_interrupts() -> None:
-    """As a shell does it for `command &`."""
+def be_a_background_job() -> None:
+    """As a shell starts it for `command &`; also where the tests run under nohup."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_background_jobs_of_a_shell_can_be_terminated(number: signal.Signals) -> None:
-    ran = start("map", "tasks:tells", "1", preexec_fn=ignore_interrupts)
+    ran = start("map", "tasks:tells", "1", preexec_fn=be_a_background_job)
     try:
         assert ran.stdout is not None
         assert ran.stdout.readline() == "task 1\n"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -137,9 +136,9 @@ def test_completion_in_bash(terminal: Callable[..., Terminal]) -> None:
     bash.wait_for(lambda lines: {"a", "b", "1"} <= set(lines))
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
-def test_completion_in_zsh(terminal: Callable[..., Terminal]) -> None:
+def test_completion_in_zsh(terminal: Callable[..., Terminal], require: Callable[[str], str]) -> None:
     """What follows a module's colon, or a folder's slash, is typed at once behind it."""
+    require("zsh")
     Path("deep/er").mkdir(parents=True)
     zsh = terminal(["zsh", "-f", "-i"], PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     zsh.type('PS1=; autoload -U compinit; compinit -D -u; eval "$(pool completion zsh)"; clear; echo ready\n')
