@@ -268,6 +268,9 @@ def heard(segment: _Segment, /) -> None:
 def cancel(segment: _Segment, tasks: list[_T | None], row: int, /) -> bool:
     """Take a row back that no worker has claimed, and set `tasks[row] = None`. False: too late."""
 
+def drained(segment: _Segment, row: int, /) -> int:
+    """How many items of a chunk in flight have been collected, because it waited for room."""
+
 def row_word(segment: _Segment, row: int, /) -> tuple[int, int, int, int, int]:
     """(state, slot, generation & GENERATION_MASK, item, word) of a row; `word` is for `condemn`."""
 

@@ -277,6 +277,13 @@ FUNCTION(cancel) { /* cancel(segment, tasks, row) -> bool */
     Py_RETURN_TRUE;
 }
 
+FUNCTION(drained) { /* drained(segment, row) -> items of the chunk in this row that have been collected */
+    VIEW(2, CLIENT);
+    uint32_t row = row_of(v, args[1]);
+    CHECK;
+    return PyLong_FromUnsignedLong(v->client->drained[row]);
+}
+
 FUNCTION(row_word) {
     VIEW(2, ANY);
     uint32_t row = row_of(v, args[1]);
@@ -398,7 +405,7 @@ FUNCTION(monitor_must_look) { /* after publishing a deadline: does the monitor h
 
 PyMethodDef client_methods[] = {
     ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
-    ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("cancel", cancel), ENTRY("row_word", row_word), ENTRY("condemn", condemn),
+    ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("cancel", cancel), ENTRY("drained", drained), ENTRY("row_word", row_word), ENTRY("condemn", condemn),
     ENTRY("next_dead", next_dead), ENTRY("settle", settle), ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan),
     ENTRY("trim", trim), ENTRY("store_function", store_function), ENTRY("free_function", free_function),
     ENTRY("monitor_must_look", monitor_must_look), ENTRY("count_into", count_into),

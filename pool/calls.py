@@ -14,7 +14,7 @@ from pool import codec
 from pool.checks import backoff_of, check_buffersize, check_map_options, count, positive, size
 from pool.client import OPEN, Client
 from pool.futures import Future
-from pool.mapping import MapRun, run_map
+from pool.mapping import MapRun, give_batch, run_map
 from pool.retry import FIRST, Backoff
 from pool.task import Policy, Task
 
@@ -170,7 +170,7 @@ class Calls(Executor):
         client = self._client
         ended = False
         while not ended:
-            ended = run.give_chunk(calls, run.chunksize)
+            ended = give_batch(run, calls, run.chunksize)
             with client.lock:
                 client.submitted()
         return run_map(run, (), True, "raise", end)

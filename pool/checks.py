@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipc import _core
 from ipc.sizes import parse_size
 from pool.retry import Backoff
 
@@ -63,4 +62,4 @@ def check_map_options(chunksize: int | str, on_error: str, buffersize: int | Non
         raise TypeError(f'chunksize must be an integer or "auto", not {chunksize!r}')
     if chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
-    return min(chunksize, _core.MAX_ITEMS)
+    return chunksize

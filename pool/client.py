@@ -256,14 +256,18 @@ class Client(Waiting):
         self.tell_loops()
 
     def _fail_all(self, error: BaseException | None) -> None:
-        tasks = [task for task in self.tasks if task is not None] + self._unpublished()
+        tasks = self._published_tasks() + [(task, 0) for task in self._unpublished()]
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
         self.delayed = Delayed()
         if error is None and tasks:
             error = _pool_broken("the workers were terminated")
-        for task in tasks:
-            task.sink.fail(task, error)
+        for task, drained in tasks:
+            task.sink.fail(task, error, drained)
+
+    def _published_tasks(self) -> list[tuple[Task, int]]:
+        """What has a row, and how many items of each have arrived (of a chunk that waited for room)."""
+        return [(task, _core.drained(self.segment, k)) for k, task in enumerate(self.tasks) if task is not None]
 
     def restart(self, wait: bool) -> None:
         """Have all workers that live now replaced. Not under the lock."""
@@ -442,6 +446,13 @@ class Client(Waiting):
             _core.ring_client(self.segment)
         return bool(done)
 
+    def collect_all(self) -> None:
+        """Hand over everything that is done by now. Takes the lock."""
+        with self.lock:
+            for _ in range(len(self.tasks) // _MOST + 1):
+                self.pump()
+        self.announce()
+
     def _deliver(self) -> None:
         """Arrive, then pop: a handler of another signal than SIGINT that raises between the two repeats an arrival,
         which futures ignore; the other way round would lose one."""
@@ -514,14 +525,14 @@ class Client(Waiting):
 
         with PutOff():
             self._deliver()  # what was collected before the damage was found counts
-        tasks, self.tasks, self.segment = self.tasks, [], None  # at once: maps publish without the lock
+        tasks = self._published_tasks()
+        self.tasks, self.segment = [], None  # at once: maps publish without the lock
         running, self._running = self._running, None
         if running is not None:
             launch.stop(running, kill=True)
         error = SegmentCorrupt(f"shared memory was damaged, probably by native code in a task: {damage}")
-        for task in tasks:
-            if task is not None:
-                task.sink.fail(task, error)
+        for task, drained in tasks:
+            task.sink.fail(task, error, drained)
         try:
             self.start()
         except Exception as failed:

@@ -89,7 +89,7 @@ class Future(concurrent.futures.Future["Any"]):
             self._facts = death.account(self.encode_ns)
             self._end()
 
-    def fail(self, task: Task | None, error: BaseException) -> None:
+    def fail(self, task: Task, error: BaseException, drained: int = 0) -> None:
         if self._fate in _DONE:
             return
         self._exception = error

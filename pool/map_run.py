@@ -88,7 +88,7 @@ class MapRun:
         self.holds_call = False
         self.ticket = 0
         self.resting = 0  # of those that fly, how many wait for their next attempt
-        self.chunksize = chunksize or 1
+        self.chunksize = min(chunksize or 1, _core.MAX_ITEMS)
         self.given = 0  # items so far
         self.failed = 0  # of those that are back
         self.crashes = 0  # attempts at them whose worker died
@@ -261,8 +261,8 @@ class MapRun:
             self._land(index, codec.DEATH, death, item, death.account())
         return again
 
-    def fail(self, task: Task, error: BaseException) -> None:
-        for k in range(task.items or 1):
+    def fail(self, task: Task, error: BaseException, drained: int = 0) -> None:
+        for k in range(drained, task.items or 1):
             self.fail_item(task.position + k, task.item[k] if task.items else task.item, error)
 
     def fail_item(self, index: int, item: Any, error: BaseException) -> None:
@@ -406,19 +406,21 @@ class MapRun:
     def give_chunk(self, source: Iterator[Any], count: int) -> bool:
         """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""
         chunk = chunks.Chunk(source, count, self.client.inherited)
-        index, items = self.given, chunk.items
-        number = len(items) + (chunk.failed is not None) + (chunk.alone is not None)
-        self.flying += number
-        self.given += number
+        index, items, tasks = self.given, chunk.items, []
         if items:
             data, flags = chunk.encoded()
             self._item_bytes = max(self._item_bytes, len(data) / len(items))
-            self._offer(self._task(index, data, items, len(items), flags=flags))
-        if chunk.failed is not None:
-            self._fail_early(index + len(items), *chunk.failed)
+            tasks.append(self._task(index, data, items, len(items), flags=flags))
         if chunk.alone is not None:
             data, item = chunk.alone
-            self._offer(self._task(index + len(items), data, item))
+            tasks.append(self._task(index + len(items), data, item))
+        number = len(items) + (chunk.failed is not None) + (chunk.alone is not None)
+        self.flying += number  # now, when nothing can fail any more: what counts as flying has to come back
+        self.given += number
+        for task in tasks:
+            self._offer(task)
+        if chunk.failed is not None:
+            self._fail_early(index + len(items), *chunk.failed)
         if chunk.error is not None:
             raise chunk.error
         return chunk.ended

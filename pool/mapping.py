@@ -74,8 +74,9 @@ def run_map(
     taken = before = 0
     look = _NEVER if ticker is None else 0  # the number of taken results at which the ticker looks at the clock
     watch: Ticker | None = None  # the ticker, unless so much comes that it need not look at each turn
-    ended = False  # the input is exhausted, or has raised
+    ended = run.eager  # the input is exhausted, or has raised
     dry = False  # it has nothing now
+    late = -1  # so many results were taken when the time was over, and everything was collected once more
     failed: BaseException | None = None
     early: dict[int, tuple[int, Any, Any, Account | None]] = {}
     own: list[Any] = []
@@ -94,7 +95,7 @@ def run_map(
             dry = False
             if not ended and (room := run.wants(run.landed - taken)) > 0:
                 try:
-                    ended = _give(run, source, room) if watch is None else _give_watched(watch, run, source, room)
+                    ended = give_batch(run, source, room) if watch is None else _give_watched(watch, run, source, room)
                 except NotYet:
                     dry = True
                 except Exception as error:  # the input raised: what it gave before still counts
@@ -153,16 +154,22 @@ def run_map(
                     index = taken
                     kind, data, item, account = early.pop(taken)
             failure = data = item = task = None  # what is the caller's is not ours to keep
+            left = pause = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0 and taken < run.given:  # other results, and input, may come without end
+                if late == taken:
+                    raise TimeoutError
+                late = taken
+                client.collect_all()  # what is done by now still counts
+                continue
             if not ended and not dry and run.wants(run.landed - taken) > 0:
                 continue
-            if taken == run.given and not dry:
+            if ended and taken == run.given:
                 if failed is not None:
                     raise failed
                 return
             if dry and aside is None and client.segment is None:  # without workers there is nothing to wait for
                 time.sleep(_ASK_SECONDS)
                 continue
-            left = pause = None if end is None else end - time.monotonic()
             if ticker is not None or dry:
                 tick = _NEVER if ticker is None else ticker.seconds()
                 ask = _ASK_SECONDS if dry and not (aside is not None and aside.tells) else _NEVER
@@ -174,9 +181,8 @@ def run_map(
             if (nap := run.nap()) > 0:
                 time.sleep(nap)
                 continue
-            if not client.wait_for(partial(run.has_news, run.resting), pause) and pause == left:
-                client.check_open()
-                raise TimeoutError
+            if not client.wait_for(partial(run.has_news, run.resting), pause) and pause is None:
+                client.check_open()  # it has ended
     finally:
         try:
             if ticker is not None:
@@ -207,7 +213,7 @@ def _with_item(failure: Failure) -> BaseException:
     return failure.error
 
 
-def _give(run: MapRun, source: Iterator[Any], room: int) -> bool:
+def give_batch(run: MapRun, source: Iterator[Any], room: int) -> bool:
     """Give away one batch. True if the input is exhausted. Raises what the input raises."""
     give, most = (run.give_singles, _BATCH) if run.chunksize == 1 else (run.give_chunk, run.chunksize)
     if not codec.handles.used:
@@ -226,7 +232,7 @@ def _give_watched(ticker: Ticker, run: MapRun, source: Iterator[Any], room: int)
     """The same, one item at a time if the input has taken long for the last batch: somebody waits for the ticks."""
     began = time.monotonic()
     try:
-        return _give(run, source, room if ticker.quick else 1)
+        return give_batch(run, source, room if ticker.quick else 1)
     finally:
         ticker.quick = time.monotonic() - began < _SLOW_SECONDS
 
@@ -239,4 +245,4 @@ def _caught(give: Callable[[Iterator[Any], int], bool], source: Iterator[Any], c
         return False, error
 
 
-__all__ = ["Aside", "Failure", "MapRun", "NotYet", "run_map"]
+__all__ = ["Aside", "Failure", "MapRun", "NotYet", "give_batch", "run_map"]

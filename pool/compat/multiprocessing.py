@@ -36,7 +36,6 @@ from multiprocessing.pool import (  # type: ignore[attr-defined]  # of the error
     RemoteTraceback,
 )
 
-from ipc import _core
 from pool.codec import RemoteTraceback as OurTraceback
 from pool.compat.batch import CALL_ONE, CALL_STAR, Batch
 from pool.cpus import available_cpus
@@ -418,7 +417,7 @@ class IMapUnorderedIterator(IMapIterator):
 def _checked(chunksize: int) -> int:
     if chunksize < 1:
         raise ValueError(f"Chunksize must be 1+, not {chunksize}")
-    return min(chunksize, _core.MAX_ITEMS)
+    return chunksize
 
 
 def _translated(error: BaseException) -> BaseException:
