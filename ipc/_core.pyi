@@ -249,7 +249,7 @@ def collect(
     of its items came before, and of the next ones [kind, data, ...], or their values in a tuple, where all are numbers,
     None, short strings or bytes. length: bytes of all this in the payload. facts:
     what it took, see pool/account.py; of a chunk, of its items together, and then, if one of them is no value, of each.
-    Damaged; what is appended counts."""
+    Damaged; MemoryError, and then the row is found again by a later call. What is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
     """Pay the wakes that `publish` owes, before the client sleeps or goes back to user code; workers woken."""

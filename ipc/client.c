@@ -49,12 +49,12 @@ FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len
 
 /* A result's bytes: a view of its run if it is large and there is room for views, else a copy, which its reader may write to if it is packed. */
 static PyObject *result_data(struct view *v, PyObject *capsule, uint32_t row, struct ipc_result *r) {
-    if (r->units && r->length >= VIEW_BYTES && ipc_adopt(v->client, row, r)) {
-        PyObject *run = run_new(capsule, v, v->s.payload + (uint64_t)r->unit * IPC_UNIT_SIZE, r->length, r->unit, r->units, IPC_OWNER_VIEW);
-        if (run) return run;
-        ipc_units_free(&v->s, r->unit, r->units, IPC_OWNER_VIEW);
-        v->client->view_units -= r->units;
-        return NULL;
+    if (r->units && r->length >= VIEW_BYTES) {
+        PyObject *run = run_new(capsule, v, v->s.payload + (uint64_t)r->unit * IPC_UNIT_SIZE, r->length, r->unit,
+                                (uint32_t)ipc_units_for(r->length), IPC_OWNER_VIEW);
+        if (!run || ipc_adopt(v->client, row, r)) return run;
+        ((struct run *)run)->count = 0; /* they stay the row's */
+        Py_DECREF(run);
     }
     v->copied += r->units && r->length >= VIEW_BYTES;
     if (r->kind & IPC_PACKED_KIND) return PyByteArray_FromStringAndSize((const char *)r->data, (Py_ssize_t)r->length);
@@ -164,16 +164,57 @@ other:
     return NULL;
 }
 
-static PyObject *take_record(PyObject *tasks, uint32_t row) {
-    PyObject *record = PyList_GetItem(tasks, (Py_ssize_t)row);
-    if (!record) return NULL;
-    Py_INCREF(record);
+/* Whatever fails before this leaves the row and its record as they were, to be found again. Its entry holds the record now. */
+static void drop_record(PyObject *tasks, uint32_t row) {
     Py_INCREF(Py_None);
-    if (PyList_SetItem(tasks, (Py_ssize_t)row, Py_None) < 0) {
-        Py_DECREF(record);
-        return NULL;
+    PyList_SetItem(tasks, (Py_ssize_t)row, Py_None);
+}
+
+/* Append the entry of a finished row to its list. -1 with an exception set: it is not taken. */
+static int take(struct view *v, PyObject *const *args, uint32_t row) {
+    struct ipc_client *c = v->client;
+    PyObject *tasks = args[1], *record = PyList_GetItem(tasks, (Py_ssize_t)row), *sink = record ? PyTuple_GetItem(record, 0) : NULL;
+    if (!sink) return -1;
+    struct ipc_result r;
+    if (ipc_read_result(c, row, &r) < 0) return damaged("a result points outside its room"), -1;
+    uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, row);
+    if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
+    struct took took = {0};
+    PyObject *data = NULL, *facts = NULL, *to = sink == args[4] ? args[5] : args[2];
+    if (items) {
+        uint32_t here = offered ? offered : items - drained;
+        data = plain_values(v, tasks, row, &r, here, &took);
+        if (!data && !PyErr_Occurred()) data = frames(v, tasks, row, &r, here, &took);
+        if (!data) return -1;
+        /* The row says when the last item began; of an offered chunk that is the one after these. */
+        uint64_t end = r.started + (offered ? 0 : took.last);
+        facts = chunk_facts(v, row, &r, facts_of(v, row, &r, took.all, end - took.all, r.spent), data, took, end);
+    } else if (count_item(v->tally, v->number[row], record, 0, r.kind, r.spent.run, r.spent.resident, r.slot) == 0) {
+        struct facts one = facts_of(v, row, &r, ipc_from_brief(r.spent.run), r.started, r.spent);
+        facts = PyBytes_FromStringAndSize((const char *)&one, sizeof(one));
     }
-    return record;
+    PyObject *entry = facts ? PyTuple_New(5) : NULL, *kind = entry ? PyLong_FromUnsignedLong(r.kind) : NULL,
+             *length = kind ? PyLong_FromUnsignedLongLong(r.length) : NULL;
+    int placed = length && PyList_Append(to, Py_None) == 0; /* a place for the entry: what was adopted must not fail to come */
+    if (placed && !data) data = result_data(v, args[0], row, &r);
+    if (!placed || !data) {
+        if (placed) PyList_SetSlice(to, PyList_Size(to) - 1, PyList_Size(to), NULL);
+        Py_XDECREF(data), Py_XDECREF(facts), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length);
+        return -1;
+    }
+    PyTuple_SetItem(entry, 0, Py_NewRef(record));
+    PyTuple_SetItem(entry, 1, kind);
+    PyTuple_SetItem(entry, 2, data);
+    PyTuple_SetItem(entry, 3, length);
+    PyTuple_SetItem(entry, 4, facts);
+    PyList_SetItem(to, PyList_Size(to) - 1, entry);
+    if (offered) {
+        ipc_drained(c, row, offered);
+    } else {
+        drop_record(tasks, row);
+        ipc_release_row(c, row);
+    }
+    return 0;
 }
 
 FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, facts) for each finished row to
@@ -182,49 +223,10 @@ FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (
     VIEW(6, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
     CHECK;
-    struct ipc_client *c = v->client;
-    for (int row; count < most && (row = ipc_next_done(c)) >= 0; count++) {
-        struct ipc_result r;
-        if (ipc_read_result(c, (uint32_t)row, &r) < 0) return damaged("a result points outside its room");
-        uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, (uint32_t)row);
-        if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
-        struct took took = {0};
-        PyObject *data;
-        if (items) {
-            uint32_t here = offered ? offered : items - drained;
-            data = plain_values(v, args[1], (uint32_t)row, &r, here, &took);
-            if (!data && !PyErr_Occurred()) data = frames(v, args[1], (uint32_t)row, &r, here, &took);
-        } else {
-            data = result_data(v, args[0], (uint32_t)row, &r);
-        }
-        PyObject *record = !data ? NULL : offered ? PyList_GetItem(args[1], row) : take_record(args[1], (uint32_t)row);
-        if (record && offered) Py_INCREF(record);
-        PyObject *entry = PyTuple_New(5), *kind = PyLong_FromUnsignedLong(r.kind), *length = PyLong_FromUnsignedLongLong(r.length),
-                 *facts = NULL;
-        if (items && data) { /* the row says when the last item began; of an offered chunk that is the one after these */
-            uint64_t end = r.started + (offered ? 0 : took.last);
-            facts = chunk_facts(v, (uint32_t)row, &r, facts_of(v, (uint32_t)row, &r, took.all, end - took.all, r.spent), data, took, end);
-        } else if (data) {
-            struct facts one = facts_of(v, (uint32_t)row, &r, ipc_from_brief(r.spent.run), r.started, r.spent);
-            facts = PyBytes_FromStringAndSize((const char *)&one, sizeof(one));
-        }
-        if (!data || !record || !entry || !kind || !length || !facts ||
-            (!items && count_item(v->tally, v->number[row], record, 0, r.kind, r.spent.run, r.spent.resident, r.slot) < 0)) {
-            Py_XDECREF(data), Py_XDECREF(record), Py_XDECREF(entry), Py_XDECREF(kind), Py_XDECREF(length), Py_XDECREF(facts);
-            return NULL;
-        }
-        PyTuple_SetItem(entry, 0, record);
-        PyTuple_SetItem(entry, 1, kind);
-        PyTuple_SetItem(entry, 2, data);
-        PyTuple_SetItem(entry, 3, length);
-        PyTuple_SetItem(entry, 4, facts);
-        int failed = PyList_Append(PyTuple_GetItem(record, 0) == args[4] ? args[5] : args[2], entry);
-        Py_DECREF(entry);
-        if (failed) return NULL;
-        if (offered)
-            ipc_drained(c, (uint32_t)row, offered);
-        else
-            ipc_release_row(c, (uint32_t)row);
+    for (int row; count < most && (row = ipc_next_done(v->client)) >= 0; count++) {
+        if (take(v, args, (uint32_t)row) == 0) continue;
+        if (!PyErr_ExceptionMatches(Damaged)) ipc_not_taken(v->client, (uint32_t)row); /* else it would never be more whole */
+        return NULL;
     }
     return PyLong_FromLong(count);
 }
@@ -326,18 +328,20 @@ FUNCTION(settle) { /* settle(segment, tasks, slot, reaped, out): append (record,
         } else {
             done = PyList_New(0);
         }
-        PyObject *record = done ? take_record(args[1], dead.row) : NULL;
+        PyObject *record = done ? PyList_GetItem(args[1], (Py_ssize_t)dead.row) : NULL;
         /* The row has the low bits of the generation, and the log the last few. */
         uint32_t generation = reaped - ((reaped - dead.generation) & (uint32_t)IPC_MASK(IPC_GENERATION_BITS));
         struct ipc_slot *line = &v->s.slot[slot];
         struct ipc_spent spent = line->deaths[generation % IPC_DEATHS].generation == generation ? line->spent[generation % IPC_DEATHS] : (struct ipc_spent){0};
         struct facts one = facts_of(v, dead.row, &r, ipc_from_brief(spent.run), r.started, spent);
         PyObject *facts = record ? chunk_facts(v, dead.row, &r, one, done, took, r.started) : NULL;
-        PyObject *entry = facts ? Py_BuildValue("(NIIIINN)", record, dead.state, dead.item, dead.generation, drained, done, facts) : NULL;
+        PyObject *entry = facts ? Py_BuildValue("(OIIIIOO)", record, dead.state, dead.item, dead.generation, drained, done, facts) : NULL;
+        Py_XDECREF(done), Py_XDECREF(facts);
         if (!entry) return NULL;
         int failed = PyList_Append(args[4], entry);
         Py_DECREF(entry);
         if (failed) return NULL;
+        drop_record(args[1], dead.row);
         ipc_release_row(c, dead.row);
     }
     Py_RETURN_NONE;

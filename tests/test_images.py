@@ -7,6 +7,7 @@ the right outcome, or `Damaged`; never a crash, and never a row of somebody else
 import contextlib
 import mmap
 import os
+import pickle
 import random
 import signal
 import struct
@@ -460,6 +461,52 @@ def test_client_was_to_be_woken_by_the_dead(image: Image) -> None:
     image.die()
     assert image.get(HEADER["client_bell"], U32) == before + 1
     assert _core.wait(image.client, 0, 0)
+
+
+# ---- the client cannot take a result: as if memory were short, its lists take nothing
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "plain chunk", "other chunk", "offered"])
+def test_what_cannot_be_taken_is_found_again(image: Image, kind: str) -> None:
+    if kind == "offered":
+        offering(image)
+        wanted = [("chunk", 0, [4, b"one", 4, b"two"], 38)]
+    else:
+        worker, row = image.worker(), image.publish("task", items=2 if "chunk" in kind else 0)
+        claim(worker)
+        if "chunk" in kind:
+            data = pickle.dumps(5, 5) if kind == "plain chunk" else b"five"
+            _core.begin_items(worker)
+            assert [_core.commit(worker, 0, data) for _ in range(2)] == [0, 0]
+            wanted = [("task", 0, (5, 5) if kind == "plain chunk" else [0, data, 0, data], 2 * (16 + len(data)))]
+        else:
+            data = BIG if kind == "large" else b"small"
+            assert _core.complete(worker, 4, data) == 0
+            wanted = [("task", 4, data, len(data))]
+    for _ in range(2):
+        with pytest.raises(SystemError):
+            _core.collect(image.client, image.tasks, (), 100, object(), ())  # type: ignore[arg-type]
+    came = image.collect()
+    assert [(*e[:2], bytes(e[2]) if kind == "large" else e[2], e[3]) for e in came] == wanted
+    assert image.collect() == []
+    del came
+    if kind == "offered":
+        image.die()
+        image.settle()
+    assert image.at_rest()
+
+
+def test_the_dead_that_cannot_be_settled_are_found_again(image: Image) -> None:
+    worker, row = image.worker(), image.publish("chunk", items=2)
+    claim(worker)
+    _core.begin_items(worker)
+    assert _core.commit(worker, 4, b"one") == 0
+    image.die()
+    with pytest.raises(SystemError):
+        _core.settle(image.client, image.tasks, *(_core.next_dead(image.client) or ()), ())
+    assert image.tasks[row] == ("chunk",)
+    assert image.settle() == [("chunk", _core.RUNNING, 2, 0, 0, [4, b"one"])]
+    assert image.at_rest()
 
 
 # ---- a chunk that waits for room offers what it has

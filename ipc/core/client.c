@@ -233,6 +233,13 @@ int ipc_next_done(struct ipc_client *c) {
     }
 }
 
+/* It could not be taken now: a hint as its worker's, which is found when all others were. */
+void ipc_not_taken(struct ipc_client *c, uint32_t row) {
+    struct ipc_header *h = c->s->header;
+    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);
+    atomic_fetch_or_explicit(&h->done_summary, UINT64_C(1) << (row / 64), memory_order_seq_cst);
+}
+
 /* A chunk without room for its next result offers what it has committed, so that no chunk can hold room that another one waits for. Its frames
  * are those of items drained+1 .. offered. */
 int ipc_offers(struct ipc_client *c, uint32_t row) {

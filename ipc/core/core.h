@@ -153,6 +153,7 @@ void ipc_client_init(struct ipc_client *c, struct ipc_segment *s);
 int ipc_publish(struct ipc_client *c, const struct ipc_task *task); /* row number, IPC_FULL, IPC_NO_ROOM, IPC_TOO_LARGE */
 unsigned ipc_flush_wakes(struct ipc_client *c);
 int ipc_next_done(struct ipc_client *c);                            /* row number or IPC_EMPTY; DONE, or a chunk that offers items */
+void ipc_not_taken(struct ipc_client *c, uint32_t row);              /* give that row again */
 int ipc_offers(struct ipc_client *c, uint32_t row);                 /* items of a chunk in STORING that may be drained now, 0 = it is DONE */
 void ipc_drained(struct ipc_client *c, uint32_t row, uint32_t items);
 int ipc_read_result(struct ipc_client *c, uint32_t row, struct ipc_result *result); /* 0, IPC_DAMAGED */
