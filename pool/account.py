@@ -115,10 +115,13 @@ def bytes_in(task: Task) -> int:
     return data if type(data) is int else len(data) if type(data) is bytes else spill.length(data)
 
 
-def account_in_map(task: Task, facts: bytes, k: int | None, data: Any, output: str | None = None) -> Account:
-    """Of the ``k``-th item of a chunk, or of a task by itself (None). ``data``: the encoded outcome."""
+def account_in_map(
+    task: Task, facts: bytes, k: int | None, data: Any, output: str | None = None, extra: int = 0
+) -> Account:
+    """Of the ``k``-th item of a chunk, or of a task by itself (None). ``data``: the encoded outcome, of which so many
+    bytes (``extra``) are the output."""
     each, item = (bytes_in(task), 0) if k is None else (bytes_in(task) // task.items, k + 1)
-    length = 0 if data is None else len(data)
+    length = 0 if data is None else len(data) - extra
     received = None if data is None else type(data)
     return account_of(task.attempt, task.flags, each, received, length, facts, item, None, output)
 

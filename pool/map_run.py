@@ -123,15 +123,15 @@ class MapRun:
         if task.items:
             self._chunk_arrived(task, kind, data, facts)
         else:
-            said = None
+            said, extra = None, 0
             if kind & codec.MORE:
-                kind, data, said = self._unwrap(kind, data)
+                kind, data, said, extra = self._unwrap(kind, data)
             if kind in codec.REPEATABLE and (again := after_error(task, kind, data)) is not None:
                 self.client.again(task, again)
             elif kind in _VALUES:
                 self._land(task.position, kind, data, task.item)
             else:
-                account = None if kind == codec.FAILED else account_in_map(task, facts, None, data, said)
+                account = None if kind == codec.FAILED else account_in_map(task, facts, None, data, said, extra)
                 self._land(task.position, kind, data, task.item, account)
         if self.auto:
             each: float = run_us(facts)
@@ -152,27 +152,27 @@ class MapRun:
         self.landed += len(rest)
         return rest
 
-    def _unwrap(self, kind: int, data: Any) -> tuple[int, Any, str | None]:
-        """What is in a file, or has the task's output behind it."""
-        said = None
+    def _unwrap(self, kind: int, data: Any) -> tuple[int, Any, str | None, int]:
+        """What is in a file, or has the task's output behind it, and so many bytes of that."""
+        said, extra = None, 0
         if kind & codec.SPILLED:
             self.client.spilled += 1
             kind, data = codec.fetch(kind, data)
         if kind & codec.SAID:
-            kind, said, _ = capture.detach(kind, data)
-        return kind, data, said
+            kind, said, extra = capture.detach(kind, data)
+        return kind, data, said, extra
 
     def _item_arrived(self, task: Task, k: int, kind: int, data: Any, facts: bytes, nth: int) -> None:
         """``nth``: of those that ``facts`` are about, where there are failures."""
-        said = None
+        said, extra = None, 0
         if kind & codec.MORE:
-            kind, data, said = self._unwrap(kind, data)
+            kind, data, said, extra = self._unwrap(kind, data)
         if kind in codec.REPEATABLE and (again := after_error(task, kind, data)) is not None:
             self._single(task, k, again)
         elif kind in _VALUES:
             self._land(task.position + k, kind, data, task.item[k])
         else:
-            account = None if kind == codec.FAILED else account_in_map(task, facts, nth, data, said)
+            account = None if kind == codec.FAILED else account_in_map(task, facts, nth, data, said, extra)
             self._land(task.position + k, kind, data, task.item[k], account)
 
     def ready_again(self, task: Task, kind: int, data: Any) -> None:

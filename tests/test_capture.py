@@ -209,6 +209,18 @@ def test_results_are_whole(catching: Pool, value: Any, chunksize: int | None) ->
         assert pickle.dumps(found) == pickle.dumps(value)
 
 
+def _say_and_fail(_: int) -> None:
+    print("x" * 10_000)
+    raise ValueError
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_the_size_of_a_failure_is_without_what_was_printed(catching: Pool, chunksize: int) -> None:
+    for failure in catching.imap(_say_and_fail, range(3), on_error="return", chunksize=chunksize):
+        assert len(failure.account.output) == 10_001
+        assert 0 < failure.account.bytes_out < 5000
+
+
 def test_a_result_in_a_file() -> None:
     """So large that it does not fit into the room."""
     with Pool(1, capture_output=True) as pool:

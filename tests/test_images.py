@@ -472,7 +472,8 @@ def test_what_cannot_be_taken_is_found_again(image: Image, kind: str) -> None:
         offering(image)
         wanted = [("chunk", 0, [4, b"one", 4, b"two"], 38)]
     else:
-        worker, row = image.worker(), image.publish("task", items=2 if "chunk" in kind else 0)
+        worker = image.worker()
+        image.publish("task", items=2 if "chunk" in kind else 0)
         claim(worker)
         if "chunk" in kind:
             data = pickle.dumps(5, 5) if kind == "plain chunk" else b"five"
