@@ -105,7 +105,8 @@ class MapRun:
         self._window = max(4, 3 * client.workers)
         self._item_us = 0.0
         self._item_bytes = 0.0
-        self._sent: tuple[Task, list[bytes | bytearray]] | None = None  # the last chunk that was taken apart
+        # The chunk that is taken apart now; no longer, for its task has us, and might have a file.
+        self._sent: tuple[Task, list[bytes | bytearray]] | None = None
         self.handles: set[Any] = set()  # on shared objects among the items
         self.held = 0  # bytes of results that wait to be taken
         self._most_held = max(_HELD_BYTES, client.room // 4)
@@ -210,6 +211,7 @@ class MapRun:
             return
         for k in range(len(frames) // 2):
             self._item_arrived(task, drained + k, frames[2 * k], frames[2 * k + 1], facts, k)
+        self._sent = None
 
     def _values_arrived(self, index: int, values: tuple[Any, ...]) -> None:
         self.came(len(values))
@@ -253,6 +255,7 @@ class MapRun:
             again = self._after_death(task, task.position + item - 1, task.item[item - 1], death)
             if again is not None:
                 self._single(task, item - 1, again)
+        self._sent = None
 
     def _after_death(self, task: Task, index: int, item: Any, death: Death) -> Again | None:
         """The item's next attempt; if there is none, its worker's death is its outcome."""

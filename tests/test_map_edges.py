@@ -1,10 +1,13 @@
 """Maps where several things meet: chunks with a pool that ends, with a time that is over, with shared objects; and
 what they take and give at their limits."""
 
+import contextlib
 import gc
 import itertools
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import payloads
 import processes
@@ -118,3 +121,31 @@ def test_a_chunk_that_has_handed_over_some_of_its_results_fails_with_the_others_
         wanted = errors.PoolBroken if how == "killed" else errors.SegmentCorrupt
         assert {type(f.error) for f in failures} == {wanted}
         assert pool._client.unfinished == 0
+
+
+def _fail_first(data: bytes, folder: str) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{folder}/{data[0]}")
+        raise ValueError
+    return data[0]
+
+
+def _die_first(data: bytes, folder: str) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{folder}/{data[0]}")
+        os._exit(1)
+    return data[0]
+
+
+@pytest.mark.parametrize("fn", [_fail_first, _die_first])
+def test_a_chunk_that_was_taken_apart_is_let_go_at_once(tmp_path: Path, fn: Callable[[bytes, str], int]) -> None:
+    calls = [(bytes([k]) * 100_000, str(tmp_path)) for k in range(10)]
+    with payloads.small_pool(1, units=8, retries=1) as pool:
+        gc.collect()
+        gc.disable()
+        try:
+            assert list(pool.istarmap(fn, calls, chunksize=10, buffersize=10)) == list(range(10))
+            assert pool._client.spilled  # the arguments of the chunk: they do not fit
+            assert os.listdir(pool._client.options.folder) == []
+        finally:
+            gc.enable()
