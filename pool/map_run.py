@@ -225,7 +225,11 @@ class MapRun:
             self.came(1)
             return
         if self._sent is None or self._sent[0] is not task:
-            self._sent = task, chunks.sent(task.data, task.flags)
+            try:
+                self._sent = task, chunks.sent(task.data, task.flags)
+            except (OSError, MemoryError) as error:  # its file cannot be read: no memory, no file descriptor
+                self.fail_item(task.position + k, task.item[k], error)
+                return
         part = self._sent[1][k]
         flags = self._flags if type(part) is bytes else self._flags | _core.PACKED | _core.REPEATABLE
         single = Task(

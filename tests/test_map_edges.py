@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import payloads
 import processes
@@ -15,7 +16,7 @@ import pytest
 import tasks
 
 from ipc import _core
-from pool import Failure, Pool, errors
+from pool import Failure, Pool, errors, spill
 from pool.compat.batch import CALL_ONE, Batch
 from pool.mapping import run_map
 
@@ -149,3 +150,16 @@ def test_a_chunk_that_was_taken_apart_is_let_go_at_once(tmp_path: Path, fn: Call
             assert os.listdir(pool._client.options.folder) == []
         finally:
             gc.enable()
+
+
+def test_items_whose_chunk_cannot_be_read_again_fail_once_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [(bytes([k]) * 100_000, str(tmp_path)) for k in range(10)]
+    for k in range(5):
+        (tmp_path / str(k)).mkdir()  # these do not fail
+    with payloads.small_pool(1, units=8, retries=1) as pool:
+        monkeypatch.setattr(
+            spill, "read", mock.Mock(side_effect=OSError("too many open files"))
+        )  # here; not in workers
+        came = list(pool.istarmap(_fail_first, calls, chunksize=10, buffersize=10, on_error="return"))
+    assert came[:5] == list(range(5))
+    assert [(f.index, str(f.error)) for f in came[5:]] == [(k, "too many open files") for k in range(5, 10)]
