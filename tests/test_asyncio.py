@@ -46,7 +46,7 @@ def _nothing_left(_warm: None) -> Iterator[None]:
     threads = threading.enumerate()
     with processes.nothing_left():
         yield
-    assert threading.enumerate() == threads  # none has been started that goes on
+    assert set(threading.enumerate()) <= set(threads)  # none was started that goes on; one of before may have ended
 
 
 @pytest.fixture(params=LOOPS)
