@@ -176,12 +176,13 @@ def tally(found: list[Any], /) -> _Tally:
     """A fresh tally. What is counted and is among the SLOWEST items so far is appended to `found` as (record, index in
     its chunk, ns, slot). MemoryError."""
 
-def count(tally: _Tally, number: int, record: object, item: int, kind: int, ns: int, slot: int, /) -> None:
-    """An item that had no row: it was run in this process."""
+def count(tally: _Tally, number: int, record: object, item: int, kind: int, ns: int, user_ns: int, system_ns: int,
+    resident: int, /) -> None:
+    """An item that had no row: it was run in this process, which plays slot 0. ``resident`` 0: nobody has looked."""
 
-def counted(tally: _Tally, number: int, /) -> tuple[int, int, int, int, int, int, int]:
-    """(items that came to an end, of them failed, ns together, median ns, 95th percentile, longest ns, most memory that
-    a worker had at the end of one of 1 ms or more)."""
+def counted(tally: _Tally, number: int, /) -> tuple[int, int, int, int, int, int, int, int, int]:
+    """(items that came to an end, of them failed, ns together, median ns, 95th percentile, longest ns, and of those of
+    1 ms or more: ns of user and of system CPU time, most memory that a worker had at their end)."""
 
 def room(segment: _Segment, /) -> int:
     """Bytes of the payload."""

@@ -120,7 +120,7 @@ static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const str
         if (kind) PyList_SetItem(list, (Py_ssize_t)k * 2, kind);
         if (data) PyList_SetItem(list, (Py_ssize_t)k * 2 + 1, data);
         if (!kind || !data ||
-            count_item(v->tally, v->number[row], record, first + k, what, frame.spent.run, frame.spent.resident, r->slot) < 0) {
+            count_item(v->tally, v->number[row], record, first + k, what, frame.spent, r->slot) < 0) {
             Py_DECREF(list);
             return NULL;
         }
@@ -136,7 +136,7 @@ static PyObject *frames(struct view *v, PyObject *tasks, uint32_t row, const str
 static PyObject *plain_values(struct view *v, PyObject *tasks, uint32_t row, const struct ipc_result *r, uint32_t items, struct took *took) {
     uint64_t at = 0;
     PyObject *values = NULL;
-    uint16_t run[IPC_MAX_ITEMS], resident[IPC_MAX_ITEMS];
+    struct ipc_spent spent[IPC_MAX_ITEMS];
     for (uint32_t k = 0; k < items; k++) {
         struct ipc_frame frame;
         if (r->length - at < IPC_FRAME) goto other;
@@ -149,14 +149,13 @@ static PyObject *plain_values(struct view *v, PyObject *tasks, uint32_t row, con
             goto other;
         }
         PyTuple_SetItem(values, (Py_ssize_t)k, value);
-        run[k] = frame.spent.run;
-        resident[k] = frame.spent.resident;
+        spent[k] = frame.spent;
         at += IPC_FRAME + length;
     }
     PyObject *record = values ? PyList_GetItem(tasks, (Py_ssize_t)row) : NULL;
     for (uint32_t k = 0; record && k < items; k++) {
-        took->all += took->last = ipc_from_brief(run[k]);
-        if (count_item(v->tally, v->number[row], record, v->client->drained[row] + k, VALUE, run[k], resident[k], r->slot) < 0) record = NULL;
+        took->all += took->last = ipc_from_brief(spent[k].run);
+        if (count_item(v->tally, v->number[row], record, v->client->drained[row] + k, VALUE, spent[k], r->slot) < 0) record = NULL;
     }
     if (record) return values;
 other:
@@ -189,7 +188,7 @@ static int take(struct view *v, PyObject *const *args, uint32_t row) {
         /* The row says when the last item began; of an offered chunk that is the one after these. */
         uint64_t end = r.started + (offered ? 0 : took.last);
         facts = chunk_facts(v, row, &r, facts_of(v, row, &r, took.all, end - took.all, r.spent), data, took, end);
-    } else if (count_item(v->tally, v->number[row], record, 0, r.kind, r.spent.run, r.spent.resident, r.slot) == 0) {
+    } else if (count_item(v->tally, v->number[row], record, 0, r.kind, r.spent, r.slot) == 0) {
         struct facts one = facts_of(v, row, &r, ipc_from_brief(r.spent.run), r.started, r.spent);
         facts = PyBytes_FromStringAndSize((const char *)&one, sizeof(one));
     }

@@ -21,10 +21,10 @@ static void tally_destroy(PyObject *capsule) {
 
 struct tally *tally_of(PyObject *capsule) { return PyCapsule_GetPointer(capsule, TALLY); }
 
-int count_item(struct tally *t, uint32_t number, PyObject *record, uint32_t item, uint32_t kind, uint16_t run, uint16_t resident, uint32_t slot) {
+int count_item(struct tally *t, uint32_t number, PyObject *record, uint32_t item, uint32_t kind, struct ipc_spent spent, uint32_t slot) {
     if (!t) return 0;
-    ipc_count(&t->of[number], (kind & IPC_FAILED_KINDS) != 0, run, resident);
-    uint64_t ns = ipc_from_brief(run);
+    ipc_count(&t->of[number], (kind & IPC_FAILED_KINDS) != 0, spent);
+    uint64_t ns = ipc_from_brief(spent.run);
     if (ns <= t->slow[t->quickest]) return 0;
     t->slow[t->quickest] = ns;
     for (uint32_t k = 0; k < SLOWEST; k++)
@@ -49,20 +49,20 @@ FUNCTION(new_tally) { /* tally(found) */
     return capsule;
 }
 
-FUNCTION(count) { /* count(tally, number, record, item, kind, ns, slot): an item that had no row */
+FUNCTION(count) { /* count(tally, number, record, item, kind, ns, user_ns, system_ns, resident): an item that had no row */
     (void)module;
-    if (n != 7) return PyErr_Format(PyExc_TypeError, "count(tally, number, record, item, kind, ns, slot)");
+    if (n != 9) return PyErr_Format(PyExc_TypeError, "count(tally, number, record, item, kind, ns, user_ns, system_ns, resident)");
     struct tally *t = tally_of(args[0]);
     if (!t) return NULL;
-    uint32_t of = (uint32_t)number(args[1], TALLIES - 1), item = number32(args[3]), kind = number32(args[4]), slot = number32(args[6]);
-    uint64_t ns = number(args[5], UINT64_MAX);
+    uint32_t of = (uint32_t)number(args[1], TALLIES - 1), item = number32(args[3]), kind = number32(args[4]);
+    struct ipc_spent spent = {ipc_brief(number(args[5], UINT64_MAX)), ipc_brief(number(args[6], UINT64_MAX)),
+                              ipc_brief(number(args[7], UINT64_MAX)), ipc_brief(number(args[8], UINT64_MAX))};
     CHECK;
-    uint64_t peak = 0;
-    if (count_item(t, of, args[2], item, kind, ipc_brief(ns), ns < 1000000 ? 0 : ipc_brief(ipc_resident(&peak)), slot) < 0) return NULL;
+    if (count_item(t, of, args[2], item, kind, spent, 0) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
-FUNCTION(counted) { /* counted(tally, number) -> (count, failed, total_ns, p50, p95, longest_ns, resident) */
+FUNCTION(counted) { /* counted(tally, number) -> (count, failed, total_ns, p50, p95, longest_ns, user_ns, system_ns, resident) */
     (void)module;
     if (n != 2) return PyErr_Format(PyExc_TypeError, "counted(tally, number)");
     struct tally *t = tally_of(args[0]);
@@ -70,9 +70,9 @@ FUNCTION(counted) { /* counted(tally, number) -> (count, failed, total_ns, p50, 
     uint32_t of = (uint32_t)number(args[1], TALLIES - 1);
     CHECK;
     const struct ipc_tally *f = &t->of[of];
-    return Py_BuildValue("(KKKKKKK)", (unsigned long long)f->count, (unsigned long long)f->failed, (unsigned long long)f->total_ns,
+    return Py_BuildValue("(KKKKKKKKK)", (unsigned long long)f->count, (unsigned long long)f->failed, (unsigned long long)f->total_ns,
                          (unsigned long long)ipc_quantile(f, 0.5), (unsigned long long)ipc_quantile(f, 0.95), (unsigned long long)f->longest_ns,
-                         (unsigned long long)f->resident);
+                         (unsigned long long)f->user_ns, (unsigned long long)f->system_ns, (unsigned long long)f->resident);
 }
 
 PyMethodDef tally_methods[] = {

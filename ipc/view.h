@@ -92,7 +92,7 @@ const unsigned char *bytes_of(PyObject *o, Py_buffer *view, uint64_t *length); /
 struct tally;
 struct tally *tally_of(PyObject *capsule);
 /* Count an item of the task whose record this is. -1 with an exception set: no memory. */
-int count_item(struct tally *t, uint32_t number, PyObject *record, uint32_t item, uint32_t kind, uint16_t run, uint16_t resident, uint32_t slot);
+int count_item(struct tally *t, uint32_t number, PyObject *record, uint32_t item, uint32_t kind, struct ipc_spent spent, uint32_t slot);
 
 extern PyMethodDef tally_methods[], segment_methods[], client_methods[], worker_methods[], monitor_methods[];
 

@@ -227,7 +227,7 @@ class InlineClient(Client):
         facts = FACTS.pack(ended - began, max(0, began - (task.since or began)), *spent, os.getpid(), 0)
         # What a task runs here is part of its own time.
         _core.book(self._slot, ended if self._depth else began, ended)
-        _core.count(self.tally.counts, task.function.number, task, k, kind, ended - began, 0)
+        _core.count(self.tally.counts, task.function.number, task, k, kind, ended - began, *spent)
         self.tally.note_slow()
         return kind, data, facts
 

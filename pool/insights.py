@@ -74,7 +74,7 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
 
 
 class FunctionInsight(
-    namedtuple("FunctionInsight", "name count errors crashes limits kills total p50 p95 longest peak_rss")
+    namedtuple("FunctionInsight", "name count errors crashes limits kills total p50 p95 longest cpu_user cpu_system peak_rss")
 ):
     """All runs of the functions of one name; of what came after the 255th name: ``"(other)"``.
 
@@ -86,6 +86,8 @@ class FunctionInsight(
             ``Future.kill()``. None of them is in ``count`` or in the times.
         total: seconds that the runs took together.
         p50: median in seconds, to 6 %; p95: likewise; longest: to 0.1 %.
+        cpu_user, cpu_system: seconds of CPU time of the runs of 1 ms or more, with that of processes which they started
+            and waited for. Nobody looks at shorter ones, so it is a lower bound.
         peak_rss: the most resident memory in bytes that a worker had at the end of a run of 1 ms or more, or within
             it, if that was the most that this process ever had. So it is a lower bound. 0: there was no such run.
     """
@@ -101,6 +103,8 @@ class FunctionInsight(
     p50: float
     p95: float
     longest: float
+    cpu_user: float
+    cpu_system: float
     peak_rss: int
 
 
@@ -285,9 +289,11 @@ def _worker(snapshot: Snapshot, slot: int, ends: dict[str, int]) -> WorkerInsigh
 def _function(name: str, counted: tuple[int, ...], lost: dict[str, int]) -> FunctionInsight:
     count, errors, *times, resident = counted
     limits, kills = lost.get("timeout", 0) + lost.get("memory limit", 0), lost.get("killed", 0)
-    total, p50, p95, longest = (ns / 1e9 for ns in times)
+    total, p50, p95, longest, user, system = (ns / 1e9 for ns in times)
     crashes = sum(lost.values()) - limits - kills
-    return FunctionInsight(name, count, errors, crashes, limits, kills, total, p50, p95, longest, resident)
+    return FunctionInsight(
+        name, count, errors, crashes, limits, kills, total, p50, p95, longest, user, system, resident
+    )
 
 
 def _item(slow: Slow) -> str:
@@ -368,16 +374,16 @@ def _workers_table(insights: Insights) -> str:
 def _functions_table(functions: list[FunctionInsight]) -> str:
     if not functions:
         return ""
-    width = min(27, max(8, *(len(f.name) for f in functions)))
+    width = min(22, max(8, *(len(f.name) for f in functions)))
     lines = [
-        f"{'function':<{width}}{'count':>14}{'errors':>9}{'crashes':>8}{'limits':>9}{'kills':>6}"
-        f"{'total':>9}{'p50':>9}{'p95':>9}{'longest':>9}{'peak rss':>11}"
+        f"{'function':<{width}}{'count':>14}{'errors':>8}{'crashes':>8}{'limits':>8}{'kills':>6}"
+        f"{'total':>9}{'p50':>9}{'p95':>9}{'longest':>9}{'cpu':>9}{'peak rss':>9}"
     ]
     for f in functions:
-        times = "".join(f"{_known(_seconds, t):>9}" for t in (f.total, f.p50, f.p95, f.longest))
+        times = "".join(f"{_known(_seconds, t):>9}" for t in (f.total, f.p50, f.p95, f.longest, f.cpu_user + f.cpu_system))
         lines.append(
-            f"{_end_of(f.name, width):<{width}}{f.count:>14,}{f.errors:>9,}{f.crashes:>8,}{f.limits:>9,}{f.kills:>6,}"
-            f"{times}{_known(_size, f.peak_rss):>11}"
+            f"{_end_of(f.name, width):<{width}}{f.count:>14,}{f.errors:>8,}{f.crashes:>8,}{f.limits:>8,}{f.kills:>6,}"
+            f"{times}{_known(_size, f.peak_rss):>9}"
         )
     return "\n".join(lines)
 

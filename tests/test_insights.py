@@ -213,6 +213,29 @@ def test_peak_memory_of_a_function() -> None:
     assert MIB < small < function(insights, f"{__name__}.fill").peak_rss - 90 * MIB
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("value", [None, [None]])  # what a chunk carries plainly, and what it does not
+def test_cpu_time_of_a_function(workers: int, chunksize: int, value: object) -> None:
+    def burn(seconds: float) -> object:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+        return value
+
+    with Pool(workers) as pool:
+        list(pool.imap(burn, [0.05] * 6, chunksize=chunksize))
+        list(pool.imap(took, [0.05] * 3, chunksize=chunksize))
+        insights = pool.insights()
+    burnt, slept = (function(insights, f"{__name__}.{name}") for name in (burn.__qualname__, "took"))
+    assert 0.29 < burnt.cpu_user + burnt.cpu_system < burnt.total + 0.03
+    assert slept.total > 0.15
+    assert slept.cpu_user + slept.cpu_system < 0.05
+    head, row = str(insights).split("\n\n")[1].split("\n")[:2]
+    shown = row[: head.index("cpu") + len("cpu")].split()[-2:]
+    assert shown == [f"{1000 * (burnt.cpu_user + burnt.cpu_system):.0f}", "ms"]
+
+
 def fill(size: int) -> None:
     memory = bytearray(size)
     memory[::4096] = b"x" * len(memory[::4096])
@@ -511,7 +534,7 @@ def synthetic(workers: int) -> Insights:
             for slot in range(workers)
         ],
         functions=[
-            FunctionInsight("package." * 10 + "f", 10**9, 10**5, 10**5, 10**5, 10**3, 99_999.0, 1e-9, 0.1, 9e4, 2**40)
+            FunctionInsight("package." * 10 + "f", 10**9, 10**5, 10**5, 10**5, 10**3, 99_999.0, 1e-9, 0.1, 9e4, 9e4, 9e3, 2**40)
         ],
         slowest=[SlowItem(99_999.0, "package." * 10 + "f", "x" * 300, 10**9 - 1, 511)],
         crashes=ends,

@@ -101,10 +101,10 @@ uint64_t ipc_resident(uint64_t *peak); /* our memory now, in bytes; but our peak
 /* What is counted of one function, in the client's own memory. */
 #define IPC_TOOK_SHIFT 7 /* of the brief of a run time, so there are 8 classes for each power of two */
 struct ipc_tally {
-    uint64_t count, failed, total_ns, shortest_ns, longest_ns, resident;
+    uint64_t count, failed, total_ns, shortest_ns, longest_ns, user_ns, system_ns, resident; /* CPU time: of those that were looked at */
     uint64_t took[(1u << 16) >> IPC_TOOK_SHIFT];
 };
-void ipc_count(struct ipc_tally *t, int failed, uint16_t run, uint16_t resident);
+void ipc_count(struct ipc_tally *t, int failed, struct ipc_spent spent);
 uint64_t ipc_quantile(const struct ipc_tally *t, double q); /* ns, to 6 % */
 
 /* ---- client.c */

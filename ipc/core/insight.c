@@ -126,14 +126,18 @@ uint64_t ipc_resident(uint64_t *peak) {
 
 /* ---- a function */
 
-void ipc_count(struct ipc_tally *t, int failed, uint16_t run, uint16_t resident) {
-    uint64_t ns = ipc_from_brief(run), bytes = ipc_from_brief(resident);
+void ipc_count(struct ipc_tally *t, int failed, struct ipc_spent spent) {
+    uint64_t ns = ipc_from_brief(spent.run), bytes = ipc_from_brief(spent.resident);
     if (t->count++ == 0 || ns < t->shortest_ns) t->shortest_ns = ns;
     if (ns > t->longest_ns) t->longest_ns = ns;
+    if (bytes) {
+        t->user_ns += ipc_from_brief(spent.user);
+        t->system_ns += ipc_from_brief(spent.system);
+    }
     if (bytes > t->resident) t->resident = bytes;
     t->failed += failed != 0;
     t->total_ns += ns;
-    t->took[run >> IPC_TOOK_SHIFT]++;
+    t->took[spent.run >> IPC_TOOK_SHIFT]++;
 }
 
 uint64_t ipc_quantile(const struct ipc_tally *t, double q) {

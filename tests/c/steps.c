@@ -921,15 +921,17 @@ static void quantiles_are_near_those_of_the_numbers(void) {
     begin(2, 4);
     memset(&t, 0, sizeof(t));
     CHECK(ipc_quantile(&t, 0.5) == 0, "of nothing");
-    ipc_count(&t, 0, ipc_brief(123456), 0);
+    ipc_count(&t, 0, (struct ipc_spent){.run = ipc_brief(123456)});
     CHECK(ipc_quantile(&t, 0.5) == t.longest_ns && t.longest_ns == t.shortest_ns, "of one");
     memset(&t, 0, sizeof(t));
-    for (uint64_t k = 1; k <= 1000; k++) ipc_count(&t, k % 10 == 0, ipc_brief(k * 1000), ipc_brief(k));
+    for (uint64_t k = 1; k <= 1000; k++) /* of every other one the CPU time was looked at */
+        ipc_count(&t, k % 10 == 0, (struct ipc_spent){ipc_brief(k * 1000), ipc_brief(300), ipc_brief(7), k % 2 ? 0 : ipc_brief(k)});
     for (uint64_t percent = 1; percent <= 100; percent++) {
         uint64_t ns = ipc_quantile(&t, (double)percent / 100), right = percent * 10000;
         CHECK(ns > right - right / 16 - 1000 && ns < right + right / 16 + 1000, "to 6 %");
     }
     CHECK(t.count == 1000 && t.failed == 100 && t.longest_ns == ipc_from_brief(ipc_brief(1000000)) && t.resident == 1000, "and the rest is added up");
+    CHECK(t.user_ns == 500 * 300 && t.system_ns == 500 * 7, "CPU time, where somebody has looked");
     CHECK(t.total_ns > 500500000 - 500500 && t.total_ns < 500500000 + 500500, "the sum to 0.1 %");
 }
 
