@@ -458,5 +458,9 @@ def flush_stdio() -> None:
 def die_with_parent(signal: int, /) -> None:
     """Get `signal` when the thread that forked us ends. Compare os.getppid() afterwards. OSError."""
 
+def exit_with_parent(pid: int, /) -> None:
+    """Until it is called with 0, this process leaves by itself as soon as its parent `pid` is dead, at once if it is dead
+    already, whatever code runs here. Takes the signal SIGRTMAX - 2. OSError."""
+
 def become_subreaper() -> None:
     """Orphans among our descendants become our children instead of init's. OSError."""

@@ -2,6 +2,7 @@
 #include "view.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -231,6 +232,30 @@ FUNCTION(die_with_parent) { /* die_with_parent(signal): PR_SET_PDEATHSIG; compar
     Py_RETURN_NONE;
 }
 
+static _Atomic pid_t awaited; /* lock-free, so a handler may read it */
+
+static void parent_thread_died(int number) {
+    (void)number;
+    if (getppid() != atomic_load(&awaited)) _exit(1); /* else it was only the thread that had started us */
+}
+
+FUNCTION(exit_with_parent) { /* exit_with_parent(pid): by a handler in C, for a call into C can take as long as it likes */
+    (void)module;
+    if (n != 1) return PyErr_Format(PyExc_TypeError, "exit_with_parent(pid)");
+    uint32_t parent = number32(args[0]);
+    CHECK;
+    if (!parent) {
+        if (prctl(PR_SET_PDEATHSIG, 0) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+        Py_RETURN_NONE;
+    }
+    struct sigaction action = {.sa_flags = SA_RESTART | SA_ONSTACK};
+    action.sa_handler = parent_thread_died;
+    atomic_store(&awaited, (pid_t)parent);
+    if (sigaction(SIGRTMAX - 2, &action, NULL) < 0 || prctl(PR_SET_PDEATHSIG, SIGRTMAX - 2) < 0) return PyErr_SetFromErrno(PyExc_OSError);
+    parent_thread_died(0); /* it may have died before the line above */
+    Py_RETURN_NONE;
+}
+
 FUNCTION(become_subreaper) {
     (void)module, (void)args, (void)n;
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0) return PyErr_SetFromErrno(PyExc_OSError);
@@ -243,6 +268,6 @@ PyMethodDef segment_methods[] = {
     ENTRY("ring_client", ring_client), ENTRY("set_wire", set_wire), ENTRY("wire", wire), ENTRY("room", room), ENTRY("slot_times", slot_times),
     ENTRY("slot_spans", slot_spans), ENTRY("book_usage", book_usage), ENTRY("book_spent", book_spent), ENTRY("memory", memory),
     ENTRY("punch", punch), ENTRY("flush_stdio", flush_stdio), ENTRY("dirtied", dirtied), ENTRY("die_with_parent", die_with_parent),
-    ENTRY("become_subreaper", become_subreaper),
+    ENTRY("exit_with_parent", exit_with_parent), ENTRY("become_subreaper", become_subreaper),
     {NULL, NULL, 0, NULL},
 };

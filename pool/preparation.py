@@ -8,11 +8,9 @@ The client makes a ``Preparation`` (pool/fresh.py), the fresh monitor holds it, 
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ipc import _core
 from pool import codec
@@ -20,8 +18,6 @@ from pool import codec
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-_PARENT_DIED = signal.SIGRTMAX - 2
 
 
 class Preparation:
@@ -41,15 +37,15 @@ class Preparation:
     def in_monitor(self, client: int) -> None:
         """Import for all workers. Raises what the script raises at its top level. A missing module is left to the task
         that needs it."""
-        if not self._preload:
-            return
-        with _ending_with(client):
-            if "__main__" in self._preload:
-                self._import_main()
-            for name in self._preload:
-                if name != "__main__":
-                    with contextlib.suppress(ImportError):
-                        __import__(name)
+        # Imports can take long, and nothing else looks meanwhile.
+        _core.exit_with_parent(client)
+        if "__main__" in self._preload:
+            self._import_main()
+        for name in self._preload:
+            if name != "__main__":
+                with contextlib.suppress(ImportError):
+                    __import__(name)
+        _core.exit_with_parent(0)
         names = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
         if names:
             text = f"the fork server forks while threads run that its imports have started ({', '.join(names[:5])}); "
@@ -70,24 +66,6 @@ class Preparation:
             spawn.prepare(self._main)
         finally:
             del current._inheriting  # type: ignore[attr-defined]
-
-
-@contextlib.contextmanager
-def _ending_with(client: int) -> Iterator[None]:
-    """This process ends when the client does: an import can take long, and nothing else looks meanwhile."""
-
-    def look(*_: object) -> None:
-        if os.getppid() != client:  # else it was only the thread that had started us
-            os._exit(1)
-
-    signal.signal(_PARENT_DIED, look)
-    _core.die_with_parent(_PARENT_DIED)
-    look()  # it may have died before the line above
-    try:
-        yield
-    finally:
-        _core.die_with_parent(0)
-        signal.signal(_PARENT_DIED, signal.SIG_DFL)
 
 
 __all__ = ["Preparation"]

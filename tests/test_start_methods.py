@@ -523,7 +523,7 @@ ENDLESS = """
     from pool import Pool
     if __name__ != "__main__":
         open(sys.argv[2], "w").close()
-        time.sleep(1000)
+        sum(range(10**12))  # one long call into C
     if __name__ == "__main__":
         pool = Pool(2, multiprocessing.get_context(sys.argv[1])).start()
         while not os.path.exists(sys.argv[2]) or (sys.argv[1] == "spawn" and len(pool._client.processes()) < 4):
