@@ -98,6 +98,7 @@ TARGETS = (
     Target("late start, futures, 2 workers: worst ms", ours("late", "worst_ms", "futures, 2 workers"), False, 5, 2),
     Target("late start, imap, 2 workers: worst ms", ours("late", "worst_ms", "imap, 2 workers"), False, 5, 2),
     Target("late start, beside, 2 workers: worst ms", ours("late", "worst_ms", "beside, 2 workers"), False, 5, 2),
+    Target("deadlines: CPU a no-op, with by without", ours("deadlines", "by_without"), False, 1.10, 1.05),
 )
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,16 @@ def test_workloads_for_ours_alone(name: str, case: str, monkeypatch: pytest.Monk
     measured = suite.run(TINY, [name], ["pool", RIVAL])["workloads"][name]
     assert measured["not_asked"] == [RIVAL]
     assert set(WORKLOADS[name].metrics) <= set(measured["cases"][case]["rivals"]["pool"])
+
+
+def test_deadlines_make_no_ops_at_most_a_tenth_dearer() -> None:
+    """Accounts are on in both. The figure is a median of turns, by CPU time; that of a busy machine can be off, not thrice."""
+
+    def by_without() -> float:
+        measured = suite.run(replace(QUICK, runs=1), ["deadlines"], ["pool"])["workloads"]["deadlines"]
+        return float(measured["cases"][""]["rivals"]["pool"]["by_without"]["median"])
+
+    assert any(by_without() <= 1.10 for _ in range(3))
 
 
 def test_a_rival_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

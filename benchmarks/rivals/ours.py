@@ -24,6 +24,9 @@ class Ours(Rival):
     def each(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.imap_unordered(fn, items, chunksize=1)
 
+    def each_with_deadlines(self, fn: Function, items: Iterable[Any]) -> Iterable[Any]:
+        return self.pool.options(timeout=60).imap_unordered(fn, items, chunksize=1)
+
     def chunked(self, fn: Function, items: Iterable[Any], count: int) -> Iterable[Any]:
         return self.pool.imap_unordered(fn, items)
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from statistics import median
 from types import MappingProxyType
 
+from benchmarks import tasks
 from benchmarks.processes import Meter
 from benchmarks.rivals import Rival
+from benchmarks.rivals.ours import Ours
 from benchmarks.sizes import Sizes
 from benchmarks.stats import paced
-from benchmarks.workloads.base import THROUGHPUT, Workload, started
+from benchmarks.workloads.base import THROUGHPUT, Workload, started, take_all
 
 
 class NoOp(Workload):
@@ -66,3 +69,33 @@ class Scale(NoOp):
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
         return self.measure_with(rival, int(case.split()[0]), sizes)
+
+
+class Deadlines(Workload):
+    """In turns in one pool, and by CPU time, not by the clock: so other work on the machine falls on both alike."""
+
+    name = "deadlines"
+    title = "What deadlines cost: no-op tasks one by one, with a timeout by without (accounts are always on)"
+    metrics = MappingProxyType({"by_without": "CPU, with by without", "cpu_us": "CPU µs/task", "plain_us": "without"})
+    higher = False
+
+    def rivals(self, sizes: Sizes) -> list[str]:
+        return [Ours.name]
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        assert isinstance(rival, Ours)
+        with started(rival, sizes.workers):
+            n = paced(lambda n: rival.map_noop(n, 1), sizes.seconds / 10)
+            cpu: dict[bool, list[float]] = {False: [], True: []}
+            for turn in range(60):
+                for deadlines in (False, True) if turn % 2 else (True, False):
+                    cpu[deadlines].append(_cpu_us(rival, deadlines, n))
+            ratios = [b / a for a, b in zip(cpu[False], cpu[True], strict=True)]
+        return {"by_without": median(ratios), "cpu_us": median(cpu[True]), "plain_us": median(cpu[False])}
+
+
+def _cpu_us(rival: Ours, deadlines: bool, n: int) -> float:
+    with Meter() as meter:
+        each = rival.each_with_deadlines(tasks.noop, range(n)) if deadlines else rival.each(tasks.noop, range(n), n)
+        take_all(each, n)
+    return meter.per_task(n)["cpu_us"]
