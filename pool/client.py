@@ -25,7 +25,9 @@ from collections import deque
 from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
+from ipc.memory import available_memory
 from pool import capture, codec, launch, monitor, spill
+from pool.admission import may_begin
 from pool.delayed import Delayed
 from pool.functions import Function, FunctionStore
 from pool.interrupts import PutOff
@@ -93,6 +95,7 @@ class Client(Waiting):
         self.spilled = 0  # values that went through files
         self.segment: Any = None
         self.room = 0
+        self.reserve = 0  # bytes of memory below which no task begins beside others; 0: it does not matter
         self.large = sys.maxsize  # bytes of arguments that may need more than a look
         self._running: launch.Running | None = None
         self._owner = os.getpid()
@@ -355,6 +358,8 @@ class Client(Waiting):
         return data, flags
 
     def _publish(self, task: Task) -> bool:
+        if self.reserve and not self._admits(task):
+            return False
         function, data, record, limit = task.function, task.data, task, task.sink.policy.memory_limit
         if type(data) is tuple and not task.flags & _core.REPEATABLE:
             record = task._replace(data=spill.size(data))  # the caller's memory is not held while the task runs
@@ -375,6 +380,15 @@ class Client(Waiting):
                 task.sink.fail(task, codec.too_large(what, spill.size(data), self.room, error))
                 return True
         return False
+
+    def _admits(self, task: Task) -> bool:
+        given = [other for other in self.tasks if other is not None]
+        beside_alone = any(other.tries.alone for other in given)
+        return may_begin(task.tries.alone, len(given), beside_alone, self.workers, self._memory_is_short)
+
+    def _memory_is_short(self) -> bool:
+        available = available_memory()
+        return available is not None and available < self.reserve
 
     def _spilled(self, task: Task) -> Task:
         """The same with its arguments in a file: room is held by what may never go. Raises OSError."""
@@ -591,6 +605,8 @@ class Client(Waiting):
                 self.delayed.remove(sink.ticket)  # or waits for its time
             if cancelled:
                 sink.cancelled_early()
+                if self.reserve:  # perhaps it was all that the others waited for, and then nothing else will tell
+                    self.pump()
             return cancelled
 
     def kill(self, sink: Any) -> bool:

@@ -390,6 +390,7 @@ class MapRun:
                 task = _new(Task, (self, index + given - 1, function, kept, how, timeout_ms, item, 0, FIRST, 0))
                 if (
                     client.queue
+                    or client.reserve
                     or client.segment is not segment  # replaced or closed meanwhile
                     or segment is None
                     or publish(

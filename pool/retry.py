@@ -58,14 +58,15 @@ class Backoff:
         return f"Backoff({self.first:g}, factor={self.factor:g}, longest={self.longest:g}, jitter={self.jitter:g})"
 
 
-class Tries(namedtuple("Tries", "attempt crashes deferred")):
+class Tries(namedtuple("Tries", "attempt crashes deferred alone", defaults=(False,))):
     """What a task has behind it: the number of this attempt, from 1; how many attempts have crashed their worker; how
-    often it has deferred itself."""
+    often it has deferred itself; whether an attempt has failed for want of memory (see pool/admission.py)."""
 
     __slots__ = ()
     attempt: int
     crashes: int
     deferred: int
+    alone: bool
 
 
 FIRST = Tries(1, 0, 0)
@@ -93,20 +94,21 @@ def after(
     why: int,
     asked: float = 0.0,
     chance: Callable[[], float] = chance,
+    alone: bool = False,
 ) -> Again | None:
     """The next attempt of a task that has failed; None: it has failed for good. ``asked``: the seconds of
-    RetryAfter."""
-    attempt, crashes, deferred = tries
+    RetryAfter. ``alone``: it was for want of memory."""
+    attempt, crashes, deferred, before = tries
     if why == DEFERRED:
         pauses = deferred + 1 - _FREE_DEFERS
         pause = min(_DEFER_FIRST * 2.0 ** min(pauses - 1, _DOUBLINGS), _DEFER_LONGEST) if pauses > 0 else 0.0
-        return Again(Tries(attempt, crashes, deferred + 1), pause, True)
+        return Again(Tries(attempt, crashes, deferred + 1, before), pause, True)
     crashes += why == CRASHED
     if attempt > retries or crashes >= MOST_CRASHES:
         return None
     if why != ASKED:
         asked = 0.0 if backoff is None else backoff.seconds(attempt, chance())
-    return Again(Tries(attempt + 1, crashes, deferred), asked, False)
+    return Again(Tries(attempt + 1, crashes, deferred, before or alone), asked, False)
 
 
 __all__ = [

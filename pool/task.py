@@ -190,7 +190,8 @@ def after_death(task: Task, death: Death) -> Again | None:
     if death.killed or task.sink.dropped:
         return None
     policy, why = task.sink.policy, retry.LIMIT if death.late or death.too_large else retry.CRASHED
-    return retry.after(task.tries, policy.retries, policy.backoff, why)
+    short = death.too_large or (death.reason == _core.OOM and not death.late)
+    return retry.after(task.tries, policy.retries, policy.backoff, why, alone=short)
 
 
 _REASONS = {
