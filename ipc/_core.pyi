@@ -176,8 +176,18 @@ def tally(found: list[Any], /) -> _Tally:
     """A fresh tally. What is counted and is among the SLOWEST items so far is appended to `found` as (record, index in
     its chunk, ns, slot). MemoryError."""
 
-def count(tally: _Tally, number: int, record: object, item: int, kind: int, ns: int, user_ns: int, system_ns: int,
-    resident: int, /) -> None:
+def count(
+    tally: _Tally,
+    number: int,
+    record: object,
+    item: int,
+    kind: int,
+    ns: int,
+    user_ns: int,
+    system_ns: int,
+    resident: int,
+    /,
+) -> None:
     """An item that had no row: it was run in this process, which plays slot 0. ``resident`` 0: nobody has looked."""
 
 def counted(tally: _Tally, number: int, /) -> tuple[int, int, int, int, int, int, int, int, int]:
@@ -459,8 +469,8 @@ def die_with_parent(signal: int, /) -> None:
     """Get `signal` when the thread that forked us ends. Compare os.getppid() afterwards. OSError."""
 
 def exit_with_parent(pid: int, /) -> None:
-    """Until it is called with 0, this process leaves by itself as soon as its parent `pid` is dead, at once if it is dead
-    already, whatever code runs here. Takes the signal SIGRTMAX - 2. OSError."""
+    """Until it is called with 0, this process leaves by itself as soon as its parent `pid` is dead, at once if it is
+    dead already, whatever code runs here. Takes the signal SIGRTMAX - 2. OSError."""
 
 def become_subreaper() -> None:
     """Orphans among our descendants become our children instead of init's. OSError."""

@@ -1,4 +1,4 @@
-"""Whether one more task may be given out when memory is to be kept free: ``Pool(memory_reserve=)``. Only the decision."""
+"""Whether one more task may be given out when memory is to be kept free: ``Pool(memory_reserve=)``. Only decisions."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 OPEN, DRAINING, CLOSED = range(3)
 _MOST = 512  # results collected in one turn
+_MEMORY_SECONDS = 0.005  # between two looks at how much is available; one takes 0.3 ms
 
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -96,6 +97,7 @@ class Client(Waiting):
         self.segment: Any = None
         self.room = 0
         self.reserve = 0  # bytes of memory below which no task begins beside others; 0: it does not matter
+        self._look_again, self._is_short = 0.0, False
         self.large = sys.maxsize  # bytes of arguments that may need more than a look
         self._running: launch.Running | None = None
         self._owner = os.getpid()
@@ -387,8 +389,11 @@ class Client(Waiting):
         return may_begin(task.tries.alone, len(given), beside_alone, self.workers, self._memory_is_short)
 
     def _memory_is_short(self) -> bool:
-        available = available_memory()
-        return available is not None and available < self.reserve
+        if (now := time.monotonic()) >= self._look_again:
+            available = available_memory()
+            self._is_short = available is not None and available < self.reserve
+            self._look_again = now + _MEMORY_SECONDS
+        return self._is_short
 
     def _spilled(self, task: Task) -> Task:
         """The same with its arguments in a file: room is held by what may never go. Raises OSError."""
@@ -605,8 +610,6 @@ class Client(Waiting):
                 self.delayed.remove(sink.ticket)  # or waits for its time
             if cancelled:
                 sink.cancelled_early()
-                if self.reserve:  # perhaps it was all that the others waited for, and then nothing else will tell
-                    self.pump()
             return cancelled
 
     def kill(self, sink: Any) -> bool:

@@ -74,7 +74,9 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
 
 
 class FunctionInsight(
-    namedtuple("FunctionInsight", "name count errors crashes limits kills total p50 p95 longest cpu_user cpu_system peak_rss")
+    namedtuple(
+        "FunctionInsight", "name count errors crashes limits kills total p50 p95 longest cpu_user cpu_system peak_rss"
+    )
 ):
     """All runs of the functions of one name; of what came after the 255th name: ``"(other)"``.
 
@@ -380,7 +382,9 @@ def _functions_table(functions: list[FunctionInsight]) -> str:
         f"{'total':>9}{'p50':>9}{'p95':>9}{'longest':>9}{'cpu':>9}{'peak rss':>9}"
     ]
     for f in functions:
-        times = "".join(f"{_known(_seconds, t):>9}" for t in (f.total, f.p50, f.p95, f.longest, f.cpu_user + f.cpu_system))
+        times = "".join(
+            f"{_known(_seconds, t):>9}" for t in (f.total, f.p50, f.p95, f.longest, f.cpu_user + f.cpu_system)
+        )
         lines.append(
             f"{_end_of(f.name, width):<{width}}{f.count:>14,}{f.errors:>8,}{f.crashes:>8,}{f.limits:>8,}{f.kills:>6,}"
             f"{times}{_known(_size, f.peak_rss):>9}"

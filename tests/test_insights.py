@@ -534,7 +534,9 @@ def synthetic(workers: int) -> Insights:
             for slot in range(workers)
         ],
         functions=[
-            FunctionInsight("package." * 10 + "f", 10**9, 10**5, 10**5, 10**5, 10**3, 99_999.0, 1e-9, 0.1, 9e4, 9e4, 9e3, 2**40)
+            FunctionInsight(
+                "package." * 10 + "f", 10**9, 10**5, 10**5, 10**5, 10**3, 99_999.0, 1e-9, 0.1, 9e4, 9e4, 9e3, 2**40
+            )
         ],
         slowest=[SlowItem(99_999.0, "package." * 10 + "f", "x" * 300, 10**9 - 1, 511)],
         crashes=ends,
