@@ -228,7 +228,7 @@ def test_cpu_time_of_a_function(workers: int, chunksize: int, value: object) -> 
         list(pool.imap(took, [0.05] * 3, chunksize=chunksize))
         insights = pool.insights()
     burnt, slept = (function(insights, f"{__name__}.{name}") for name in (burn.__qualname__, "took"))
-    assert 0.29 < burnt.cpu_user + burnt.cpu_system < burnt.total + 0.03
+    assert 0.25 < burnt.cpu_user + burnt.cpu_system < 0.45  # clocks of some machines differ by a tenth
     assert slept.total > 0.15
     assert slept.cpu_user + slept.cpu_system < 0.05
     head, row = str(insights).split("\n\n")[1].split("\n")[:2]
