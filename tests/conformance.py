@@ -323,7 +323,7 @@ def main() -> int:
         all_wrong += wrong
     print(f"{'together':16} {show(total)}")
     # Figures are those of a version to the last digit, for each brings other tests.
-    _, known, figures = LIST.read_text().partition(f"CPython {platform.python_version()}:\n")
+    _, known, figures = LIST.read_text().partition(f"\nWith CPython {platform.python_version()}")
     if known and len(suites) == len(SECONDS) and show(total) not in figures.split("```")[1]:
         all_wrong.append(f"{LIST} shows other figures")
     for text in all_wrong:
