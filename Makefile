@@ -9,9 +9,10 @@ C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
 # program:package, for what tests use and Python's packages don't bring
 DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh
 
-# What leans on the interpreter: forks, threads, warnings, finalisers, imports, pickles, and the standard library's pools
-CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit functions futures imports inline leaving map \
-        pool start_methods)
+# What leans on the interpreter: forks, threads, warnings, finalisers, imports, pickles, event loops, and what is like the
+# standard library's. Half a minute a version; so of what is the same for two event loops or start methods, one.
+CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit functions futures imports inline map pool \
+        start_methods) -k 'not uvloop and not forkserver'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -30,7 +31,7 @@ test: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages lint suite ## 
 suite: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages ## all tests
 	$(PY) -m pytest
 
-core: $(VENV)/.extra-core ## the tests of what may differ between versions of Python, less than a minute
+core: $(VENV)/.extra-core ## the tests of what may differ between versions of Python
 	$(PY) -m pytest $(CORE)
 
 test-3.%: build/3.% ## all tests on another Python that is installed: make test-3.12
