@@ -9,19 +9,42 @@ C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
 # program:package, for what tests use and Python's packages don't bring
 DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh
 
+# What leans on the interpreter: forks, threads, warnings, finalisers, imports, pickles, event loops, and what is like the
+# standard library's. Half a minute a version; so of what is the same for two event loops or start methods, one.
+CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit functions futures imports inline map pool \
+        start_methods) -k 'not uvloop and not forkserver'
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test conformance lint bench build model tsan asan stress clean debian-packages force
+.PHONY: help run test suite core test-all core-all conformance lint bench build model tsan asan stress clean \
+        debian-packages force
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9.%-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 run: $(VENV)/.extra-examples ## make thumbnails of real photographs with the pool
 	$(PY) examples/thumbnails.py
 
-test: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages lint ## lint, then all tests
+test: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages lint suite ## lint, then all tests
+
+suite: $(VENV)/.extra-test $(VENV)/.extra-examples debian-packages ## all tests
 	$(PY) -m pytest
+
+core: $(VENV)/.extra-core ## the tests of what may differ between versions of Python
+	$(PY) -m pytest $(CORE)
+
+test-3.%: build/3.% ## all tests on another Python that is installed: make test-3.12
+	$(MAKE) -C $< suite PYTHON="$$($(PYTHON) tests/interpreters.py 3.$*)"
+
+core-3.%: build/3.% ## the same of core
+	$(MAKE) -C $< core PYTHON="$$($(PYTHON) tests/interpreters.py 3.$*)"
+
+test-all: test ## test, then test-3.x for all others that are installed and supported
+	@$(call ON_OTHERS,test)
+
+core-all: ## core-3.x for all others that are installed and supported
+	@$(call ON_OTHERS,core)
 
 conformance: $(VENV)/.extra-test debian-packages ## the tests of multiprocessing and of ProcessPoolExecutor against ours
 	$(PY) tests/conformance.py
@@ -53,6 +76,22 @@ clean: ## remove all that make has made
 	rm -rf $(VENV) build dist *.egg-info ipc/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	if [ -f tests/c/Makefile ]; then $(MAKE) -C tests/c clean; fi
+
+# A copy of all this, with a .venv and an extension of its own: so no version disturbs another one.
+.PRECIOUS: build/3.%
+build/3.%: force
+	@$(PYTHON) tests/interpreters.py 3.$* >/dev/null
+	@mkdir -p $@
+	@find $@ -type f ! -path '$@/.venv/*' ! -path '$@/build/*' ! -name '*.so' -delete
+	@tar -c --exclude-vcs --exclude='./.venv' --exclude='./build' --exclude='*.so' --exclude=__pycache__ . | tar -x -C $@
+
+# One after the other, all of them even if one fails; the table of what was found comes last, where it is read.
+define ON_OTHERS
+failed=; for version in $$($(PYTHON) tests/interpreters.py --others); do \
+    $(MAKE) $(1)-$$version || failed="$$failed $$version"; done; \
+$(PYTHON) tests/interpreters.py; \
+if [ -n "$$failed" ]; then echo "failed with:$$failed" >&2; exit 1; fi
+endef
 
 # The checks come first, so that what is missing is said in one line, not in a page of somebody else's errors.
 $(VENV)/.made:

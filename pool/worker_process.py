@@ -230,6 +230,9 @@ def set_title(title: str) -> None:
     """The process title as ``ps`` and ``top`` show it."""
     if (setproctitle := sys.modules.get("setproctitle")) is not None:
         setproctitle.setproctitle(title)
+        # The kernel's short name too, but without spaces: from Python 3.12 on os.fork() counts the words of
+        # /proc/self/stat to find the number of threads, and would warn of threads in each task that forks.
+        setproctitle.setthreadtitle(title.replace(": ", ":").replace(" ", "-"))
 
 
 def _report(error: BaseException, log_fd: int) -> None:

@@ -341,11 +341,14 @@ def about_me(_: object = None) -> dict[str, Any]:
         title = file.read().rstrip(b"\0").decode()
     with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
         monitor = file.read().rstrip(b"\0").decode()
+    with open("/proc/self/comm") as file:
+        short = file.read().rstrip("\n")
     return {
         "pid": os.getpid(),
         "cpus": os.sched_getaffinity(0),
         "nice": os.nice(0),
         "title": title,
+        "short title": short,
         "monitor": monitor,
         "session": os.getsid(0),
         "stdin": os.readlink("/proc/self/fd/0"),

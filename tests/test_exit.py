@@ -172,8 +172,10 @@ def _slowness() -> float:
 
 def test_a_forked_child_gets_a_clear_error_and_the_parents_pool_goes_on(tmp_path: Path) -> None:
     script = """
-        import concurrent.futures, os, sys, tasks
+        import concurrent.futures, os, sys, tasks, warnings
         from pool import Pool, errors
+
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # from 3.12 on
 
         pool = Pool(2).start()
         gate = tasks.Gate(__import__("pathlib").Path(sys.argv[1]))

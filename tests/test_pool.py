@@ -121,6 +121,7 @@ def test_workers_get_affinity_niceness_titles_sessions_and_no_input() -> None:
         assert me["stdin"] == os.devnull
         assert me["monitor"] == "photos: monitor"
         slot = int(me["title"].removeprefix("photos: worker "))
+        assert me["short title"] == f"photos:worker-{slot}"[:15]
         assert me["cpus"] == {cpus[slot % len(cpus)]}
 
 

@@ -276,14 +276,19 @@ def test_other_items_of_a_map_go_on(tmp_path: Path, chunksize: Any) -> None:
 @pytest.mark.parametrize("chunksize", [1, 8])
 @pytest.mark.parametrize("buffersize", [None, 4])
 def test_a_map_keeps_its_order_and_its_bound(tmp_path: Path, buffersize: int | None, chunksize: int) -> None:
-    read = itertools.count()
-    given = 0
+    read = given = 0
+
+    def source() -> Iterator[Any]:
+        nonlocal read
+        for x in range(50):
+            read += 1
+            yield str(tmp_path), x, 6, 0.05
+
     with Pool(2, retries=1) as pool:
-        source = ((str(tmp_path), x, 6, 0.05) for x in itertools.takewhile(lambda x: x < 50, read))
-        results = pool.istarmap(_rest_first, source, chunksize=chunksize, buffersize=buffersize)
+        results = pool.istarmap(_rest_first, source(), chunksize=chunksize, buffersize=buffersize)
         for n, result in enumerate(results):
             assert result == n
-            given = max(given, next(iter(read.__reduce__()[1])) - n)  # type: ignore[call-overload]
+            given = max(given, read - n)
         assert n == 49
     assert buffersize is None or given <= buffersize + 1
 
