@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 SETTINGS := setup.cfg setup.py pyproject.toml
 C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
 # program:package, for what tests use and Python's packages don't bring
-DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh
+DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh valgrind:valgrind
 
 # What leans on the interpreter: forks, threads, warnings, finalisers, imports, pickles, event loops, and what is like the
 # standard library's. Half a minute a version; so of what is the same for two event loops or start methods, one.
@@ -17,7 +17,7 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test suite core test-all core-all conformance lint bench build model tsan asan stress clean \
+.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan stress clean \
         debian-packages force
 
 help: ## this list
@@ -57,6 +57,12 @@ lint: $(VENV)/.extra-lint ## ruff, mypy and the floors of the imports
 
 bench: $(VENV)/.extra-bench ## compare with other pools
 	$(PY) -m benchmarks
+
+micro: $(VENV)/.extra-bench debian-packages ## count the instructions of each step (callgrind)
+	$(PY) -m benchmarks micro
+
+guard: $(VENV)/.extra-bench debian-packages ## has something become slower? by instructions, and by ratios within a run
+	$(PY) -m benchmarks guard
 
 build: $(VENV)/.built ## the extension and an editable install (POOL_DEBUG=1, POOL_WERROR=1, POOL_SANITIZE=...: see setup.py)
 

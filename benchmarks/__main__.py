@@ -8,15 +8,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import plot, report, suite
+from benchmarks import guard, micro, plot, report, suite
 from benchmarks.rivals import OURS, RIVALS
 from benchmarks.sizes import FULL, QUICK, TINY
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
+_COMMANDS = {"guard": guard.main, "micro": micro.main}
 
 
 def main() -> int:
+    if sys.argv[1:] and (command := _COMMANDS.get(sys.argv[1])):
+        return command(sys.argv[2:])
     options = _parser().parse_args()
     sizes = QUICK if options.quick else TINY if options.tiny else FULL
     if options.runs:
@@ -29,7 +32,8 @@ def main() -> int:
         results = json.loads(Path(options.again).read_text())
     else:
         results = suite.run(sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True))
-    text = report.markdown(results)
+    counts = RESULTS / "micro.json"
+    text = report.markdown(results, json.loads(counts.read_text()) if counts.exists() else None)
     print(text)
     data = json.dumps(results, indent=1) + "\n"
     if options.json:

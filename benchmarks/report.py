@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks.rivals import OURS
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Everything, with the targets first."""
+def markdown(results: dict[str, Any], counted: dict[str, Any] | None = None) -> str:
+    """Everything, with the targets first. ``counted``: the instructions of each step, see benchmarks/micro."""
     m = results["machine"]
     parts = [
         "# Results\n",
@@ -24,11 +24,30 @@ def markdown(results: dict[str, Any]) -> str:
         "## Targets\n",
         targets(results),
         *(_workload(name, w) for name, w in results["workloads"].items()),
+        *([] if counted is None else ["\n## Instructions for each step\n", *_counted(counted)]),
         "\n## How each rival is used\n",
         "\n".join(f"- {n}: {r['settings']}" for n, r in results["rivals"].items()),
         "",
     ]
     return "\n".join(parts)
+
+
+def _counted(counted: dict[str, Any]) -> list[str]:
+    return [
+        f"By callgrind, of commit {counted['machine']['commit']}: {counted['compiler']}, {counted['interpreter']}. "
+        "[micro.md](micro.md) says which functions they are; [docs/performance.md](../../docs/performance.md), what is "
+        "made of them.\n",
+        operations(counted),
+    ]
+
+
+def operations(counted: dict[str, Any]) -> str:
+    """The table of what benchmarks/micro has counted."""
+    rows = [["operation", "instructions", "looks at the clock", "other system calls"]]
+    for name, o in counted["operations"].items():
+        more = [number(round(o[k], 2)) if k in o else "" for k in ("clock", "calls")]
+        rows.append([name, number(o["instructions"]), *more])
+    return table(rows)
 
 
 def _noise(results: dict[str, Any]) -> str | None:

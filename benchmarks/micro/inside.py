@@ -1,0 +1,133 @@
+"""What Python does, many times, under callgrind: ``python -m benchmarks.micro.inside MARKS EXTENSION``, with a library
+that writes the counts out, and ``ipc._core`` as it was built for this.
+
+A pool with one worker, as any program uses it. Both sides count for themselves: what the client does between two of its
+marks, and the worker between two tasks that make marks. Most is done several times, and the cheapest counts: how
+the two meet is chance. Cyclic garbage is not collected meanwhile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.util
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice, repeat
+from typing import Any
+
+_TIMES = 4
+_ROUNDS, _FLYING = 8, 256
+_marks: Any = None
+
+
+def mark(name: str) -> None:
+    _marks.mark(name.encode())
+
+
+def noop(item: Any) -> Any:
+    return item
+
+
+def pair(item: Any) -> Any:
+    return item, item
+
+
+def codecs() -> None:
+    """Each call by itself, without the loop around it."""
+    from pool import codec
+
+    n = 500
+    values = {"an int": 7, "a float": 2.5, "a short str": "some short text", "a tuple of two": (7, 2.5)}
+    _count("loop", n, int, None)
+    for what, value in values.items():
+        _count(f"encode {what}, an argument", n, codec.encode_args, value)
+        _count(f"encode {what}, a result", n, codec.encode_value, value)
+        _count(f"decode {what}", n, codec.loads, codec.encode_value(value)[1])
+
+
+def _count(name: str, n: int, call: Callable[[Any], Any], argument: Any) -> None:
+    for _ in range(_TIMES):
+        mark("between")
+        if call is int:
+            for _ in repeat(None, n):
+                pass
+        else:
+            for _ in repeat(None, n):
+                call(argument)
+        mark(f"codec: {name}={n}")
+
+
+def tasks() -> None:
+    from pool import Pool
+
+    with Pool(1) as pool:
+        for name, fn in (("one by one", noop), ("one by one, a tuple back", pair)):
+            _begin(pool)
+            _one_by_one(pool, name, fn)
+            _end(pool, name, _FLYING * (_ROUNDS + 1))
+        for name, run, n in (("futures", _futures, 300), ("chunks of 100", _chunks, 5000)):
+            run(pool, n)
+            for _ in range(_TIMES):
+                _begin(pool)
+                mark("between")
+                run(pool, n)
+                mark(f"client: {name}={n}")
+                _end(pool, name, n)
+
+
+def _begin(pool: Any) -> None:
+    pool.submit(mark, "between").result()
+
+
+def _end(pool: Any, name: str, n: int) -> None:
+    pool.submit(mark, f"worker: {name}={n}").result()
+
+
+def _one_by_one(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
+    """Counted are rounds that begin with all results there: else it would be chance how many come in one turn of the
+    client, and a turn is dear. What one round has not given away the next one does, so all of them count."""
+    results = pool.imap_unordered(fn, range(_FLYING * (_ROUNDS + 1)), chunksize=1, buffersize=_FLYING)
+    next(results)
+    for _ in range(_ROUNDS):
+        while _core().counters(pool._client.segment)["ready"] or _core().busy(pool._client.segment)[0]:
+            time.sleep(0.01)
+        mark("between")
+        deque(islice(results, _FLYING), maxlen=0)
+        mark(f"client: {name}+={_FLYING}")
+    deque(results, maxlen=0)
+
+
+def _core() -> Any:
+    return sys.modules["ipc._core"]
+
+
+def _futures(pool: Any, n: int) -> None:
+    for future in [pool.submit(noop, k) for k in range(n)]:
+        future.result()
+
+
+def _chunks(pool: Any, n: int) -> None:
+    deque(pool.imap_unordered(noop, range(n), chunksize=100), maxlen=0)
+
+
+def main() -> None:
+    global _marks
+    _marks = ctypes.CDLL(sys.argv[1])
+    spec = importlib.util.spec_from_file_location("ipc._core", sys.argv[2])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["ipc._core"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["ipc._core"])
+    gc.disable()
+    codecs()
+    tasks()
+
+
+if __name__ == "__main__":
+    # Under its own name, so that workers find the functions by name and not by value.
+    from benchmarks.micro import inside
+
+    inside.main()
