@@ -8,13 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import guard, micro, plot, report, suite
+from benchmarks import compare, guard, micro, plot, report, suite
 from benchmarks.rivals import OURS, RIVALS
 from benchmarks.sizes import FULL, QUICK, TINY
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
-_COMMANDS = {"guard": guard.main, "micro": micro.main}
+_COMMANDS = {"compare": compare.main, "guard": guard.main, "micro": micro.main}
 
 
 def main() -> int:

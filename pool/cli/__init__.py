@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COMPLETE_VARIABLE = "_POOL_COMPLETE"
 _COMMANDS = {
+    "bench": "Measure the pool on this machine, beside the standard library's pools.",
     "completion": "Print what makes a shell complete commands, options, functions and files.",
     "journal": "Show what a journal has recorded.",
     "map": "Call a function for each input, on all cores.",
