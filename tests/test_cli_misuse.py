@@ -86,7 +86,7 @@ def test_other_database_is_no_journal() -> None:
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("precious",)]
 
 
-@pytest.mark.parametrize("words", [(), ("map",), ("journal",), ("completion",)])
+@pytest.mark.parametrize("words", [(), ("bench",), ("map",), ("journal",), ("completion",)])
 def test_help_is_narrow_and_needs_nothing(words: tuple[str, ...]) -> None:
     out, err = run(*words, "--help")
     assert err == ""
