@@ -56,6 +56,7 @@ lint: $(VENV)/.extra-lint ## ruff, mypy and the floors of the imports
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.extra-bench ## compare with other pools
+	@$(MAKE) -s $(VENV)/.extra-bench-large || echo 'dask and ray do not install here: compared without them' >&2
 	$(PY) -m benchmarks
 
 micro: $(VENV)/.extra-bench debian-packages ## count the instructions of each step (callgrind)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import compare, guard, micro, plot, report, suite
 from benchmarks.rivals import OURS, RIVALS
-from benchmarks.sizes import FULL, QUICK, TINY
+from benchmarks.sizes import FULL, QUICK, TINY, Sizes
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
@@ -24,10 +24,7 @@ def main() -> int:
     sizes = QUICK if options.quick else TINY if options.tiny else FULL
     if options.runs:
         sizes = replace(sizes, runs=options.runs)
-    only = _chosen("workload", options.only, list(WORKLOADS))
-    rivals = _chosen("rival", options.rivals, list(RIVALS))
-    if OURS not in rivals:
-        rivals.insert(0, OURS)
+    only, rivals = _plan(options, sizes)
     if options.again:
         results = json.loads(Path(options.again).read_text())
     else:
@@ -43,20 +40,31 @@ def main() -> int:
         (RESULTS / "latest.json").write_text(data)
         (RESULTS / "README.md").write_text(text)
         plot.draw(results, RESULTS / "ratios.svg")
+        if "scaling" in results["workloads"]:
+            plot.draw_scaling(results, RESULTS / "scaling.svg")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare the pool with others.")
-    parser.add_argument("--quick", action="store_true", help="about three minutes instead of about twenty")
+    parser.add_argument("--quick", action="store_true", help="about three minutes instead of about forty")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # for the tests of the harness
     parser.add_argument("--only", metavar="WORKLOAD", help=f"some of: {', '.join(WORKLOADS)}")
     parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")
     parser.add_argument("--runs", type=int, help="fresh processes for each figure")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/: figures, table, picture")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/: figures, table, pictures")
     parser.add_argument("--again", metavar="FILE", help="measure nothing, show what --json has written")
     return parser
+
+
+def _plan(options: argparse.Namespace, sizes: Sizes) -> tuple[list[str], list[str]]:
+    """The workloads and the rivals, ours among them."""
+    only = [name for name in _chosen("workload", options.only, list(WORKLOADS)) if WORKLOADS[name].cases(sizes)]
+    rivals = _chosen("rival", options.rivals, list(RIVALS))
+    if sizes.name == "quick" and options.rivals is None:
+        rivals = [name for name in rivals if not RIVALS[name].heavy]
+    return only, rivals if OURS in rivals else [OURS, *rivals]
 
 
 def _chosen(what: str, names: str | None, known: list[str]) -> list[str]:

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-_PACKAGES = ("prefork-pool", "joblib", "loky", "mpire", "pebble", "pillow", "scikit-image", "numpy")
+_PACKAGES = (
+    "prefork-pool",
+    "joblib",
+    "loky",
+    "mpire",
+    "pebble",
+    "multiprocess",
+    "distributed",
+    "ray",
+    "pillow",
+    "scikit-image",
+    "numpy",
+)
 
 
 def describe() -> dict[str, Any]:

@@ -90,6 +90,8 @@ def _workload(name: str, workload: dict[str, Any]) -> str:
                 ]
                 row.append(_advantage(rival, result["ratios"].get(main, {}), workload["higher_is_better"]))
             rows.append([*([case] if len(cases) > 1 else []), *row])
+    if name == "scaling":
+        text += "\n![Rate and CPU time by the number of workers and of rows](scaling.svg)\n"
     text += "\n" + table(rows)
     if workload["not_asked"]:
         text += f"\nNot asked here: {', '.join(workload['not_asked'])}.\n"

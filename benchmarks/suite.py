@@ -23,6 +23,7 @@ from benchmarks.targets import judge
 from benchmarks.workloads import WORKLOADS, Workload
 
 _SECONDS = 180  # no measurement takes longer, unless it hangs
+_HEAVY_RUNS = 3
 Say = Callable[[str], None]
 
 
@@ -68,7 +69,8 @@ def _workload(workload: Workload, sizes: Sizes, rivals: list[str], say: Say) -> 
     for k in range(sizes.runs):
         say(f"{workload.name}: run {k + 1} of {sizes.runs}")
         for case in cases:
-            order = names[k % len(names) :] + names[: k % len(names)] if names else []
+            now = [name for name in names if k < _HEAVY_RUNS or not RIVALS[name].heavy]
+            order = now[k % len(now) :] + now[: k % len(now)] if now else []
             for name, answer in zip(order, _turn(workload, case, order, sizes), strict=True):
                 answers[case][name].append(answer)
     for case in cases:

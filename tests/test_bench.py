@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report, rivals, suite, targets
+from benchmarks import __main__, plot, report, rivals, suite, targets
 from benchmarks.processes import Meter
-from benchmarks.sizes import QUICK, TINY
+from benchmarks.sizes import FULL, QUICK, TINY
 from benchmarks.stats import percentile, summary
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import WORKLOADS, no_op
+from ipc import _core
+from pool import Pool
 
 ROOT = Path(__file__).parent.parent
 RIVAL = "multiprocessing"
@@ -88,7 +90,9 @@ def test_arrays_are_checked_and_measured(monkeypatch: pytest.MonkeyPatch) -> Non
     assert told["arrays of 64 KiB: x the best peer"] == min(ratios)
 
 
-@pytest.mark.parametrize(("name", "case"), [("wake", "20 µs, 2 workers"), ("late", "imap, 2 workers")])
+@pytest.mark.parametrize(
+    ("name", "case"), [("wake", "20 µs, 2 workers"), ("late", "imap, 2 workers"), ("scaling", "64 rows")]
+)
 def test_workloads_for_ours_alone(name: str, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WORKLOADS[name], "cases", lambda sizes: [case])
     measured = suite.run(TINY, [name], ["pool", RIVAL])["workloads"][name]
@@ -104,6 +108,63 @@ def test_deadlines_make_no_ops_at_most_a_tenth_dearer() -> None:
         return float(measured["cases"][""]["rivals"]["pool"]["by_without"]["median"])
 
     assert any(by_without() <= 1.10 for _ in range(3))
+
+
+def test_a_pool_can_be_given_other_rows() -> None:
+    with no_op._rows(128), Pool(1) as pool:
+        assert pool.submit(abs, -1).result() == 1
+        assert _core.counters(pool._client.segment)["rows"] == 128
+
+
+def test_what_takes_long_is_left_out_of_a_quick_run() -> None:
+    def plan(*words: str) -> tuple[list[str], list[str]]:
+        options = __main__._parser().parse_args(words)
+        return __main__._plan(options, QUICK if options.quick else FULL)
+
+    assert plan() == (list(WORKLOADS), list(rivals.RIVALS))
+    only, names = plan("--quick")
+    assert set(WORKLOADS) - set(only) == {"scaling"}
+    assert set(rivals.RIVALS) - set(names) == {"dask", "ray"}
+    assert plan("--quick", "--rivals", "ray", "--only", "noop") == (["noop"], ["pool", "ray"])
+
+
+def test_heavy_rivals_run_three_times_and_ratios_are_of_the_same_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def measure(workload: str, case: str, rival: str, sizes: Any) -> dict[str, Any]:
+        order.append(rival)
+        run = order.count(rival)
+        return {"metrics": dict.fromkeys(WORKLOADS["noop"].metrics, run * (10.0 if rival == "pool" else 1.0))}
+
+    monkeypatch.setattr(suite, "_measure", measure)
+    monkeypatch.setattr(suite, "missing", lambda rival: None)
+    case = suite._workload(WORKLOADS["noop"], FULL, ["pool", RIVAL, "dask"], lambda line: None)["cases"][""]
+    assert len(case["rivals"]["pool"]["rate"]["runs"]) == FULL.runs == 5
+    assert case["rivals"]["dask"]["rate"]["runs"] == [1.0, 2.0, 3.0]
+    assert case["ratios"]["rate"]["dask"]["runs"] == [10.0, 10.0, 10.0]
+    assert len(case["ratios"]["rate"][RIVAL]["runs"]) == 5
+    assert order[:6] == ["pool", RIVAL, "dask", RIVAL, "dask", "pool"]
+
+
+def test_the_picture_of_scaling_has_all_points(tmp_path: Path) -> None:
+    some = {"median": 2e6, "min": 1e6, "max": 3e6}
+    cases = {case: {"rivals": {"pool": {"rate": some, "cpu_us": some}}} for case in WORKLOADS["scaling"].cases(FULL)}
+    machine = {"cores": 2, "python": "CPython", "commit": "abc"}
+    plot.draw_scaling({"machine": machine, "workloads": {"scaling": {"cases": cases}}}, tmp_path / "scaling.svg")
+    text = (tmp_path / "scaling.svg").read_text()
+    for word in ("million tasks/s", "workers", "rows", ">64<", ">4,096<", "commit abc"):
+        assert word in text
+
+
+@pytest.mark.parametrize("name", ["multiprocess", "dask", "ray"])
+def test_a_rival_takes_part_or_says_that_it_is_not_installed(name: str) -> None:
+    found = suite.run(TINY, ["noop", "chunks", "futures"], [name])["workloads"]
+    for workload in found.values():
+        values = workload["cases"][""]["rivals"][name]
+        assert "failed" not in values
+        assert (
+            values.get("missing") == f"{rivals.RIVALS[name].package} is not installed" or values["rate"]["median"] > 0
+        )
 
 
 def test_a_rival_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ class Rival:
         settings: how it is used, for the report: its best start method and what its documentation advises.
         first: source of a program that imports it, starts WORKERS workers and has one call done.
         lazy: it reads its input as it goes, so an endless one would do.
+        heavy: it takes seconds to start, so it is left out of quick runs, and measured in three runs at most.
     """
 
     name = ""
@@ -34,6 +35,7 @@ class Rival:
     settings = ""
     first = ""
     lazy = False
+    heavy = False
 
     def start(self, workers: int) -> None:
         raise NotImplementedError

@@ -22,7 +22,7 @@ class Busy(Workload):
         return ["0.1 ms", "1 ms", "10 ms"]
 
     def rivals(self, sizes: Sizes) -> list[str]:
-        return ["pool", "multiprocessing"] if sizes.name == "quick" else list(RIVALS)
+        return ["pool", "multiprocessing"] if sizes.name == "quick" else [n for n, r in RIVALS.items() if not r.heavy]
 
     def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
         milliseconds = float(case.split()[0])

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from statistics import median
 from types import MappingProxyType
+from unittest import mock
 
 from benchmarks import tasks
 from benchmarks.processes import Meter
-from benchmarks.rivals import Rival
+from benchmarks.rivals import OURS, Rival
 from benchmarks.rivals.ours import Ours
 from benchmarks.sizes import Sizes
 from benchmarks.stats import paced
@@ -99,3 +102,32 @@ def _cpu_us(rival: Ours, deadlines: bool, n: int) -> float:
         each = rival.each_with_deadlines(tasks.noop, range(n)) if deadlines else rival.each(tasks.noop, range(n), n)
         take_all(each, n)
     return meter.per_task(n)["cpu_us"]
+
+
+class Scaling(NoOp):
+    name = "scaling"
+    title = (
+        "No-op tasks one by one: 1 to 64 workers, and with 2 workers 64 to 4,096 rows (rows are no option of a pool)"
+    )
+
+    def cases(self, sizes: Sizes) -> list[str]:
+        if sizes.name == "quick":
+            return []
+        return [f"{1 << k} workers" for k in range(7)] + [f"{1 << k} rows" for k in range(6, 13)]
+
+    def rivals(self, sizes: Sizes) -> list[str]:
+        return [OURS]
+
+    def measure(self, rival: Rival, case: str, sizes: Sizes) -> dict[str, float]:
+        number, what = case.split()
+        if what == "workers":
+            return self.measure_with(rival, int(number), sizes)
+        with _rows(int(number)):
+            return self.measure_with(rival, sizes.workers, sizes)
+
+
+@contextlib.contextmanager
+def _rows(rows: int) -> Iterator[None]:
+    """Pools that are made meanwhile have so many."""
+    with mock.patch("ipc.segment.default_rows", return_value=rows):
+        yield
