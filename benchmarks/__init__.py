@@ -9,4 +9,7 @@
 A *rival* is a pool behind one small interface (``rivals/``), ours among them; a *workload* is what they are made to
 do (``workloads/``). Whatever is compared was measured in the same run: ratios are made run by run, and their median
 counts.
+
+``python -m benchmarks micro`` counts instructions instead (``micro/``), ``guard`` compares these with
+``baseline.json``, ``compare`` compares two files of results.
 """

@@ -42,6 +42,7 @@ def main() -> int:
         plot.draw(results, RESULTS / "ratios.svg")
         if "scaling" in results["workloads"]:
             plot.draw_scaling(results, RESULTS / "scaling.svg")
+        report.fill(micro.DOCUMENT, "times", report.times(results))
     return 0
 
 
@@ -53,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")
     parser.add_argument("--runs", type=int, help="fresh processes for each figure")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/: figures, table, pictures")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="write benchmarks/results/ (figures, tables, pictures), and docs/performance.md",
+    )
     parser.add_argument("--again", metavar="FILE", help="measure nothing, show what --json has written")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from benchmarks.rivals import OURS
@@ -127,3 +128,28 @@ def table(rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"
+
+
+def fill(document: Path, name: str, text: str) -> None:
+    """Put the text between the two marks of that name in a document. ValueError if they are not there."""
+    begin, end = f"<!-- {name}: written by the benchmarks -->\n", f"<!-- end of {name} -->\n"
+    before, mark, rest = document.read_text().partition(begin)
+    _, close, after = rest.partition(end)
+    if not (mark and close):
+        raise ValueError(f"{document} has no place for {name}")
+    document.write_text(f"{before}{begin}\n{text.strip()}\n\n{close}{after}")
+
+
+def times(results: dict[str, Any]) -> str:
+    """Our CPU times of a no-op task, for docs/performance.md."""
+    m = results["machine"]
+    rows = [["", "tasks/s", "client, CPU µs a task", "others, CPU µs a task", "context switches/1,000"]]
+    for name in ("noop", "futures", "chunks"):
+        if (workload := results["workloads"].get(name)) is None:
+            continue
+        ours = workload["cases"][""]["rivals"][OURS]
+        client = ours["client_cpu_us"]["median"]
+        others = ours["cpu_us"]["median"] - client
+        figures = [ours["rate"]["median"], client, others, ours["switches"]["median"]]
+        rows.append([workload["title"], *map(number, figures)])
+    return f"Commit {m['commit']}, {m['cpu']}, {m['cores']} cores, {m['python']}.\n\n" + table(rows)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from benchmarks import guard, micro
+from benchmarks import guard, micro, report
 from benchmarks.micro import callgrind
 
 pytestmark = pytest.mark.timeout(400)
@@ -45,6 +45,35 @@ def test_all_sides_are_counted(counted: dict[str, Any]) -> None:
     assert sum(steps) <= whole < 1.3 * sum(steps)
     assert whole < operations["worker: one by one"]["instructions"]
     assert operations["worker: chunks of 100"]["clock"] == pytest.approx(1, abs=0.2)  # once an item
+
+
+def test_the_steps_of_each_side_are_found_and_make_up_all(counted: dict[str, Any]) -> None:
+    for side, known in micro.STEPS.items():
+        steps = counted["operations"][f"{side}: one by one"]["steps"]
+        for step in known.values():
+            assert step.startswith("a chunk") or steps[step] > 300
+        assert steps[micro.REST] > 0
+        assert sum(steps.values()) == pytest.approx(counted["operations"][f"{side}: one by one"]["instructions"])
+    assert counted["operations"]["worker: chunks of 100"]["steps"][micro.STEPS["worker"]["run_items"]] > 500
+
+
+def test_the_page_has_the_counts_that_were_saved() -> None:
+    saved = json.loads((micro.RESULTS / "micro.json").read_text())
+    assert micro.model(saved).strip() in micro.DOCUMENT.read_text()
+    latest = json.loads((micro.RESULTS / "latest.json").read_text())
+    assert report.times(latest).strip() in micro.DOCUMENT.read_text()
+    text = (micro.RESULTS / "README.md").read_text()
+    assert report.operations(saved) in text
+
+
+def test_only_what_stands_between_its_marks_is_written_anew(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x: written by the benchmarks -->\nold\n<!-- end of x -->\nb\n")
+    for _ in range(2):
+        report.fill(page, "x", "new")
+        assert page.read_text() == "a\n<!-- x: written by the benchmarks -->\n\nnew\n\n<!-- end of x -->\nb\n"
+    with pytest.raises(ValueError, match="has no place for y"):
+        report.fill(page, "y", "new")
 
 
 def test_the_table_names_all(counted: dict[str, Any]) -> None:

@@ -24,10 +24,23 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.micro import callgrind
-from benchmarks.report import number, operations, table
+from benchmarks.report import fill, number, operations, table
 
 CORE = callgrind.ROOT / "ipc" / "core"
 RESULTS = callgrind.ROOT / "benchmarks" / "results"
+DOCUMENT = callgrind.ROOT / "docs" / "performance.md"
+STEPS = {
+    "client": {"_pickle_dumps": "pickle", "publish": "publish", "collect": "collect", "_pickle_loads": "unpickle"},
+    "worker": {
+        "claim": "claim",
+        "_pickle_loads": "unpickle",
+        "run_items": "a chunk's items: call, encode, commit",
+        "_pickle_dumps": "pickle",
+        "complete": "complete",
+    },
+}
+"""On each side: C function → the step of a task that it is."""
+REST = "Python: bytecode, frames, objects"
 _TOP = 12
 Say = Callable[[str], None]
 
@@ -67,23 +80,45 @@ def _measure_python() -> dict[str, Any]:
         out = Path(folder)
         marks, extension = callgrind.build_marks(out), callgrind.build_extension(out)
         command = [sys.executable, "-m", "benchmarks.micro.inside", str(marks), str(extension)]
-        found = callgrind.run(command, out, env=os.environ | {"PYTHONHASHSEED": "0"})
+        # Nothing else: what is in the environment moves everything in memory, and that moves the counts.
+        env = {"PATH": os.environ.get("PATH", ""), "PYTHONHASHSEED": "0", "LANG": "C.UTF-8"}
+        found = callgrind.run(command, out, env=env)
         loop, n = found.pop("codec: loop")
         return {
             name: {"instructions": counts.instructions / times - loop.instructions / n}
             if name.startswith("codec: ")
-            else _whole(counts, times)
+            else _whole(STEPS[name.split(":")[0]], counts, times)
             for name, (counts, times) in found.items()
         }
 
 
-def _whole(counts: callgrind.Counts, tasks: int) -> dict[str, Any]:
+def _whole(steps: dict[str, str], counts: callgrind.Counts, tasks: int) -> dict[str, Any]:
+    within = counts.within
+    # Workers wait inside of a claim, and nowhere else; the client in calls that are no step of a task.
+    within["claim"] -= within["ipc_worker_wait"]
+    told = {step: within[function] / tasks for function, step in steps.items() if within[function]}
     return {
         "instructions": counts.instructions / tasks,
         "clock": counts.clock / tasks,
         "calls": counts.calls / tasks,
+        "steps": told | {REST: counts.instructions / tasks - sum(told.values())},
         "top": [[function, own / tasks] for function, own in counts.own.most_common(_TOP)],
     }
+
+
+def model(results: dict[str, Any]) -> str:
+    """Where the instructions of a task go, side by side: for docs/performance.md."""
+    tables = []
+    for side, known in STEPS.items():
+        whole = {name: o for name, o in results["operations"].items() if name.startswith(f"{side}: ")}
+        rows = [[side, *(name.removeprefix(f"{side}: ") for name in whole)]]
+        for step in dict.fromkeys([*known.values(), REST]):
+            rows.append([step, *(number(o["steps"][step]) if step in o["steps"] else "" for o in whole.values())])
+        rows.append(["all", *(number(o["instructions"]) for o in whole.values())])
+        rows.append(["looks at the clock", *(number(round(o["clock"], 2)) for o in whole.values())])
+        tables.append(table(rows))
+    made = f"Made by `python -m benchmarks micro --save` of commit {results['machine']['commit']}: "
+    return f"{made}{results['compiler']}, {results['interpreter']}.\n\n" + "\n".join(tables)
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -107,7 +142,7 @@ def markdown(results: dict[str, Any]) -> str:
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks micro", description="Instructions for each step.")
     parser.add_argument("--json", metavar="FILE", help="write all counts there")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/micro.json and micro.md")
+    parser.add_argument("--save", action="store_true", help="write benchmarks/results/micro.* and docs/performance.md")
     options = parser.parse_args(words)
     try:
         results = measure(lambda line: print(line, file=sys.stderr, flush=True))
@@ -122,4 +157,5 @@ def main(words: list[str]) -> int:
     if options.save:
         (RESULTS / "micro.json").write_text(data)
         (RESULTS / "micro.md").write_text(text)
+        fill(DOCUMENT, "steps", model(results))
     return 0

@@ -16,7 +16,7 @@ ROOT = HERE.parent.parent
 FLAGS = ("-O2", "-DNDEBUG", "-DIPC_LOOK_NS=UINT64_MAX")
 """As the extension is built by setup.py, but that no task is taken for a long one because valgrind is slow."""
 CC = "gcc"
-_WAITS = ("ipc_worker_wait", "ipc_client_spin", "ipc_client_sleep")
+WAITING = ("ipc_worker_wait", "ipc_client_spin", "ipc_client_sleep")
 _CLOCK, _CALLS = "ipc_now", "syscall"
 _NAME = re.compile(r"(c?)fn=\((\d+)\)(?: (.*))?$")
 _COST = re.compile(r"[+\-*\d]\S* (\d+)")
@@ -31,13 +31,15 @@ class Counts:
     """What happened between two dumps, in all; waiting for others (spinning, falling asleep) is left out.
 
     ``clock``: looks at the clock; ``calls``: other system calls of the core (both right only where callgrind collects
-    all the time); ``own``: instructions by function, without those that it calls.
+    all the time); ``own``: instructions by function, without those that it calls; ``within``: with them, as far as it
+    is called by others.
     """
 
     instructions: int = 0
     clock: int = 0
     calls: int = 0
     own: Counter[str] = field(default_factory=Counter)
+    within: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -45,6 +47,7 @@ class Counts:
             self.clock + other.clock,
             self.calls + other.calls,
             self.own + other.own,
+            self.within + other.within,
         )
 
 
@@ -136,11 +139,13 @@ def parse(text: str) -> Counts:
         elif cost := _COST.match(line):
             if not in_call:
                 counts.own[function] += int(cost[1])
-            elif called in _WAITS and function not in _WAITS:
-                counts.instructions -= int(cost[1])
+            elif called != function:
+                counts.within[called] += int(cost[1])
+                if called in WAITING and function not in WAITING:
+                    counts.instructions -= int(cost[1])
             in_call = False
     counts.instructions += counts.own.total()
-    for waiting in _WAITS:
+    for waiting in WAITING:
         del counts.own[waiting]
     return counts
 

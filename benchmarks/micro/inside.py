@@ -19,6 +19,7 @@ from itertools import islice, repeat
 from typing import Any
 
 _TIMES = 4
+_LAYOUTS = 10
 _ROUNDS, _FLYING = 8, 256
 _marks: Any = None
 
@@ -39,7 +40,7 @@ def codecs() -> None:
     """Each call by itself, without the loop around it."""
     from pool import codec
 
-    n = 500
+    n = 200
     values = {"an int": 7, "a float": 2.5, "a short str": "some short text", "a tuple of two": (7, 2.5)}
     _count("loop", n, int, None)
     for what, value in values.items():
@@ -49,7 +50,9 @@ def codecs() -> None:
 
 
 def _count(name: str, n: int, call: Callable[[Any], Any], argument: Any) -> None:
-    for _ in range(_TIMES):
+    held = []
+    for k in range(_LAYOUTS):
+        held.append([bytes(97 * k * j % 5000) for j in range(50)])  # what malloc takes depends on what it has
         mark("between")
         if call is int:
             for _ in repeat(None, n):
