@@ -68,7 +68,7 @@ def _plan(options: argparse.Namespace, sizes: Sizes) -> tuple[list[str], list[st
     only = [name for name in _chosen("workload", options.only, list(WORKLOADS)) if WORKLOADS[name].cases(sizes)]
     rivals = _chosen("rival", options.rivals, list(RIVALS))
     if sizes.name == "quick" and options.rivals is None:
-        rivals = [name for name in rivals if not RIVALS[name].heavy]
+        rivals = [name for name in rivals if RIVALS[name].quick]
     return only, rivals if OURS in rivals else [OURS, *rivals]
 
 

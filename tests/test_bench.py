@@ -124,7 +124,7 @@ def test_what_takes_long_is_left_out_of_a_quick_run() -> None:
     assert plan() == (list(WORKLOADS), list(rivals.RIVALS))
     only, names = plan("--quick")
     assert set(WORKLOADS) - set(only) == {"scaling"}
-    assert set(rivals.RIVALS) - set(names) == {"dask", "ray"}
+    assert set(rivals.RIVALS) - set(names) == {"multiprocess", "dask", "ray"}
     assert plan("--quick", "--rivals", "ray", "--only", "noop") == (["noop"], ["pool", "ray"])
 
 

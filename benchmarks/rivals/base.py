@@ -26,7 +26,8 @@ class Rival:
         settings: how it is used, for the report: its best start method and what its documentation advises.
         first: source of a program that imports it, starts WORKERS workers and has one call done.
         lazy: it reads its input as it goes, so an endless one would do.
-        heavy: it takes seconds to start, so it is left out of quick runs, and measured in three runs at most.
+        heavy: it takes seconds to start, so it is measured in three runs at most.
+        quick: it takes part in quick runs, which are to end soon.
     """
 
     name = ""
@@ -36,6 +37,7 @@ class Rival:
     first = ""
     lazy = False
     heavy = False
+    quick = True
 
     def start(self, workers: int) -> None:
         raise NotImplementedError

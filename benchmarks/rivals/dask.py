@@ -27,6 +27,7 @@ class Dask(Rival):
         "assert client.submit(abs, -1).result() == 1"
     )
     heavy = True
+    quick = False
 
     def start(self, workers: int) -> None:
         from distributed import Client

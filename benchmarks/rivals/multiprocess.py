@@ -12,6 +12,7 @@ class MultiprocessPool(MultiprocessingPool):
     settings = (
         "multiprocess.Pool (dill), fork; imap_unordered(chunksize=1), map (automatic chunks), apply_async + get, apply"
     )
+    quick = False  # nearly multiprocessing
     first = MultiprocessingPool.first.replace("multiprocessing", "multiprocess")
 
     def start(self, workers: int) -> None:

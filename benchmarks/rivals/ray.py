@@ -26,6 +26,7 @@ class Ray(Rival):
         "assert ray.get(ray.remote(lambda x: abs(x)).remote(-1)) == 1"
     )
     heavy = True
+    quick = False
 
     def start(self, workers: int) -> None:
         import ray
