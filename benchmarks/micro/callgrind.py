@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
@@ -151,4 +152,7 @@ def parse(text: str) -> Counts:
 
 
 def interpreter() -> str:
-    return f"{sys.implementation.name} {' '.join(sys.version.split())}"
+    """What decides how many instructions it takes; not when it was built."""
+    optimised = "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
+    how = "profile-guided" if optimised else "not profile-guided"
+    return f"{sys.implementation.name} {platform.python_version()}, {platform.python_compiler()}, {how}"
