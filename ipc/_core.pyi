@@ -310,7 +310,9 @@ def death(segment: _Segment, slot: int, generation: int, /) -> tuple[int, int, i
     """(pid, raw wait status, reason, peak) of that generation (all 32 bits of it); None if it is not in the log."""
 
 def idle_scan(segment: _Segment, /) -> int:
-    """For a bounded wait that ended empty: find what got lost, in two scans in a row or at once; how many healed."""
+    """For a bounded wait that ended empty: find what got lost, in two scans in a row or at once; how many healed.
+
+    Raises Damaged if ring or rows are in a state that nobody would ever end."""
 
 def trim(segment: _Segment, /) -> None:
     """With nothing in flight: give the memory of free payload units back to the kernel; otherwise nothing."""

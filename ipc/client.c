@@ -370,7 +370,8 @@ FUNCTION(idle_scan) {
     VIEW(1, CLIENT);
     struct ipc_header *h = v->s.header; /* only the client moves tail, and nobody moves head beyond it */
     if (atomic_load(&h->tail) != v->client->tail || atomic_load(&h->head) > v->client->tail) return damaged("head or tail of the ring is impossible");
-    return PyLong_FromUnsignedLong(ipc_idle_scan(v->client));
+    int healed = ipc_idle_scan(v->client);
+    return healed < 0 ? damaged("the word of a row is impossible") : PyLong_FromLong(healed);
 }
 
 FUNCTION(trim) {

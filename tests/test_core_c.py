@@ -133,6 +133,12 @@ PLANTED = [
         "complete:hinted",
     ),
     Planted(
+        "a damaged word is taken for one that somebody moves on",
+        "client.c",
+        [("if (!word_can_be(c, row, word)) return IPC_DAMAGED;", "(void)word_can_be;")],
+        "steps",
+    ),
+    Planted(
         "claim ignores the sequence of the entry",
         "worker.c",
         [

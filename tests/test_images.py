@@ -1589,6 +1589,47 @@ def test_impossible_head_or_tail(image: Image, field: str, number: int) -> None:
         _core.idle_scan(image.client)
 
 
+# ---- damage: words that nobody would move on
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize("bit", range(52))
+def test_one_bit_of_a_word_is_wrong(image: Image, bit: int, claimed: bool) -> None:
+    """The task ends, or whoever waits for it is told. Never neither."""
+    worker, _, _ = (image.worker(slot) for slot in range(SLOTS))
+    row = image.publish("task", b"t")
+    if claimed:
+        claim(worker)
+    at = image.row(row, "word")
+    image.put(at, image.get(at) ^ 1 << bit)
+    try:
+        assert _core.idle_scan(image.client) == 0
+        if claimed:  # its own word is another one now: it leaves, and its slot is settled
+            assert _core.complete(worker, 0, b"x") == _core.LOST
+            image.die()
+        elif claim(worker) is not None:
+            _core.complete(worker, 0, b"x")
+        ended = len(image.settle()) + len(image.collect())
+        if not ended:  # it looks as if somebody were at it, who has nothing to do now
+            image.put(HEADER["sleepers"], (1 << SLOTS) - 1)
+        _core.idle_scan(image.client), _core.idle_scan(image.client)
+        assert ended + len(image.collect()) == 1
+    except Damaged:
+        return
+
+
+def test_a_word_whose_owner_sleeps_is_damaged(image: Image) -> None:
+    image.worker(0), image.worker(1)
+    row = image.publish("task")
+    image.put(image.row(row, "word"), word(2, slot=1, seq=1))
+    _core.idle_scan(image.client)  # it may be at work
+    image.put(HEADER["sleepers"], 0b01)
+    _core.idle_scan(image.client)
+    image.put(HEADER["sleepers"], 0b10)
+    with pytest.raises(Damaged, match="impossible"):
+        _core.idle_scan(image.client)
+
+
 # ---- damage: random bytes
 
 

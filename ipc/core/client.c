@@ -467,10 +467,27 @@ int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns)
     return code;
 }
 
-unsigned ipc_idle_scan(struct ipc_client *c) {
+/* Whether the word of a published row is one that somebody may still move on: as published, done, or owned by a worker that is alive or not yet
+ * settled, and that does not sleep. Any other word would stay for ever: it was damaged. */
+static int word_can_be(struct ipc_client *c, uint32_t row, uint64_t word) {
+    struct ipc_segment *s = c->s;
+    uint32_t state = ipc_word_state(word), k = ipc_word_slot(word), generation = ipc_word_generation(word);
+    if (word == c->published[row]) return 1;
+    if (ipc_word_seq(word) != c->seq[row] || state < IPC_RUNNING || state > IPC_CONDEMNED || k >= s->slots) return 0;
+    if (state == IPC_DONE) return 1;
+    uint32_t settled = atomic_load_explicit(&s->slot[k].settled, memory_order_relaxed);
+    uint32_t latest = atomic_load_explicit(&s->slot[k].generation, memory_order_acquire); /* stored before the fork, so before any claim */
+    if ((int16_t)(uint16_t)(generation - settled) < 0 || (int16_t)(uint16_t)(latest - generation) < 0) return 0;
+    /* A worker's bit is taken before it claims, and a dead one's before the next one is forked. So a bit between two looks at one and the same
+     * word means that its owner sleeps. */
+    if (!(atomic_load_explicit(&s->header->sleepers[k >> 6], memory_order_seq_cst) >> (k & 63) & 1)) return 1;
+    return generation != (latest & IPC_MASK(IPC_GENERATION_BITS)) || load_word(s, row) != word;
+}
+
+int ipc_idle_scan(struct ipc_client *c) {
     struct ipc_segment *s = c->s;
     struct ipc_header *h = s->header;
-    unsigned healed = 0;
+    int healed = 0;
     uint64_t head = atomic_load_explicit(&h->head, memory_order_acquire); /* before the words: past an entry, its claim is visible */
     int entered = 0;
     for (uint32_t k = 0; k < (s->rows + 63) / 64; k++) {
@@ -478,6 +495,7 @@ unsigned ipc_idle_scan(struct ipc_client *c) {
         for (uint32_t row = k * 64; row < s->rows && row < k * 64 + 64; row++) {
             if (!c->published[row]) continue;
             uint64_t word = load_word(s, row);
+            if (!word_can_be(c, row, word)) return IPC_DAMAGED;
             /* A worker between its CAS and its hint is not a fault; one that has been there, in the same use of the row, for a whole bounded wait is. */
             uint64_t bit = UINT64_C(1) << (row & 63);
             int unhinted = ipc_word_state(word) == IPC_DONE && !(hinted & bit);
@@ -491,14 +509,14 @@ unsigned ipc_idle_scan(struct ipc_client *c) {
         if (!lost) continue;
         c->swept[k] |= lost;
         c->swept_summary |= UINT64_C(1) << k;
-        healed += (unsigned)__builtin_popcountll(lost);
+        healed += __builtin_popcountll(lost);
     }
     if (entered)
         ipc_wake_workers(s, UINT64_MAX);
     else if (head < c->tail && head + 1 == c->idle_head)
-        healed += ipc_wake_workers(s, UINT64_MAX);
+        healed += (int)ipc_wake_workers(s, UINT64_MAX);
     c->idle_head = head < c->tail ? head + 1 : 0;
-    c->healed += healed;
+    c->healed += (unsigned)healed;
     return healed;
 }
 

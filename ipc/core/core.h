@@ -175,7 +175,7 @@ int ipc_client_wait(struct ipc_client *c, uint64_t spin_ns, uint64_t timeout_ns)
 /* A client that sleeps in an event loop, in two halves: the loop hears the wire. */
 int ipc_client_listen(struct ipc_client *c);   /* 1: look again at once, 0: it sleeps */
 void ipc_client_heard(struct ipc_segment *s);  /* it is awake, or about to sleep on its bell */
-unsigned ipc_idle_scan(struct ipc_client *c); /* after a timeout: heal, and say how many were healed */
+int ipc_idle_scan(struct ipc_client *c);      /* after a timeout: heal, and say how many were healed; IPC_DAMAGED */
 void ipc_trim(struct ipc_client *c);          /* with nothing in flight: give the memory of free payload units back */
 
 /* ---- worker.c */

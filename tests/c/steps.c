@@ -765,6 +765,22 @@ static void a_heal_finds_what_lost_its_hint(void) {
     D.c.healed = 0;
 }
 
+static void a_word_that_nobody_would_move_on_is_damage(void) {
+    begin(2, 4);
+    uint32_t row = publish(small);
+    uint64_t word = atomic_load(&S.row[row].word);
+    CHECK(ipc_idle_scan(&D.c) == 0, "as published");
+    atomic_store(&S.row[row].word, word ^ UINT64_C(1) << IPC_SEQ_SHIFT);
+    CHECK(ipc_idle_scan(&D.c) == IPC_DAMAGED, "nobody would claim another seq");
+    atomic_store(&S.row[row].word, word);
+    CHECK(ipc_claim(&A) == 0 && ipc_idle_scan(&D.c) == 0, "its owner lives");
+    word = atomic_load(&S.row[row].word);
+    atomic_store(&S.row[row].word, word + (UINT64_C(5) << IPC_GENERATION_SHIFT));
+    CHECK(ipc_idle_scan(&D.c) == IPC_DAMAGED, "nobody would settle a generation that there is not");
+    atomic_store(&S.row[row].word, word);
+    CHECK(work(&A, &desk) == 0 && driver_collect(&D) == 1, "done");
+}
+
 /* ---- times */
 
 static void its_start_is_not_known_yet(void) {
@@ -1110,7 +1126,8 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_worker_that_is_retired_before_it_sleeps_leaves), TEST(a_worker_that_is_retired_behind_its_look_at_the_bell_leaves),
     TEST(a_worker_that_is_retired_behind_its_bit_leaves), TEST(retired_workers_leave_one_at_a_time_between_tasks),
     TEST(a_worker_whose_turn_comes_while_it_goes_to_sleep_leaves), TEST(a_worker_that_leaves_passes_its_wake_on),
-    TEST(a_heal_finds_what_lost_its_hint), TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
+    TEST(a_heal_finds_what_lost_its_hint), TEST(a_word_that_nobody_would_move_on_is_damage),
+    TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
     TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
     TEST(a_start_is_never_that_of_an_earlier_task), TEST(the_start_of_each_item_stands_in_its_row), TEST(a_death_charges_what_was_not_used_before),
     TEST(what_is_spent_stands_in_its_spans), TEST(damage_of_times_is_harmless),
