@@ -17,7 +17,7 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan stress clean \
+.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos clean \
         debian-packages force
 
 help: ## this list
@@ -76,8 +76,8 @@ tsan: ## C tests under the thread sanitizer
 asan: ## C tests under the address and undefined behaviour sanitizers
 	$(MAKE) -C tests/c run-asan
 
-stress: $(VENV)/.extra-test ## long random runs with kills
-	$(PY) tests/storm.py --long
+chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECONDS=60 SUMS=file that goes on growing)
+	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
 
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist *.egg-info ipc/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -108,3 +108,29 @@ def test_commands_are_targets_of_the_makefile() -> None:
     commands = set(re.findall(r"(?:`|^)make ([a-z-]+)", README.read_text(), re.M))
     assert len(commands) >= 3
     assert commands <= targets
+
+
+def _named_tests() -> list[tuple[str, str]]:
+    """(page, test) for each test that a page names."""
+    named = [(page.name, name) for page in PAGES for name in re.findall(r"`(test_\w+\.py::\w+)`", page.read_text())]
+    return sorted(set(named))
+
+
+def test_pages_name_tests() -> None:
+    pages = [page for page, _ in _named_tests()]
+    assert pages.count("pains.md") >= 30
+    assert pages.count("reliability.md") >= 50
+
+
+@pytest.mark.parametrize(("page", "name"), _named_tests())
+def test_a_test_that_a_page_names_exists(page: str, name: str) -> None:
+    file, _, function = name.partition("::")
+    text = (Path(__file__).parent / file).read_text()
+    assert re.search(rf"^(async )?def {function}\(", text, re.MULTILINE), page
+
+
+def test_every_fault_has_a_row_and_a_test() -> None:
+    text = (README.parent / "docs" / "reliability.md").read_text()
+    rows = re.findall(r"^\| (\d+) \|(.*)\|$", text, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 34))
+    assert [number for number, row in rows if "::test_" not in row] == []

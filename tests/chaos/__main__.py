@@ -1,0 +1,5 @@
+import sys
+
+from chaos.campaign import main
+
+sys.exit(main())

@@ -1,0 +1,116 @@
+"""Arrays go to and fro while workers are killed: values are right, and no memory stays behind.
+
+Apart from the other profiles, for what it looks at is memory: its tasks keep no ledger.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import payloads
+import processes
+
+from ipc import _core
+
+WORKERS = 3
+MANY = 1000  # retries that nobody uses up
+ARRAY_LENGTHS = (0, 100, 400, 3000, 40_000, 70_000, 300_000)
+SPILLED_LENGTH = 6 << 20  # fits nowhere in a room of 8 MiB
+KEPT: collections.deque[Any] = collections.deque(maxlen=3)
+
+
+def array_of(number: int) -> Any:
+    """The argument of task `number`."""
+    lucky = random.Random(number)
+    return payloads.array(number, SPILLED_LENGTH if lucky.random() < 0.005 else lucky.choice(ARRAY_LENGTHS))
+
+
+def spoil(number: int, value: Any) -> tuple[int, Any, Any]:
+    """Changes its argument in place; what a further attempt gets must not show that. Some arguments are kept."""
+    value += 1
+    if number % 5 == 0:
+        KEPT.append(value)
+    if number % 997 == 0:
+        kept, digests = list(KEPT), [payloads.digest(kept) for kept in KEPT]
+        time.sleep(0.002)
+        assert digests == [payloads.digest(k) for k in kept], "what a task has kept has changed"
+    return number, value, value[: number % 1000]
+
+
+def check_spoilt(number: int, outcome: tuple[int, Any, Any]) -> None:
+    wanted = array_of(number) + np.uint8(1)
+    got, value, part = outcome
+    assert got == number, f"{got} for {number}"
+    assert payloads.digest(value) == payloads.digest(wanted), f"array {number} has wrong bytes"
+    assert payloads.digest(part) == payloads.digest(wanted[: number % 1000]), f"part {number} has wrong bytes"
+
+
+def storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
+    """Workers are killed while arrays go to and fro, until there were so many kills. The figures.
+
+    AssertionError for a wrong or lost value, for units without an owner, and for memory that grows."""
+    lucky, stop, count, given = random.Random(seed), threading.Event(), 0, 0
+    with processes.nothing_left(), payloads.started(WORKERS, 128, retries=MANY) as (pool, payload):
+        segment, began = pool._client.segment, time.monotonic()
+        monitor = payloads.rss(processes.monitor_pid(pool))
+
+        def kill() -> None:
+            nonlocal count
+            while not stop.wait(every):
+                info = _core.slot_info(segment, lucky.randrange(WORKERS))
+                if info["pid"] and info["phase"] == _core.IDLE and info["reaped"] <= info["generation"]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(info["pid"], signal.SIGKILL)
+                        count += 1
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        held: collections.deque[tuple[int, Any]] = collections.deque(maxlen=40)
+        early = 0
+        try:
+            while count < kills:
+                numbers = range(given, given + 300)
+                pairs = [(number, array_of(number)) for number in numbers]
+                if given // 300 % 3 == 0:
+                    futures = [pool.submit(spoil, *pair) for pair in pairs]
+                    outcomes: Iterable[Any] = (future.result(60) for future in futures)
+                else:
+                    outcomes = pool.istarmap(spoil, iter(pairs), chunksize=1 if given // 300 % 3 == 1 else 8)
+                for number, outcome in zip(numbers, outcomes, strict=True):
+                    check_spoilt(number, outcome)
+                    if lucky.random() < 0.1:
+                        held.append((number, outcome))
+                for number, outcome in held:
+                    check_spoilt(number, outcome)
+                given += 300
+                if early == 0 and count >= kills // 4:
+                    early = payloads.rss()
+        finally:
+            stop.set()
+            killer.join()
+        grown = payloads.rss() - early
+        assert grown < 64 << 20, f"the client has grown by {grown >> 20} MiB"
+        more = payloads.rss(processes.monitor_pid(pool)) - monitor
+        assert more < 16 << 20, f"the monitor has grown by {more >> 20} MiB"
+        futures, outcomes, outcome = [], [], None
+        held.clear()
+        assert pool.submit(int, "7").result(60) == 7
+        for pid in processes.worker_pids(pool):  # with what they have kept
+            os.kill(pid, signal.SIGKILL)
+        payloads.settle(pool, len(pool._client.functions._alive))
+        folder = pool._client.options.folder
+        assert not os.path.exists(folder) or not [name for name in os.listdir(folder) if name.startswith("arguments")]
+        pool.shutdown()
+        assert payloads.memory(payload) == 0, "memory is left"
+        assert not os.path.exists(folder), "files are left"
+        took = round(time.monotonic() - began, 1)
+    return {"arrays": given, "kills": count, "MiB grown": grown >> 20, "seconds": took, "seed": seed}

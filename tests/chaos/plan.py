@@ -1,0 +1,143 @@
+"""Plans: what is done to a pool in one episode. Drawn from a seed; the same seed gives the same plan."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from typing import Any, NamedTuple
+
+from chaos import work
+
+MANY = 1000  # retries that nobody uses up
+WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1}  # and their shares of the tasks
+PROFILES = {"storm": 6, "mixed": 8, "calm": 1, "rogue": 2, "ends": 4, "arrays": 1}  # and their shares of a campaign
+ENDS = ("client", "monitor", "terminate", "interrupt")
+SIGNALS = {
+    # What a worker dies of is a death that nobody has looked at; the others change nothing.
+    "worker": (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH, signal.SIGCHLD),
+    "monitor": (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGWINCH),
+    "client": (signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH),
+}
+
+
+class Event(NamedTuple):
+    """One thing to do, with what it takes (all of it JSON): see the methods of ``player.Player`` of these names."""
+
+    what: str
+    details: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.what} " + " ".join(f"{name}={value!r}" for name, value in self.details.items())
+
+
+class Plan(NamedTuple):
+    """``kill_every``: seconds between two kills of workers; 0: nobody is killed but by an event. ``hunt``: go on until
+    kills have met workers in every state."""
+
+    profile: str
+    seed: int
+    workers: int
+    kill_every: float
+    hunt: bool
+    events: list[Event]
+    end: str
+
+    def text(self) -> str:
+        return json.dumps(self._asdict())
+
+    @staticmethod
+    def of(text: str) -> Plan:
+        fields = json.loads(text)
+        fields["events"] = [Event(*event) for event in fields["events"]]
+        return Plan(**fields)
+
+    def slice(self, keep: list[int]) -> Plan:
+        """The same with only these of its events."""
+        return self._replace(events=[self.events[k] for k in keep])
+
+
+def batch(way: str, first: int, count: int, mix: str = "plain", retries: int = 0, **options: Any) -> Event:
+    """Tasks from serial number `first` on."""
+    return Event("batch", {"way": way, "first": first, "count": count, "mix": mix, "retries": retries, **options})
+
+
+def storm(tasks: int, seed: int, kill_every: float = 0.05, hunt: bool = False, first: int = 0) -> Plan:
+    """Each way without retries and with more than enough, so many tasks in all."""
+    events, share = [], tasks // (2 * sum(WAYS.values()))
+    for retries in (0, MANY):
+        for way, times in WAYS.items():
+            events.append(batch(way, first, share * times, retries=retries))
+            first += share * times
+    return Plan("storm", seed, 3, kill_every, hunt, events, "shutdown")
+
+
+def draw(profile: str, seed: int) -> Plan:
+    """The plan of a seed."""
+    lucky = random.Random(f"{profile} {seed}")
+    if profile == "storm":
+        return storm(lucky.choice((1000, 2000)), seed, lucky.choice((0.01, 0.02, 0.03)))
+    if profile == "arrays":
+        return Plan(profile, seed, 3, 0.0, False, [Event("arrays", {"kills": 60})], "shutdown")
+    workers = lucky.choice((1, 2, 3))
+    kill_every = 0.0 if profile == "calm" else lucky.choice((0.0, 0.02, 0.05))
+    events: list[Event] = []
+    first = 0
+    for _ in range(lucky.randint(6, 14)):
+        event, used = _event(lucky, profile, first)
+        events.append(event)
+        first += used
+    end = "shutdown"
+    if profile == "ends":
+        end = lucky.choice(ENDS)
+        if workers > 1 and lucky.random() < 0.3:  # it never ends, and its worker does nothing else
+            events += [batch("submit", first, 1, "hiding", MANY), Event("hidden", {})]
+            first += 1
+        events.append(Event("load", {"first": first, "count": lucky.randint(50, 400), "seen": lucky.random()}))
+    elif profile == "rogue":
+        events.append(batch("submit", first, 300, "rogue"))
+        first += 300
+        events.append(batch("imap", first, 200))
+    return Plan(profile, seed, workers, kill_every, False, events, end)
+
+
+_CALM = ("batch", "batch", "batch", "mixed", "cancel")
+_WILD = (
+    *_CALM, "lethal", "deadline", "racing", "racing", "hogs", "kill futures", "signal", "signal", "kill all", "stop monitor",
+    "stop worker", "restart",
+)  # fmt: skip
+
+
+def _event(lucky: random.Random, profile: str, first: int) -> tuple[Event, int]:
+    """One event, and how many serial numbers it takes."""
+    what = lucky.choice(_CALM if profile == "calm" else _WILD)
+    way, few = lucky.choices(list(WAYS), list(WAYS.values()))[0], lucky.randint(0, 2)
+    count = lucky.randint(20, 300) if way != "slow chunks" else 20
+    if what == "signal":
+        who = lucky.choice(list(SIGNALS))
+        return Event(what, {"who": who, "number": int(lucky.choice(SIGNALS[who])), "chance": lucky.random()}), 0
+    if what in ("kill all", "restart"):
+        return Event(what, {}), 0
+    if what in ("cancel", "kill futures"):
+        return Event(what, {"first": first, "count": count, "share": lucky.uniform(0.1, 0.6), "retries": few}), count
+    if what in ("stop monitor", "stop worker"):
+        return Event(what, {"first": first, "count": 40, "chance": lucky.random()}), 40
+    if what == "batch":
+        return batch(way, first, count, retries=lucky.choice((0, MANY))), count
+    if what == "mixed":
+        return batch(way, first, count, what, few), count
+    if what == "lethal":
+        return batch(way, first, count, what, few), count
+    if what == "deadline":
+        return batch(way, first, count // 4, what, few, timeout=lucky.uniform(0.03, 0.1)), count // 4
+    if what == "racing":
+        return batch(way, first, count // 4, what, few, timeout=work.RACE_SECONDS), count // 4
+    assert what == "hogs"
+    return batch(way, first, count // 8, what, few, memory_limit=work.HOG_LIMIT), count // 8
+
+
+def drawn(seed: int, number: int) -> Plan:
+    """Episode `number` of a campaign: which profile, and its plan."""
+    lucky = random.Random(f"{seed} {number}")
+    profile = lucky.choices(list(PROFILES), list(PROFILES.values()))[0]
+    return draw(profile, lucky.randrange(1 << 30))

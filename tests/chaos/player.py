@@ -1,0 +1,356 @@
+"""Plays a plan: the client process of an episode. What it is told goes into files; judging them is the oracle's.
+
+``python -m chaos.player FOLDER`` reads ``plan.json`` there and writes, line by line,
+
+``outcomes``
+    ``batch {...}`` what is given next · ``end NUMBER OUTCOME DETAIL`` how a task has ended · ``death NUMBER PID WHY``
+    an attempt that ended with its worker, as it was settled · ``decoding PID`` the same before a chunk's first item ·
+    ``asked NUMBER`` it was to be killed
+``kills``
+    ``PID STATE``
+``final.json``
+    what there is to see of the pool when everything has ended. It is missing if the player was to be killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from typing import Any
+
+import processes
+from chaos import work
+from chaos.killer import UNSEEN, Killer
+from chaos.plan import MANY, Plan, batch
+from tasks import SlowToDecode
+
+from ipc import _core
+from pool import Failure, Pool, errors, retry
+from pool.futures import Future
+from pool.map_run import MapRun
+from pool.task import Death, describe_args
+
+DECODING_SECONDS = 0.003  # of one item of a chunk that is slow to decode: such a chunk is decoded longer than it runs
+WINDOW = 1500  # futures that nobody has asked for yet: more than there are rows
+MOST_KILLED = 20  # futures of one event
+MORE_ROUNDS, MORE_TASKS = 20, 100  # at most, if no kill has met a worker in some state
+_NAMES = {
+    errors.TaskTimeout: "late", errors.MemoryLimitExceeded: "memory", errors.TaskKilled: "killed",
+    errors.PoolBroken: "broken", errors.PoolClosed: "broken", errors.SegmentCorrupt: "corrupt",
+    errors.ResultNotPicklable: "corrupt", CancelledError: "cancelled", ValueError: "raised",
+}  # fmt: skip
+
+
+class Player:
+    """One episode. Each event of a plan is a method."""
+
+    def __init__(self, folder: str, plan: Plan, hang: float) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.hang = hang
+        self.lucky = random.Random(plan.seed)
+        self.ledger = os.path.join(folder, "ledger")
+        self.pending: deque[tuple[int, Future]] = deque()
+        self._outcomes = open(os.path.join(folder, "outcomes"), "a", 1 << 16)
+        self._kills = open(os.path.join(folder, "kills"), "a", 1)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        marker = os.path.basename(folder)
+        self.files = len(processes.open_files())
+        self.pool = Pool(plan.workers, initializer=work.open_ledger, initargs=(self.ledger, marker), name=marker)
+        self.pool.start()
+        segment = self.pool._client.segment
+        processes.wait_until(lambda: _ready(segment, plan.workers), "the workers are ready", hang)
+        self.killer = Killer(self.pool, plan.kill_every, plan.seed, self._killed)
+
+    # ---- notes
+
+    def note(self, *words: object) -> None:
+        self._outcomes.write(" ".join(map(str, words)) + "\n")
+
+    def _killed(self, pid: int, state: str) -> None:
+        self._kills.write(f"{pid} {state}\n")
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Note every settled death, by looking over the client's shoulder."""
+        originals = [(sink, sink.crashed) for sink in (Future, MapRun)]
+        for sink, original in originals:
+            sink.crashed = self._listen(original)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for sink, original in originals:
+                sink.crashed = original  # type: ignore[method-assign]
+
+    def _listen(self, original: Callable[..., None]) -> Any:
+        def crashed(run: Any, task: Any, drained: int, committed: list[Any], death: Death) -> None:
+            if isinstance(task.item, list) and death.item == 0:
+                self.note("decoding", death.pid)
+            else:
+                why = "late" if death.late else "memory" if death.too_large else "killed" if death.killed else "crashed"
+                self.note("death", describe_args(task, death.item), death.pid, why)
+            original(run, task, drained, committed, death)
+
+        return crashed
+
+    def _end(self, number: int, outcome: object) -> None:
+        """The end of a task: its value, or its error."""
+        if not isinstance(outcome, BaseException):
+            self.note("end", number, "value", work.digest(outcome))
+        elif isinstance(outcome, errors.WorkerCrashed):
+            self.note("end", number, "crashed", outcome.args_repr)
+        else:
+            name = next((name for kind, name in _NAMES.items() if isinstance(outcome, kind)), "other")
+            self.note("end", number, name, json.dumps(f"{type(outcome).__name__}: {outcome}"))
+
+    # ---- events
+
+    def play(self) -> dict[str, Any]:
+        with self._listening():
+            self._load()
+        self._outcomes.flush()
+        return self._final()
+
+    def _load(self) -> None:
+        plan = self.plan
+        if plan.kill_every:
+            self.killer.start()
+        try:
+            with self.pool:
+                for event in plan.events:
+                    getattr(self, event.what.replace(" ", "_"))(**event.details)
+                if plan.hunt:
+                    self._hunt()
+                if plan.end == "shutdown":
+                    self._collect(0)
+                    self.killer.stop()
+                    self.full = self._all_alive()
+                    self.seen = self._see()
+                else:
+                    getattr(self, "end_by_" + plan.end)()
+        except KeyboardInterrupt:
+            if plan.end != "interrupt":
+                raise
+        finally:
+            self.killer.stop()
+        self._collect(0)
+
+    def _hunt(self) -> None:
+        """Small rounds until kills have met workers in every state."""
+        self.killer.hunting = True
+        first = max(e.details["first"] + e.details["count"] for e in self.plan.events if "first" in e.details)
+        for way in itertools.islice(itertools.cycle(("submit", "chunks", "imap", "slow chunks")), 4 * MORE_ROUNDS):
+            if not self.killer.missed():
+                return
+            self.batch(**batch(way, first, MORE_TASKS, retries=MANY).details)
+            first += MORE_TASKS
+
+    def batch(self, way: str, first: int, count: int, mix: str, retries: int, **options: Any) -> list[int]:
+        numbers = work.numbers(first, count, mix)
+        self.note("batch", json.dumps({"first": first, "count": count, "mix": mix, "retries": retries, **options}))
+        pool: Any = self.pool.options(retries=retries, **options)
+        try:
+            if way == "submit":
+                for number in numbers:
+                    self.pending.append((number, pool.submit(work.execute, number)))
+                    self._collect(WINDOW)
+                return numbers
+            function: Any = SlowToDecode(work.execute, DECODING_SECONDS) if way == "slow chunks" else work.execute
+            chunksize = {"imap": 1, "chunks": 8, "slow chunks": 4}[way]
+            results = pool.imap(function, numbers, chunksize=chunksize, on_error="return")
+            for number, result in zip(numbers, results, strict=True):
+                self._end(number, result.error if isinstance(result, Failure) else result)
+        except errors.PoolBroken as error:
+            if self.plan.end == "shutdown":
+                raise
+            self.note("refused", first, type(error).__name__)
+        return numbers
+
+    def _collect(self, most: int) -> None:
+        while len(self.pending) > most:
+            number, future = self.pending.popleft()
+            try:
+                error = future.exception(self.hang)
+            except CancelledError as cancelled:
+                error = cancelled
+            self._end(number, future.result() if error is None else error)
+
+    def cancel(self, first: int, count: int, share: float, retries: int) -> None:
+        self.batch("submit", first, count, "plain", retries)
+        for _, future in list(self.pending)[-count:]:
+            if self.lucky.random() < share:
+                future.cancel()
+
+    def kill_futures(self, first: int, count: int, share: float, retries: int) -> None:
+        self.batch("submit", first, count, "plain", retries)
+        for number, future in self.lucky.sample(list(self.pending)[-count:], min(MOST_KILLED, int(count * share))):
+            processes.wait_until(lambda f=future: f.done() or f.running(), "it runs", self.hang)  # type: ignore[misc]
+            if future.kill():
+                self.note("asked", number)
+
+    def signal(self, who: str, number: int, chance: float) -> None:
+        pid = {"client": os.getpid, "monitor": lambda: processes.monitor_pid(self.pool)}.get(
+            who, self._a_worker(chance)
+        )()
+        if pid:
+            self._send(pid, number)
+
+    def kill_all(self) -> None:
+        for pid in processes.worker_pids(self.pool):
+            self._send(pid, signal.SIGKILL)
+
+    def stop_monitor(self, first: int, count: int, chance: float) -> None:
+        """Deaths meanwhile are noticed by nobody."""
+        self._stop(processes.monitor_pid(self.pool), first, count, self._a_worker(chance)())
+
+    def stop_worker(self, first: int, count: int, chance: float) -> None:
+        """A worker that stands still, not dead, is no reason to do anything twice."""
+        self._stop(self._a_worker(chance)(), first, count, 0)
+
+    def _stop(self, pid: int, first: int, count: int, victim: int) -> None:
+        if not pid:
+            return
+        self._collect(WINDOW - count)  # for nothing can be waited for while it stands still
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            processes.wait_until(
+                lambda: processes.is_stopped(pid) or not processes.runs(pid), "it is stopped", self.hang
+            )
+        try:
+            if victim:
+                self._send(victim, signal.SIGKILL)
+            self.batch("submit", first, count, "plain", MANY)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def restart(self) -> None:
+        self.pool.restart(wait=False)
+
+    def load(self, first: int, count: int, seen: float) -> None:
+        """The last load before a bad end: tasks are given, and so many (a share of them) have begun."""
+        size = _size(self.ledger)
+        self.batch("submit", first, count, "plain", 0)
+        self._outcomes.flush()
+        processes.wait_until(lambda: _size(self.ledger) > size + 10 * count * seen, "tasks run", self.hang)
+
+    def hidden(self) -> None:
+        """A task has hidden processes: there are client, monitor, workers, and four shells (or what they have become)."""
+        processes.wait_until(lambda: os.path.exists(self.ledger + ".hidden"), "they are hidden", self.hang)
+
+    def _a_worker(self, chance: float) -> Callable[[], int]:
+        pids = processes.worker_pids(self.pool)
+        return lambda: pids[int(chance * len(pids))] if pids else 0
+
+    def _send(self, pid: int, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+            if pid in processes.worker_pids(self.pool):
+                self._killed(pid, UNSEEN)
+
+    # ---- ends
+
+    def end_by_client(self) -> None:
+        self._outcomes.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def end_by_monitor(self) -> None:
+        os.kill(processes.monitor_pid(self.pool), signal.SIGKILL)
+        self._collect(0)
+
+    def end_by_terminate(self) -> None:
+        self.pool.terminate_workers()
+
+    def end_by_interrupt(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    # ---- at rest
+
+    full = True
+
+    def _all_alive(self) -> bool:
+        """Whether the pool works, and is back to its full size. In this order: a slot is given four workers while the
+        client is busy with other things and does not settle their deaths, and then waits for it."""
+        if self.pool.submit(int, "7").result(self.hang) != 7:
+            return False
+        with contextlib.suppress(AssertionError):
+            count = self.plan.workers
+            processes.wait_until(lambda: sum(map(processes.runs, processes.worker_pids(self.pool))) == count, "all", 10)
+            return True
+        return False
+
+    seen: dict[str, Any] = {}  # noqa: RUF012 - nothing to see after a bad end
+
+    def _see(self) -> dict[str, Any]:
+        """What the pool itself counts, and what is still in use."""
+        with self.pool._client.lock:
+            self.pool._client.pump()
+        counters = _core.counters(self.pool._client.segment)
+        units = counters["units"] - counters["functions"] - counters["kept"]
+        return {"healed": counters["healed"], "in use": units, "crashes": self.pool.crashes}
+
+    def _final(self) -> dict[str, Any]:
+        files = self.files
+
+        def closed() -> bool:
+            return len(processes.open_files()) <= files + 2  # ours: outcomes and kills
+
+        with contextlib.suppress(AssertionError):
+            processes.wait_until(closed, "files are closed", 2)
+        return {
+            "full": self.full,
+            "unfinished": self.pool._client.unfinished,
+            "files left": 0 if closed() else sorted(processes.open_files().values()),
+            "missed": self.killer.missed() if self.plan.hunt else [],
+            **self.seen,
+        }
+
+
+def _ready(segment: object, workers: int) -> bool:
+    return all(_core.slot_info(segment, slot)["phase"] != _core.STARTING for slot in range(workers))
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def _arrays(plan: Plan) -> dict[str, Any]:
+    from chaos import arrays  # numpy only for these
+
+    figures = arrays.storm(plan.events[0].details["kills"], plan.seed)
+    return {
+        "full": True,
+        "unfinished": 0,
+        "files left": 0,
+        "in use": 0,
+        "crashes": 0,
+        "healed": 0,
+        "missed": [],
+        **figures,
+    }
+
+
+def main(folder: str, hang: float) -> None:
+    faulthandler.dump_traceback_later(2 * hang, exit=True)  # a hang is a failure
+    with open(os.path.join(folder, "plan.json")) as file:
+        plan = Plan.of(file.read())
+    retry.MOST_CRASHES = MANY  # whoever is killed here is innocent, however often
+    began = time.monotonic()
+    final = _arrays(plan) if plan.profile == "arrays" else Player(folder, plan, hang).play()
+    final["seconds"] = round(time.monotonic() - began, 3)
+    with open(os.path.join(folder, "final.json"), "w") as file:
+        json.dump(final, file)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

@@ -1,0 +1,154 @@
+"""The promises about deaths, under load: seeds draw what is done to a pool, and an oracle outside judges; see chaos/."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import processes
+import pytest
+from chaos import campaign, killer, plan
+from chaos.oracle import Verdict
+from chaos.plan import Event, Plan, batch
+
+from pool import Pool
+from pool.errors import PoolBroken
+
+WORKERS = 3
+
+
+def played(the_plan: Plan, capsys: Any) -> Counter[str]:
+    """The figures of an episode in which everything adds up."""
+    verdict, said = campaign.play(the_plan)
+    with capsys.disabled():
+        print("", campaign.show(verdict.figures), sep="\n")
+    assert not verdict.wrong, "\n".join([*verdict.wrong, said])
+    return verdict.figures
+
+
+@pytest.mark.timeout(100)
+def test_every_task_ends_exactly_once_while_workers_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = played(plan.storm(20_000, seed=20_000, hunt=True), capsys)
+    assert figures["kills"] >= 100
+    missed = [state for state in killer.STATES if not figures["killed: " + state]]
+    assert not missed, f"no kill met a worker {missed}"
+
+
+@pytest.mark.timeout(30)
+def test_without_kills_nothing_is_healed_and_every_task_is_executed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = played(plan.storm(4_000, seed=0, kill_every=0)._replace(profile="calm"), capsys)
+    assert figures["healed"] == 0
+    assert figures["executions"] == figures["ended: value"] == figures["tasks"] == 4_000
+
+
+@pytest.mark.timeout(60)
+def test_arrays_are_right_and_no_memory_stays_behind_while_workers_are_killed(capsys: Any) -> None:
+    figures = played(Plan("arrays", 1, WORKERS, 0.0, False, [Event("arrays", {"kills": 150})], "shutdown"), capsys)
+    assert figures["kills among arrays"] >= 150
+
+
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize(("profile", "seed"), [("mixed", 2), ("mixed", 3), ("calm", 1), ("rogue", 10), ("rogue", 11)])
+def test_whatever_a_seed_draws_adds_up(profile: str, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    played(plan.draw(profile, seed), capsys)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("end", plan.ENDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_however_the_pool_ends_all_is_told_and_nothing_is_left(
+    end: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within a second after the end of the client; a task has started processes in every place where they can hide."""
+    seen = random.Random(seed).random()
+    events = [
+        batch("submit", 0, 1, "hiding"),
+        Event("hidden", {}),
+        Event("load", {"first": 1, "count": 300, "seen": seen}),
+    ]
+    figures = played(Plan("ends", seed, WORKERS, 0.0, False, events, end), capsys)
+    if end != "client":
+        assert figures["ended: broken"] > 0
+
+
+def test_a_plan_survives_being_written_down() -> None:
+    for profile in plan.PROFILES:
+        drawn = plan.draw(profile, 5)
+        assert drawn == plan.draw(profile, 5)
+        assert Plan.of(drawn.text()) == drawn
+
+
+def test_the_smallest_slice_that_fails_is_found() -> None:
+    events = [Event(str(k), {}) for k in range(13)]
+    whole = Plan("calm", 0, 1, 0.0, False, events, "shutdown")
+    asked = []
+
+    def fails(the_plan: Plan) -> bool:
+        asked.append(the_plan)
+        return {"3", "8"} <= {event.what for event in the_plan.events}
+
+    assert campaign.smallest(whole, fails, 60) == [3, 8]
+    assert len(asked) < 40
+    assert campaign.smallest(whole, fails, 0) == list(range(13)), "without time it is the whole"
+
+
+def test_campaigns_add_up_and_end_with_the_first_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sums = str(tmp_path / "sums.json")
+    verdicts = [Verdict([], Counter(kills=2, episodes=1)) for _ in range(4)]
+    verdicts += [Verdict(["I5: twice"], Counter(kills=1, episodes=1, violations=1))] * 50
+    monkeypatch.setattr(campaign, "play", lambda *_: (verdicts.pop(0), "what it said"))
+    assert campaign.campaign(7, 0, "calm", sums)["kills"] == 2
+    assert campaign.campaign(8, 100, "calm", sums, slicing=0)["violations"] == 1
+    assert campaign.load(sums)["kills"] == 9
+    told = capsys.readouterr().out
+    assert "episode 8:3:calm" in told and "I5: twice" in told and "what it said" in told
+    assert "--replay 8:3:calm --only 0,1" in told
+
+
+# ---- the monitor is killed, whoever waits
+
+
+def _start_and_wait(marker: str) -> None:
+    """Processes in our group and in our session, none of which ends; and neither do we."""
+    for options in ({}, {"process_group": 0}):
+        subprocess.Popen(["sh", "-c", f"sleep 1000; : {marker}"], **options)  # type: ignore[call-overload]
+    while True:
+        signal.pause()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("waiter", ["result", "callback", "imap", "nobody"])
+def test_when_the_monitor_is_killed_all_unfinished_ends_as_broken_and_nothing_is_left(waiter: str) -> None:
+    marker = f"chaos-{os.getpid()}-{random.getrandbits(60)}"
+    with processes.nothing_left():
+        pool = Pool(WORKERS).start()
+        stuck = [pool.submit(_start_and_wait, marker) for _ in range(WORKERS)]
+        queued = [pool.submit(int, "1") for _ in range(3000)]  # more than there are rows
+        called: list[Any] = []
+        results = pool.imap_unordered(int, ["2"] * 100) if waiter == "imap" else None
+        if waiter == "callback":
+            for future in queued:
+                future.add_done_callback(called.append)
+        processes.wait_until(lambda: len(processes.named(marker)) >= 2 * WORKERS, "tasks have started processes")
+        os.kill(processes.monitor_pid(pool), signal.SIGKILL)
+        if waiter == "callback":
+            processes.wait_until(lambda: len(called) == len(queued), "the callbacks were called", 10)
+        elif results is not None:
+            with pytest.raises(PoolBroken):
+                list(results)
+        elif waiter == "nobody":
+            processes.wait_until(lambda: all(future.done() for future in queued), "the futures ended by themselves", 10)
+        for future in stuck + queued:
+            assert isinstance(future.exception(10), PoolBroken)
+        assert processes.named(marker) == []
+        with pytest.raises(PoolBroken):
+            pool.submit(int, "1")
+        began = time.monotonic()
+        pool.shutdown()
+        assert time.monotonic() - began < 1.0

@@ -1,0 +1,325 @@
+"""Faults of docs/reliability.md that no other test shows. `make faults` repeats each many times more (POOL_LONG=1)."""
+
+import contextlib
+import ctypes
+import itertools
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import processes
+import pytest
+import tasks
+
+from ipc import _core
+from pool import Pool, retry
+from pool.errors import TaskTimeout
+
+LONG = os.environ.get("POOL_LONG") == "1"
+WORKERS = 2
+pytestmark = pytest.mark.timeout(1200 if LONG else 60)
+
+
+def times(short: int, long: int) -> range:
+    return range(long if LONG else short)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    with processes.nothing_left():
+        yield
+
+
+def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault 1. The times are for reading; the bound is generous, for a busy machine."""
+    took = []
+    with Pool(WORKERS).start() as pool:
+        segment = pool._client.segment
+        for n in times(20, 1000):
+            assert pool.submit(abs, -n).result(20) == n  # which settles the deaths
+            took.append(_kill_and_wait(segment, n % WORKERS))
+        assert pool.crashes == 0
+    took.sort()
+    with capsys.disabled():
+        print(f"\nreplaced after {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms")
+    assert took[len(took) // 2] < 0.25
+
+
+def _kill_and_wait(segment: object, slot: int) -> float:
+    """How long it took."""
+    victim = processes.wait_until(lambda: _ready(segment, slot), "it is there")
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
+    return time.monotonic() - began
+
+
+def _ready(segment: object, slot: int) -> int:
+    info = _core.slot_info(segment, slot)
+    return info["pid"] if info["phase"] == _core.IDLE and info["reaped"] <= info["generation"] else 0
+
+
+def test_all_workers_are_killed_at_once_again_and_again() -> None:
+    """Fault 8."""
+    with Pool(WORKERS, retries=2) as pool:
+        for n in times(20, 100):
+            futures = [pool.submit(tasks.square, x) for x in range(n, n + 200)]
+            for pid in processes.worker_pids(pool):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            assert [future.result(20) for future in futures] == [x * x for x in range(n, n + 200)]
+
+
+def test_a_stopped_worker_is_killed_at_its_deadline(gate: tasks.Gate) -> None:
+    """Fault 10."""
+    with Pool(1) as pool:
+        future = pool.options(timeout=0.5).submit(tasks.hold, gate.path)
+        (pid,) = gate.await_start()
+        os.kill(pid, signal.SIGSTOP)
+        assert isinstance(future.exception(20), TaskTimeout)
+        assert pool.submit(abs, -1).result(20) == 1
+
+
+def test_a_worker_that_was_stopped_for_a_while_goes_on(gate: tasks.Gate) -> None:
+    """Fault 10: nobody takes it for dead, nothing runs twice."""
+    with Pool(2) as pool:
+        future = pool.submit(tasks.hold, gate.path, "once")
+        (pid,) = gate.await_start()
+        os.kill(pid, signal.SIGSTOP)
+        processes.wait_until(lambda: processes.is_stopped(pid), "it is stopped")
+        gate.open()
+        assert [pool.submit(abs, -n).result(20) for n in range(300)] == list(range(300))
+        assert not future.done()
+        os.kill(pid, signal.SIGCONT)
+        assert future.result(20) == "once"
+        assert pool.crashes == 0
+
+
+def _areas_of_a_child() -> list[str]:
+    """What a child that a task forks has of our memory."""
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        with contextlib.suppress(BaseException), open("/proc/self/maps") as file, open(write, "w") as pipe:
+            pipe.writelines(line for line in file if "memfd:pool" in line)
+        os._exit(0)
+    os.close(write)
+    with open(read) as pipe:
+        found = pipe.readlines()
+    os.waitpid(pid, 0)
+    return found
+
+
+def test_a_child_that_a_task_forks_has_no_control_segment_to_write_to() -> None:
+    """Fault 12."""
+    with Pool(1) as pool:
+        areas = pool.submit(_areas_of_a_child).result(20)
+    assert not [area for area in areas if "pool-control" in area]
+
+
+class EndlessToPickle:
+    def __reduce__(self) -> NoReturn:
+        while True:
+            pass
+
+
+def test_a_result_whose_pickling_never_ends_is_over_its_deadline() -> None:
+    """Fault 19."""
+    with Pool(1) as pool:
+        assert isinstance(pool.options(timeout=0.2).submit(EndlessToPickle).exception(20), TaskTimeout)
+        assert pool.submit(abs, -1).result(20) == 1
+
+
+def _bomb(generations: int) -> NoReturn:
+    """Everybody forks, and everybody's children do: 2 ** generations processes, some in sessions of their own."""
+    for n in range(generations):
+        if os.fork() == 0 and n % 2:
+            os.setsid()
+    while True:
+        signal.pause()
+
+
+def test_a_fork_bomb_is_gone_when_its_worker_is() -> None:
+    """Fault 24: one that has an end. The pool sets no limit of its own."""
+    for _ in times(2, 50):
+        with Pool(1) as pool:
+            assert isinstance(pool.options(timeout=0.5).submit(_bomb, 7).exception(20), TaskTimeout)
+            assert pool.submit(_others_of_my_session).result(20) == 0
+
+
+def _others_of_my_session() -> int:
+    mine = os.getsid(0)
+    found = 0
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            found += int(name) != os.getpid() and os.getsid(int(name)) == mine
+    return found
+
+
+def _open_all() -> NoReturn:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+    with contextlib.ExitStack() as stack:
+        for _ in itertools.count():
+            stack.enter_context(open(os.devnull))
+    raise AssertionError("unreachable")
+
+
+def test_a_task_that_runs_out_of_descriptors_gets_its_error() -> None:
+    """Fault 25."""
+    with Pool(1) as pool:
+        for n in range(3):
+            assert isinstance(pool.submit(_open_all).exception(20), OSError)
+            assert pool.submit(abs, -n).result(20) == n
+
+
+def test_signals_in_any_order_at_client_and_monitor() -> None:
+    """Fault 28: none of them ends anything, none of them loses a death."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    lucky, sent = random.Random(28), 0
+    ours = (signal.SIGCHLD, signal.SIGWINCH, signal.SIGURG, signal.SIGUSR1, signal.SIGCONT)
+    its = (signal.SIGCHLD, signal.SIGWINCH, signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    try:
+        with Pool(WORKERS, retries=2) as pool:
+            for n in times(20, 1000):
+                futures = [pool.submit(tasks.square, x) for x in range(100)]
+                os.kill(lucky.choice(processes.worker_pids(pool) or [os.getpid()]), signal.SIGWINCH)
+                for _ in range(100):
+                    os.kill(os.getpid(), lucky.choice(ours))
+                    os.kill(processes.monitor_pid(pool), lucky.choice(its))
+                    sent += 2
+                for pid in processes.worker_pids(pool)[: n % 5 == 0]:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                assert [future.result(20) for future in futures] == [x * x for x in range(100)]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert sent >= 4000
+
+
+AS_PID_1 = """
+import os, signal
+from pool import Pool
+from pool.worker_process import BOOT_FAILED
+
+def orphan(code):
+    if (child := os.fork()) == 0:
+        if os.fork() == 0:
+            os._exit(code)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return code
+
+assert os.getpid() == 1
+codes = [0, 1, 3, BOOT_FAILED, 255]
+with Pool(2) as pool:
+    for code in codes:
+        orphan(code)
+        assert pool.submit(orphan, code).result(20) == code
+    assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
+    assert pool.crashes == 0
+print("end")
+"""
+
+
+def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
+    tmp_path: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Fault 30."""
+    assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
+
+
+def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn]) -> str:
+    """What a script prints that runs in namespaces of its own."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
+        lack("no new namespaces here")
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert ran.stderr == ""
+    return ran.stdout
+
+
+LITTLE_SPACE = """
+import os, subprocess, sys
+import numpy
+from pool import Pool
+for folder in ("/dev/shm", "small"):
+    os.makedirs(folder, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], check=True)
+os.environ["TMPDIR"] = os.path.abspath("small")
+with Pool(2) as pool:
+    for array in pool.imap(numpy.copy, (numpy.full(1_000_000, n) for n in range(20))):
+        assert (array == array[0]).all()
+print("end")
+"""
+
+
+def test_a_tiny_dev_shm_does_not_matter(tmp_path: Path, lack: Callable[[str], NoReturn]) -> None:
+    """Fault 32."""
+    assert _unshared(tmp_path, LITTLE_SPACE, ["--mount"], lack) == "end\n"
+
+
+def _log(n: int) -> int:
+    logging.getLogger("x").warning("%d", n)
+    ctypes.CDLL(None)
+    return len(bytearray(100_000))
+
+
+def test_forks_beside_threads_that_hold_locks() -> None:
+    """Fault 31: locks of logging, of the import system, of the allocator. (Not what a *file* has: see the page.)"""
+    stop = threading.Event()
+    log = logging.getLogger("x")
+    log.addHandler(handler := logging.NullHandler())
+    handler.handle = logging.Handler.handle.__get__(handler)  # type: ignore[method-assign] # which takes its lock
+    log.propagate = False
+
+    def hammer(what: Callable[[], object]) -> None:
+        while not stop.is_set():
+            what()
+
+    def import_again() -> None:
+        sys.modules.pop("this_is_nothing", None)
+        with contextlib.suppress(ImportError):
+            __import__("this_is_nothing")
+
+    works: list[Callable[[], object]] = [lambda: log.warning("y"), import_again, lambda: bytearray(100_000)]
+    threads = [threading.Thread(target=hammer, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for n in times(10, 500):
+                with Pool(WORKERS) as pool:
+                    assert pool.submit(_log, n).result(20) == 100_000
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        log.removeHandler(handler)
+
+
+def test_a_wall_clock_that_jumps_by_days_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fault 33: in the client, and in monitor and workers, which inherit it."""
+    real, lucky = time.time, random.Random(33)
+    monkeypatch.setattr(time, "time", lambda: real() + lucky.choice((-86_400.0, 0.0, 86_400.0)))
+    began = time.monotonic()
+    with Pool(WORKERS) as pool:
+        assert isinstance(pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception(20), TaskTimeout)
+        backoff = retry.Backoff(0.1, jitter=0)
+        again = pool.options(retries=1, backoff=backoff).submit(tasks.crash_once, str(tmp_path / "marker"), 5)
+        assert again.result(20) == 5
+        assert list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)]
+    assert time.monotonic() - began < 20
