@@ -17,7 +17,7 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos clean \
+.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos faults clean \
         debian-packages force
 
 help: ## this list
@@ -78,6 +78,10 @@ asan: ## C tests under the address and undefined behaviour sanitizers
 
 chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECONDS=60 SUMS=file that goes on growing)
 	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
+
+faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.md names, many times longer, and all planted bugs
+	POOL_LONG=1 $(PY) -m pytest $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))
+	PYTHONPATH=tests $(PY) -m chaos.planted
 
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist *.egg-info ipc/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

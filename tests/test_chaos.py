@@ -1,4 +1,4 @@
-"""The promises about deaths, under load: seeds draw what is done to a pool, and an oracle outside judges; see chaos/."""
+"""The promises about deaths, under load: seeds draw what is done to a pool, an oracle outside judges; see chaos/."""
 
 import os
 import random
@@ -107,7 +107,9 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     assert campaign.campaign(8, 100, "calm", sums, slicing=0)["violations"] == 1
     assert campaign.load(sums)["kills"] == 9
     told = capsys.readouterr().out
-    assert "episode 8:3:calm" in told and "I5: twice" in told and "what it said" in told
+    assert "episode 8:3:calm" in told
+    assert "I5: twice" in told
+    assert "what it said" in told
     assert "--replay 8:3:calm --only 0,1" in told
 
 

@@ -2,15 +2,14 @@
 
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from chaos import campaign, plan, planted
 from chaos.planted import PLANTED, Planted
 
+pytestmark = pytest.mark.timeout(2 * planted.LIMIT)
 QUICK = [bug for bug in PLANTED if bug.quick]
-Found = dict[str, Future[tuple[list[str], int]]]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """Episodes one after the other, and sums over all campaigns.
 
-``python -m chaos [--seed S] [--seconds T] [--profile P] [--sums FILE]`` runs episodes of seed S for T seconds; the sums in
-FILE go on growing. ``--replay S:N`` plays episode N of seed S again. Exit code 0: everything added up. Of an episode that
-fails seed and number are printed, and the smallest slice of its plan that is known to fail.
+``python -m chaos [--seed S] [--seconds T] [--profile P] [--sums FILE]`` runs episodes of seed S for T seconds; the sums
+in FILE go on growing. ``--replay S:N`` plays episode N of seed S again. Exit code 0: everything added up. Of an episode
+that fails seed and number are printed, and the smallest slice of its plan that is known to fail.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import processes
+
 from chaos import oracle, plan
 from chaos.oracle import Verdict
 from chaos.plan import Plan

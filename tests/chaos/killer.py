@@ -24,7 +24,7 @@ CHARGED = (SINGLE, ITEM, STORING)  # a death then costs a task one attempt
 UNSEEN = "nobody has looked"  # it was not stopped before, or was condemned already
 
 SPARED = 0.25
-"""Seconds in which no second starting worker is killed: the pool gives up after six failed starts in a row, and rightly.
+"""Seconds in which no second starting worker is killed: the pool gives up after six failed starts in a row, rightly.
 Nor is one that follows another, for a slot waits twice as long after each failed start; nor the first of a slot."""
 
 _Row = tuple[int, int, int, int, int]

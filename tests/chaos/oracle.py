@@ -1,5 +1,5 @@
-"""Judges an episode by what tasks have written, what the client was told, and who was killed. It knows tasks, attempts and
-deaths, and nothing of how tasks travel.
+"""Judges an episode by what tasks have written, what the client was told, and who was killed. It knows tasks, attempts
+and deaths, and nothing of how tasks travel.
 
 The names of the invariants are those of docs/reliability.md.
 """
@@ -141,7 +141,7 @@ def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool) -
     pids = [pid for pid, _ in task.deaths]
     early = sum(pid not in task.runs for pid in pids)  # killed between the claim and the first line
     attempts, deaths = len(task.runs) + early, len(task.deaths)
-    seen = f"{name}: outcome {outcome or 'none'}, begun {len(task.runs)} times, settled deaths {task.deaths}, retries {retries}"
+    seen = f"{name}: {outcome or 'no outcome'}, begun {len(task.runs)} times, deaths {task.deaths}, retries {retries}"
     wrong = []
     if (
         rogue

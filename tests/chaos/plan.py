@@ -103,8 +103,8 @@ def draw(profile: str, seed: int) -> Plan:
 
 _CALM = ("batch", "batch", "batch", "mixed", "cancel")
 _WILD = (
-    *_CALM, "lethal", "deadline", "racing", "racing", "hogs", "kill futures", "signal", "signal", "kill all", "stop monitor",
-    "stop worker", "restart",
+    *_CALM, "lethal", "deadline", "racing", "racing", "hogs", "kill futures", "signal", "signal", "kill all",
+    "stop monitor", "stop worker", "restart",
 )  # fmt: skip
 
 

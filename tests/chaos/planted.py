@@ -1,7 +1,7 @@
 """Bugs that the runner must find: textual changes of the sources, in a copy of them that only the player imports.
 
-``python -m chaos.planted [NAME ...]`` plants one after the other and says which invariant has caught it, and how long that
-took. Exit code 0: all were caught.
+``python -m chaos.planted [NAME ...]`` plants one after the other and says which invariant has caught it, and how long
+that took. Exit code 0: all were caught.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ LIMIT = 90.0  # seconds in which a bug must be found
 
 
 class Planted(NamedTuple):
-    """A bug: what to replace in which file (each text must occur exactly once), the profile of the episodes that must find
-    it, and invariants any of which must be what they break. `quick`: found in a few seconds, so `make test` looks for it."""
+    """A bug: what to replace in which file (each text must occur exactly once), the profile of the episodes that must
+    find it, and invariants any of which must be what they break. `quick`: found in a few seconds, so `make test` looks
+    for it."""
 
     name: str
     file: str
@@ -57,9 +58,10 @@ PLANTED = [
         "pool/futures.py",
         [
             (
-                "            self._client.again(task, again)\n        else:\n            self._raw = (codec.DEATH, death)",
-                "            self._client.again(task, again)\n            self._client.again(task, again)\n"
+                "            self._client.again(task, again)\n"
                 "        else:\n            self._raw = (codec.DEATH, death)",
+                "            self._client.again(task, again)\n" * 2
+                + "        else:\n            self._raw = (codec.DEATH, death)",
             )
         ],
         "storm",
@@ -158,8 +160,7 @@ PLANTED = [
         [
             (
                 "    atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);\n",
-                "    if (row & 31 || row == 0)\n"
-                "        atomic_fetch_or_explicit(&h->done[row / 64], UINT64_C(1) << (row & 63), memory_order_seq_cst);\n",
+                "    if (row & 31 || row == 0) atomic_fetch_or(&h->done[row / 64], UINT64_C(1) << (row & 63));\n",
             )
         ],
         "calm",
@@ -231,7 +232,8 @@ def _run(*command: str) -> None:
 
 
 def hunt(bug: Planted, objects: Path) -> tuple[list[str], int]:
-    """Plays episodes until one fails as it must: what was broken then, and in which episode. Nothing if the time is over."""
+    """Plays episodes until one fails as it must: what was broken then, and in which episode. Nothing if the time is
+    over."""
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         build(bug, Path(folder), objects)
         end = time.monotonic() + LIMIT

@@ -29,11 +29,11 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 import processes
+from tasks import SlowToDecode
+
 from chaos import work
 from chaos.killer import UNSEEN, Killer
 from chaos.plan import MANY, Plan, batch
-from tasks import SlowToDecode
-
 from ipc import _core
 from pool import Failure, Pool, errors, retry
 from pool.futures import Future
@@ -61,8 +61,8 @@ class Player:
         self.lucky = random.Random(plan.seed)
         self.ledger = os.path.join(folder, "ledger")
         self.pending: deque[tuple[int, Future]] = deque()
-        self._outcomes = open(os.path.join(folder, "outcomes"), "a", 1 << 16)
-        self._kills = open(os.path.join(folder, "kills"), "a", 1)
+        self._outcomes = open(os.path.join(folder, "outcomes"), "a", 1 << 16)  # noqa: SIM115 - as long as we live
+        self._kills = open(os.path.join(folder, "kills"), "a", 1)  # noqa: SIM115
         signal.signal(signal.SIGUSR1, lambda *_: None)
         marker = os.path.basename(folder)
         self.files = len(processes.open_files())
@@ -245,7 +245,7 @@ class Player:
         processes.wait_until(lambda: _size(self.ledger) > size + 10 * count * seen, "tasks run", self.hang)
 
     def hidden(self) -> None:
-        """A task has hidden processes: there are client, monitor, workers, and four shells (or what they have become)."""
+        """A task has hidden four processes."""
         processes.wait_until(lambda: os.path.exists(self.ledger + ".hidden"), "they are hidden", self.hang)
 
     def _a_worker(self, chance: float) -> Callable[[], int]:

@@ -18,12 +18,12 @@ from functools import cache
 from typing import NoReturn
 
 KINDS = (
-    "no-op", "0.5 ms", "5 ms", "large result", "raises", "exits", "segfaults", "hangs", "races with its deadline", "hogs",
-    "forks", "leaves a daemon", "damages the header", "damages all", "damages bytes", "hides processes",
+    "no-op", "0.5 ms", "5 ms", "large result", "raises", "exits", "segfaults", "hangs", "races with its deadline",
+    "hogs", "forks", "leaves a daemon", "damages the header", "damages all", "damages bytes", "hides processes",
 )  # fmt: skip
-(NOTHING, SHORT, BUSY, LARGE, RAISES, EXITS, SEGFAULTS, HANGS, RACES, HOGS, FORKS, DAEMON, HEADER, ALL, BYTES, HIDES) = (
-    range(len(KINDS))
-)  # fmt: skip
+(
+    NOTHING, SHORT, BUSY, LARGE, RAISES, EXITS, SEGFAULTS, HANGS, RACES, HOGS, FORKS, DAEMON, HEADER, ALL, BYTES, HIDES,
+) = range(len(KINDS))  # fmt: skip
 NEVER_RETURN = (EXITS, SEGFAULTS, HANGS, HOGS, HIDES)
 KILL_THEMSELVES = (EXITS, SEGFAULTS)
 LARGE_SIZE = 3 << 20  # bytes: storing it takes long enough to be met by a kill
