@@ -83,6 +83,9 @@ faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.m
 	POOL_LONG=1 $(PY) -m pytest $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))
 	PYTHONPATH=tests $(PY) -m chaos.planted
 
+peers: $(VENV)/.extra-bench ## what other pools make of killed workers (KILLS=1000)
+	PYTHONPATH=tests $(PY) -m chaos.peers --kills $(or $(KILLS),1000)
+
 clean: ## remove all that make has made
 	rm -rf $(VENV) build dist *.egg-info ipc/*.so .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

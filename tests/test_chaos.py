@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -111,6 +112,19 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     assert "I5: twice" in told
     assert "what it said" in told
     assert "--replay 8:3:calm --only 0,1" in told
+
+
+@pytest.mark.timeout(90)
+def test_the_kills_that_other_pools_are_shown() -> None:
+    """Of the table of `chaos.peers`, our own line."""
+    command = [sys.executable, "-m", "chaos.peers", "--only", "this pool", "--kills", "10", "--seconds", "10"]
+    ran = subprocess.run(command, cwd=campaign.TESTS, capture_output=True, text=True, timeout=80)
+    names, _, line = (row.strip("| ").split(" | ") for row in ran.stdout.splitlines()[-3:])
+    figures = dict(zip(names, line, strict=True))
+    assert int(figures["kills"]) >= 10
+    assert int(figures["values"]) + int(figures["failed"]) == int(figures["tasks"])
+    assert int(figures["failed"]) <= int(figures["kills"])
+    assert [figures[name] for name in ("wrong", "lost", "doubled", "rebuilt")] == ["0"] * 4
 
 
 # ---- the monitor is killed, whoever waits

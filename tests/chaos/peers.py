@@ -8,7 +8,7 @@ task to be run again. The table:
     values      tasks that ended with their value, all of them the right one
     failed      tasks that ended with an error; one for each kill would be fair
     innocent    of them those that no killed worker had begun, or that had not begun at all
-    lost        tasks that never ended: nothing came for HANG seconds
+    lost        tasks that never ended: nothing came for 5 s
     doubled     tasks that ran more than once
     rebuilt     times that the pool refused to go on, or hung, and a new one was made
     recovery    from a kill until a worker that was not there before begins a task: median, 99 %
@@ -166,16 +166,19 @@ class Run:
             except Exception:
                 fine = False  # never accepted
                 break
+        news = time.monotonic()
         for number, handle in handles:
             try:
-                value = self.ask(handle, HANG if fine else 0.5)
+                value = self.ask(handle, max(0.05, news + HANG - time.monotonic()))
                 self.ends[number] = "value" if value == number * 3 else "wrong"
             except (TimeoutError, multiprocessing.TimeoutError):
                 self.ends[number] = "lost"
                 fine = False
+                continue
             except BaseException as error:
                 self.ends[number] = "failed"
                 fine = fine and not _is_broken(error)
+            news = time.monotonic()
         return fine
 
     def _kill(self) -> None:
@@ -246,17 +249,19 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _one(command: list[str], environment: dict[str, str], seconds: float) -> dict[str, Any]:
-    ran = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+def _one(command: list[str], path: str, environment: dict[str, str], seconds: float) -> dict[str, Any]:
+    """Not through a pipe: what a pool leaves behind would hold it open."""
+    ran = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        said, _ = ran.communicate(timeout=seconds + 60)
+        ran.wait(seconds + 60)
     except subprocess.TimeoutExpired:
-        said = ""
+        return {"kills": "hung as a whole"}
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ran.pid, signal.SIGKILL)
         ran.wait()
-    return dict(json.loads(said)) if said else {"kills": "hung as a whole"}
+    with open(path + ".json") as file:
+        return dict(json.load(file))
 
 
 def main() -> int:
@@ -274,15 +279,18 @@ def main() -> int:
         os.environ[LEDGER] = path
         with open(path, "w"):
             pass
-        print(json.dumps(Run(name, path, options.seed).play(options.kills, options.seconds)), flush=True)
+        figures = Run(name, path, options.seed).play(options.kills, options.seconds)
+        with open(path + ".json", "w") as file:
+            json.dump(figures, file)
         os._exit(0)  # without waiting for threads of a pool that hangs
     results = {}
     for name in options.only.split(","):
         with tempfile.TemporaryDirectory(prefix="peers-") as folder:
             command = [sys.executable, "-m", "chaos.peers", "--kills", str(options.kills), "--seed", str(options.seed)]
-            command += ["--seconds", str(options.seconds), "--one", name, os.path.join(folder, "ledger")]
+            path = os.path.join(folder, "ledger")
+            command += ["--seconds", str(options.seconds), "--one", name, path]
             environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
-            results[name] = _one(command, environment, options.seconds)
+            results[name] = _one(command, path, environment, options.seconds)
         print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
     print(f"seed {options.seed}, {WORKERS} workers, a kill every {KILL_EVERY:g} s, tasks of {TASK_SECONDS * 1e3:g} ms")
     print(table(results))
