@@ -11,7 +11,15 @@ from chaos import work
 
 MANY = 1000  # retries that nobody uses up
 WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1}  # and their shares of the tasks
-PROFILES = {"storm": 6, "mixed": 8, "calm": 1, "rogue": 2, "ends": 4, "arrays": 1}  # and their shares of a campaign
+PROFILES = {
+    "storm": 6,
+    "mixed": 8,
+    "calm": 1,
+    "rogue": 2,
+    "ends": 4,
+    "racing": 1,
+    "arrays": 1,
+}  # and their shares of a campaign
 ENDS = ("client", "monitor", "terminate", "interrupt")
 SIGNALS = {
     # What a worker dies of is a death that nobody has looked at; the others change nothing.
@@ -79,9 +87,14 @@ def draw(profile: str, seed: int) -> Plan:
         return storm(lucky.choice((1000, 2000)), seed, lucky.choice((0.01, 0.02, 0.03)))
     if profile == "arrays":
         return Plan(profile, seed, 3, 0.0, False, [Event("arrays", {"kills": 60})], "shutdown")
+    if profile == "racing":
+        limit = {"timeout": work.RACE_SECONDS}
+        ways = lucky.choices(("submit", "chunks", "imap"), k=6)
+        events = [batch(way, 80 * k, 80, "racing", lucky.randint(0, 2), **limit) for k, way in enumerate(ways)]
+        return Plan(profile, seed, 2, 0.0, False, events, "shutdown")
     workers = lucky.choice((1, 2, 3))
     kill_every = 0.0 if profile == "calm" else lucky.choice((0.0, 0.02, 0.05))
-    events: list[Event] = []
+    events = []
     first = 0
     for _ in range(lucky.randint(6, 14)):
         event, used = _event(lucky, profile, first)

@@ -139,7 +139,7 @@ PLANTED = [
                 "w.status is None and (_core.condemn(self._segment, row, word) or True):",
             )
         ],
-        "mixed",
+        "racing",
         "I4",
     ),
     Planted(
