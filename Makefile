@@ -17,8 +17,8 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos faults clean \
-        debian-packages force
+.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos faults \
+        peers clean debian-packages force
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.%-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done

@@ -15,6 +15,7 @@ from chaos import work
 from chaos.killer import CHARGED, DECODING, UNSEEN
 from chaos.plan import Plan
 
+NO_TASK = -1
 BY_DEATH = {"crashed", "late", "memory", "killed"}  # outcomes that are the end of a worker
 
 
@@ -58,7 +59,8 @@ class Record:
         elif what == "end":
             self.ends[int(words[0])].append((words[1], words[2] if len(words) > 2 else ""))
         elif what == "death":
-            self.deaths[int(words[0])].append((int(words[1]), words[2]))
+            number = int(words[0]) if words[0].isdecimal() else NO_TASK  # the player's own question at the end
+            self.deaths[number].append((int(words[1]), words[2]))
         elif what == "decoding":
             self.decoding.add(int(words[0]))
         elif what == "asked":
