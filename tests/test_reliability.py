@@ -58,11 +58,16 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
 
 def _kill_and_wait(segment: object, slot: int) -> float:
     """How long it took."""
-    victim = processes.wait_until(lambda: _ready(segment, slot), "it is there")
+    victim = _wait_until_ready(segment, slot)
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
     return time.monotonic() - began
+
+
+def _wait_until_ready(segment: object, slot: int) -> int:
+    """The pid of the slot's worker."""
+    return int(processes.wait_until(lambda: _ready(segment, slot), "it is there"))
 
 
 def _ready(segment: object, slot: int) -> int:
@@ -72,7 +77,10 @@ def _ready(segment: object, slot: int) -> int:
 
 def test_all_workers_are_killed_at_once_again_and_again() -> None:
     """Fault 8."""
-    with Pool(WORKERS, retries=2) as pool:
+    with Pool(WORKERS, retries=2).start() as pool:
+        segment = pool._client.segment
+        for slot in range(WORKERS):  # a pool none of whose workers has ever become ready gives up
+            _wait_until_ready(segment, slot)
         for n in times(20, 100):
             futures = [pool.submit(tasks.square, x) for x in range(n, n + 200)]
             for pid in processes.worker_pids(pool):
