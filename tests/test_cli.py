@@ -83,7 +83,8 @@ def test_order_holds_no_more_than_a_few_thousand_results() -> None:
         ran.kill()
 
 
-def test_order_holds_only_so_much_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_holds_only_so_much_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # a target's folder joins it
     batch = Batch(
         Target("builtins:len", [], False), Inputs(("a", "b", "c"), b"\n"), None, _Printer(False), ordered=True
     )
