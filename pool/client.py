@@ -139,7 +139,7 @@ class Client(Waiting):
             return
         self.check_owner()
         if self.error is not None:
-            raise self.error.with_traceback(None)
+            raise _copied(self.error)
         from pool.errors import PoolClosed
 
         raise PoolClosed
@@ -265,7 +265,9 @@ class Client(Waiting):
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
         self.delayed = Delayed()
-        if error is None and tasks:
+        if error is not None:
+            error = _copied(error)
+        elif tasks:
             error = _pool_broken("the workers were terminated")
         for task, drained in tasks:
             task.sink.fail(task, error, drained)
@@ -648,6 +650,14 @@ def _why_gone(running: launch.Running) -> BaseException:
 
         return PoolStartError("the interpreter for the monitor process ended before it had started a worker")
     return _pool_broken("the monitor process died: all workers are gone, and nothing that was unfinished is run again")
+
+
+def _copied(error: BaseException) -> BaseException:
+    """Another one of it, for those who raise it. A traceback holds frames, and these the pool, which our own must not:
+    the pool's finaliser holds us."""
+    import copy
+
+    return copy.copy(error)
 
 
 def _pool_broken(text: str) -> BaseException:

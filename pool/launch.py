@@ -118,6 +118,7 @@ def start(workers: int, options: WorkerOptions, counts: object) -> Running:
             one.close()
         raise
     finally:
+        theirs_view = None  # only for the fork; a traceback would keep it
         segment.close()  # the mappings stay; workers need no file descriptor of ours
     theirs.close()
     ours.setblocking(False)

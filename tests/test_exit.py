@@ -1,8 +1,11 @@
 """How a client ends, well and badly, and what its forks may do: scripts in processes of their own."""
 
+import functools
+import gc
 import os
 import signal
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +13,9 @@ import processes
 import pytest
 import scripts
 import tasks
+
+from pool import Pool, errors
+from pool.client import Client
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -420,3 +426,18 @@ def test_no_finaliser_and_no_signal_handler_of_the_client_runs_in_another_proces
     for name in ("garbage", "local", "running", "published", "queued"):
         assert seen[f"del {name}"] == seen[f"finalize {name}"] == 1
     assert seen["finalize global"] == seen["atexit"] == seen[f"signal {signal.SIGUSR2}"] == 1
+
+
+def _end_of_a_pool_whose_errors_were_seen() -> weakref.ref[Client]:
+    pool = Pool(1).start()
+    future = pool.submit(time.sleep, 100)
+    os.kill(processes.monitor_pid(pool), signal.SIGKILL)
+    for call in (future.result, functools.partial(pool.submit, abs, -1), functools.partial(pool.imap, abs, [-1])):
+        with pytest.raises(errors.PoolBroken):  # its traceback has this frame, which has the pool
+            call()
+    return weakref.ref(pool._client)
+
+
+def test_a_broken_pool_is_let_go() -> None:
+    client = _end_of_a_pool_whose_errors_were_seen()
+    processes.wait_until(lambda: gc.collect() >= 0 and client() is None, "nothing holds it")
