@@ -225,9 +225,12 @@ def test_signals_in_any_order_at_client_and_monitor() -> None:
 
 
 AS_PID_1 = """
-import os, signal
+import os, signal, warnings
 from pool import Pool
 from pool.worker_process import BOOT_FAILED
+
+# From 3.12 on Python warns whoever forks beside a thread, and the pool has one.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 def orphan(code):
     if (child := os.fork()) == 0:
@@ -295,12 +298,18 @@ def _log(n: int) -> int:
     return len(bytearray(100_000))
 
 
+class Silent(logging.Handler):
+    """Unlike NullHandler it takes its lock."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def test_forks_beside_threads_that_hold_locks() -> None:
     """Fault 31: locks of logging, of the import system, of the allocator. (Not what a *file* has: see the page.)"""
     stop = threading.Event()
     log = logging.getLogger("x")
-    log.addHandler(handler := logging.NullHandler())
-    handler.handle = logging.Handler.handle.__get__(handler)  # type: ignore[method-assign] # which takes its lock
+    log.addHandler(handler := Silent())
     log.propagate = False
 
     def hammer(what: Callable[[], object]) -> None:
