@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import gc
+import math
 import os
 import select
 import signal
@@ -53,6 +54,7 @@ _STOP_SECONDS = 2.0  # workers that do not leave by themselves are killed after 
 _LONGEST_SECONDS = 3600.0  # a damaged segment may name any time
 _QUIET_SECONDS = 1.0  # without deadlines in flight, go on looking for so long before going idle
 _GROUP_SECONDS = 1.0  # how long what a dead worker had started may take to be gone (a process can hang in the kernel)
+_ORPHAN_SECONDS = 0.2  # from the end of the client's files to its own, at most
 _READY_SECONDS = 0.01  # while workers are replaced, how often to look whether a new one is ready
 _LOG_LIMIT = 64 * 1024
 _SAID_LIMIT = 4000  # bytes: so much goes into any pipe that takes something at all
@@ -141,7 +143,8 @@ class Monitor:
         except BaseException:
             sys.excepthook(*sys.exc_info())
         self._kill_everything()
-        if self._terminal and os.getppid() != self._client:  # it was killed
+        self._read_last_commands()
+        if self._terminal and self._client_was_killed():
             with contextlib.suppress(Exception):  # no file descriptor left to import it with
                 from pool import terminal
 
@@ -283,9 +286,11 @@ class Monitor:
             return
         except OSError:
             message = b""
-        if message in (b"", KILL_ALL):  # end of file: the client is gone
+        if not message:  # end of file: the client is gone
             raise SystemExit
-        if message == STOP and self._stop_by is None:
+        if message == KILL_ALL:
+            self._stop_by = -math.inf
+        elif message == STOP and self._stop_by is None:
             _core.stop_workers(self._segment)
             self._stop_by = time.monotonic() + _STOP_SECONDS + self._options.grace
         elif message == RESTART:
@@ -295,6 +300,22 @@ class Monitor:
             self._kill_condemned()
         elif message[:1] == TERMINAL:
             self._terminal = os.fsdecode(message[1:])
+
+    def _read_last_commands(self) -> None:
+        """Which line the client had, if it was told and not yet read."""
+        with contextlib.suppress(OSError):
+            while message := self._commands.recv(1 + LONGEST_PATH):
+                if message[:1] == TERMINAL:
+                    self._terminal = os.fsdecode(message[1:])
+
+    def _client_was_killed(self) -> bool:
+        """Its files are closed a moment before its children are given to another parent."""
+        until = time.monotonic() + _ORPHAN_SECONDS
+        while os.getppid() == self._client:
+            if self._stop_by is not None or time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+        return True
 
     def _kill_condemned(self) -> None:
         """Kill the workers whose rows the client has condemned, and only those whose rows still say so."""

@@ -195,7 +195,10 @@ class _Bar(Display):
         return -math.inf
 
     def _show(self, progress: Progress) -> None:
-        self._line.draw(lambda columns: self._text(progress, columns))
+        if self._line.take():
+            self._line.draw(lambda columns: self._text(progress, columns))
+        else:  # draw at the next call: the monitor, which gives it back should we be killed, is told in between
+            self._shown = -math.inf
 
     def pause(self) -> None:
         self._try(lambda _: self._line.close(), None)

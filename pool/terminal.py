@@ -33,20 +33,25 @@ class LastLine:
         self._pid = os.getpid()
         self._size: tuple[int, int] | None = None  # columns and lines that the region was made for
 
+    def take(self) -> bool:
+        """Whether it was ours already. If nobody in this process has it, it is ours from now on: `held` says so before
+        anything is drawn."""
+        global _open
+        ours = _open is self
+        if _open is None and self._pid == os.getpid():
+            _open = self
+        return ours
+
     def draw(self, line: Callable[[int], str]) -> None:
         """Show ``line(columns)`` there, which must be narrower than that. Takes the line away from the others first;
-        again if the terminal's size has changed. Does nothing while another one is open in this process, or if there
-        are less than three lines."""
-        global _open
-        if self._pid != os.getpid() or _open not in (None, self):
+        again if the terminal's size has changed. Does nothing before `take`, or if there are less than three lines."""
+        if self._pid != os.getpid() or _open is not self:
             return
         columns, lines = os.get_terminal_size(self._fd)
         if lines < _LEAST_LINES:
             return
         text = ""
         if self._size != (columns, lines):
-            if _open is None:
-                _open = self
             self._size = columns, lines
             # One line down (which scrolls at the bottom) and up again: the cursor is not on the last line then.
             text = f"{FULL}\033D\033[A{SAVE}\033[1;{lines - 1}r{RESTORE}"
@@ -61,8 +66,9 @@ class LastLine:
             return
         text = ""
         if _open is self:
-            _open, self._size = None, None
-            text = f"{FULL}{SAVE}\033[{os.get_terminal_size(self._fd).lines};1H\033[2K{RESTORE}"
+            drawn, _open, self._size = self._size is not None, None, None
+            if drawn:
+                text = f"{FULL}{SAVE}\033[{os.get_terminal_size(self._fd).lines};1H\033[2K{RESTORE}"
         if line is not None:
             columns = os.get_terminal_size(self._fd).columns
             # Somebody may have left the cursor behind a text. Spaces for a whole line bring it into the next one then,

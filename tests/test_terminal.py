@@ -154,6 +154,36 @@ def test_a_client_that_is_killed_leaves_no_scroll_region(terminal: Callable[...,
     assert t.end() == -signal.SIGKILL
 
 
+AT_ONCE = """
+    import os, signal
+    from pool import Pool, terminal
+
+    draw = terminal.LastLine.draw
+
+    def draw_and_die(self, line):
+        draw(self, line)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    terminal.LastLine.draw = draw_and_die
+    print("before", flush=True)
+    with Pool(1) as pool:
+        list(pool.imap(abs, range(10**9), progress=True))
+"""
+
+
+def test_a_client_that_is_killed_in_its_first_drawing_leaves_none_either(terminal: Callable[..., Terminal]) -> None:
+    for _ in range(5):  # the monitor may see its client's end before what that has told it
+        t = terminal(AT_ONCE, 100, 24)
+        other_end = os.open(os.readlink(f"/proc/{t.pid}/fd/0"), os.O_RDWR | os.O_NOCTTY)
+        try:
+            t.wait_for(lambda shown: b"\033[1;23r" in t.raw and t.raw.endswith(b"\033[2K\0338"))  # noqa: B023
+        finally:
+            os.close(other_end)
+        assert t.end() == -signal.SIGKILL
+        assert t.screen.margins in (None, (0, 23))
+        assert [line for line in t.lines() if line] == ["before"]
+
+
 PARTIAL = """
     import time
     from pool import Pool
