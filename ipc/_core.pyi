@@ -7,7 +7,7 @@ large `commit` and `complete` let other threads run meanwhile; every other call 
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
+from typing import Any, Final, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
 
@@ -242,6 +242,29 @@ def publish(
     convention << 8. `number`: what its items are counted as, see `count_into`. `since`: from when it waits for a worker
     (monotonic ns), 0: from now on."""
 
+def give(
+    segment: _Segment,
+    tasks: list[_T | None],
+    client: Any,
+    source: Iterator[Any],
+    most: int,
+    like: _T,
+    fn: int,
+    fn_generation: int,
+    fn_unit: int,
+    fn_len: int,
+    number: int,
+    memory_limit: int,
+    watched: bool,
+    given: list[int],
+    /,
+) -> int | tuple[Any]:
+    """`publish` up to `most` items of `source`, each by itself, as calls with that item, while they are numbers, None,
+    or short strings or bytes. Their records are as `like` (pool/task.py), whose position is that of the first item.
+    0: so many; 1: `source` is exhausted; 2: if `watched`, the monitor has to be told to look; (item,): it was read, but
+    it is nothing of that kind, or there is no row, or `client` is not to publish (`segment`, `queue`, `reserve`).
+    Raises what `source` raises. `given[0]` grows by how many were published, whatever happens."""
+
 def count_into(segment: _Segment, tally: _Tally, /) -> None:
     """Count what `collect` and `settle` hand out from now on."""
 
@@ -252,14 +275,16 @@ def collect(
     most: int,
     sink: object,
     own: list[tuple[_T, int, Any, int, bytes]],
+    values: list[Any] | None,
     /,
 ) -> int:
     """Append (record, kind, data, length, facts) for at most `most` rows that are done or offer items, and free the
     done ones: to `own` if record[0] is `sink`, else to `inbox`; how many. A task: kind and data of its result: bytes; a
     bytearray, if it is made of pieces; or, if it is large, its run for as long as somebody holds it. A chunk: how many
     of its items came before, and of the next ones [kind, data, ...], or their values in a tuple, where all are numbers,
-    None, short strings or bytes. length: bytes of all this in the payload. facts:
-    what it took, see pool/account.py; of a chunk, of its items together, and then, if one of them is no value, of each.
+    None, short strings or bytes. length: bytes of all this in the payload. facts: what it took, see pool/account.py; of
+    a chunk, of its items together, and then, if one of them is no value, of each. What single calls of `sink` have
+    returned goes to `values` instead, if that is a list, where it is a number, None, or a short string or bytes.
     Damaged; MemoryError, and then the row is found again by a later call. What is appended counts."""
 
 def flush(segment: _Segment, /) -> int:
@@ -336,11 +361,22 @@ def set_phase(segment: _Segment, phase: int, /) -> None:
     """Tell the monitor and `slot_info`: STARTING, IDLE, LEAVING. Who leaves wakes others for what is ready."""
 
 def claim(
-    segment: _Segment, spin_us: int, timeout_ms: int, /
-) -> tuple[int, int, int, int, bytes | None, int] | Literal[False] | None:
+    segment: _Segment,
+    spin_us: int,
+    timeout_ms: int,
+    fn: Callable[..., Any] | None = None,
+    id: int = 0,
+    generation: int = 0,
+    /,
+) -> tuple[int, int, int, int, bytes | None, int] | tuple[Any] | BaseException | int | None:
     """Claim a row, waiting once: (fn, fn_generation, calling convention, items, args, flags). args None: ask
     `arguments`. None: the time is over, or a signal came; False: the pool stops, or this worker is to leave. Damaged,
-    and then the row is claimed nevertheless."""
+    and then the row is claimed nevertheless.
+
+    With `fn`, whose key is `id` and `generation`, tasks that call it with one number, None, or short string or bytes
+    are run and completed right here, one after the other. True: so many, or for so long, that other threads should
+    have their turn. What such a task returned that is none of these is returned as (value,), and what it raised as
+    it is: complete it. A code: what `complete` returned."""
 
 def arguments(segment: _Segment, /) -> Buffer:
     """Of the claimed row. A run in the payload for as long as somebody holds it: also after `complete`, which makes it

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { POSITION = 1, DATA = 3, FLAGS = 4, TIMEOUT = 5, ITEM = 6 }; /* of a record, pool/task.py */
 #define VIEW_BYTES 32768u /* a smaller result is copied: cheaper than a run of its own for as long as somebody holds it */
 
 FUNCTION(open_client) {
@@ -45,6 +46,96 @@ FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len
     /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
     if (row >= 0 && set_record(args[1], (uint32_t)row, args[2]) < 0) return NULL;
     return PyLong_FromLong(row);
+}
+
+static int must_look(struct view *v) {
+    int must = v->client->shortened || atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst);
+    v->client->shortened = 0;
+    return must;
+}
+
+/* Whether a task may be published at once: it is still this segment, nothing waits before it, and no memory is to be kept free. Any code may have
+ * run since the last look, and other threads. */
+static int may_publish(PyObject *client, PyObject *segment) {
+    static PyObject *names[3];
+    PyObject *found[3] = {NULL};
+    int may = 1;
+    for (int k = 0; may && k < 3; k++) {
+        if (!names[k] && !(names[k] = PyUnicode_InternFromString((const char *[]){"segment", "queue", "reserve"}[k]))) return 0;
+        may = (found[k] = PyObject_GetAttr(client, names[k])) != NULL;
+    }
+    may = may && found[0] == segment && PyObject_Size(found[1]) == 0 && !PyObject_IsTrue(found[2]);
+    for (int k = 0; k < 3; k++) Py_XDECREF(found[k]);
+    return may;
+}
+
+/* A record like `like`, for another item: same type, same fields but for position, data and item. */
+static PyObject *record_like(PyObject *like, long long position, const unsigned char *pickle, int length, PyObject *item) {
+    Py_ssize_t fields = PyTuple_Size(like);
+    PyObject *record = PyType_GenericAlloc(Py_TYPE(like), fields), *own[] = {PyLong_FromLongLong(position), PyBytes_FromStringAndSize((const char *)pickle, length)};
+    if (!record || !own[0] || !own[1]) {
+        Py_XDECREF(record), Py_XDECREF(own[0]), Py_XDECREF(own[1]);
+        return NULL;
+    }
+    for (Py_ssize_t k = 0; k < fields; k++) {
+        PyObject *field = k == POSITION ? own[0] : k == DATA ? own[1] : Py_NewRef(k == ITEM ? item : PyTuple_GetItem(like, k));
+        PyTuple_SetItem(record, k, field);
+    }
+    return record;
+}
+
+/* Publish one item of a map. 1: done; 0: not like this; -1: an exception is set. */
+static int give_item(struct view *v, PyObject *const *args, struct ipc_task *t, uint16_t counted_as, long long position, PyObject *item) {
+    unsigned char pickle[SCALAR_MOST];
+    int length = scalar_encode(item, pickle);
+    if (!length) return 0;
+    PyObject *record = record_like(args[5], position, pickle, length, item);
+    if (!record) return -1;
+    struct ipc_piece piece = {pickle, (uint64_t)length};
+    t->piece = &piece;
+    t->pieces = 1;
+    int row = may_publish(args[2], args[0]) ? ipc_publish(v->client, t) : PyErr_Occurred() ? IPC_DAMAGED : IPC_NO_ROOM;
+    if (row >= 0) {
+        v->number[row] = counted_as;
+        if (PyList_SetItem(args[1], (Py_ssize_t)row, record) == 0) return 1;
+        record = NULL; /* it is gone either way */
+    }
+    Py_XDECREF(record);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+FUNCTION(give) { /* give(segment, tasks, client, source, most, like, fn, generation, unit, length, number, memory_limit, watched, given) */
+    VIEW(14, CLIENT);
+    PyObject *like = args[5];
+    if (!PyTuple_Check(like) || PyTuple_Size(like) <= ITEM) return PyErr_Format(PyExc_TypeError, "give: a record is a tuple");
+    long most = PyLong_AsLong(args[4]), given = PyLong_AsLong(PyList_GetItem(args[13], 0)), before = given;
+    long long first = PyLong_AsLongLong(PyTuple_GetItem(like, POSITION));
+    int watched = PyObject_IsTrue(args[12]);
+    struct ipc_task t = {.fn = number32(args[6]), .fn_generation = number32(args[7]), .fn_unit = number32(args[8]), .fn_len = number32(args[9]),
+                         .timeout_ms = number32(PyTuple_GetItem(like, TIMEOUT)), .flags = (uint16_t)number(PyTuple_GetItem(like, FLAGS), UINT16_MAX),
+                         .attempt = 1, .memory_limit = number(args[11], UINT64_MAX)};
+    uint16_t counted_as = (uint16_t)number(args[10], TALLIES - 1);
+    CHECK;
+    PyObject *answer = NULL, *item = NULL;
+    while (!answer && given - before < most) {
+        if (!(item = PyIter_Next(args[3]))) {
+            if (!PyErr_Occurred()) answer = PyLong_FromLong(1);
+            break;
+        }
+        int code = give_item(v, args, &t, counted_as, first + given, item);
+        if (code == 0) answer = PyTuple_Pack(1, item);
+        Py_DECREF(item);
+        if (code < 0) break;
+        given += code;
+        if (watched && code && must_look(v)) answer = PyLong_FromLong(2);
+    }
+    if (!answer && !PyErr_Occurred()) answer = PyLong_FromLong(0);
+    /* Not by the answer: a signal handler that raises comes before that is looked at. */
+    PyObject *type, *error, *trace, *count;
+    PyErr_Fetch(&type, &error, &trace);
+    if ((count = PyLong_FromLong(given))) PyList_SetItem(args[13], 0, count);
+    PyErr_Restore(type, error, trace);
+    return answer;
 }
 
 /* A result's bytes: a view of its run if it is large and there is room for views, else a copy, which its reader may write to if it is packed. */
@@ -169,6 +260,22 @@ static void drop_record(PyObject *tasks, uint32_t row) {
     PyList_SetItem(tasks, (Py_ssize_t)row, Py_None);
 }
 
+/* Append the value of a single call to `values`, if it is short and simple. 1: done; 0: it is not; -1: an exception is set, it is not taken. */
+static int take_plain(struct view *v, PyObject *tasks, PyObject *record, uint32_t row, const struct ipc_result *r, PyObject *values) {
+    PyObject *value = r->kind == VALUE ? scalar_decode(r->data, r->length) : NULL;
+    if (!value) return 0;
+    int failed = PyList_Append(values, value);
+    Py_DECREF(value);
+    if (failed) return -1;
+    if (count_item(v->tally, v->number[row], record, 0, VALUE, r->spent, r->slot) < 0) {
+        PyList_SetSlice(values, PyList_Size(values) - 1, PyList_Size(values), NULL);
+        return -1;
+    }
+    drop_record(tasks, row);
+    ipc_release_row(v->client, row);
+    return 1;
+}
+
 /* Append the entry of a finished row to its list. -1 with an exception set: it is not taken. */
 static int take(struct view *v, PyObject *const *args, uint32_t row) {
     struct ipc_client *c = v->client;
@@ -177,6 +284,10 @@ static int take(struct view *v, PyObject *const *args, uint32_t row) {
     struct ipc_result r;
     if (ipc_read_result(c, row, &r) < 0) return damaged("a result points outside its room"), -1;
     uint32_t items = c->items[row], drained = c->drained[row], offered = (uint32_t)ipc_offers(c, row);
+    if (!items && args[6] != Py_None && sink == args[4]) {
+        int taken = take_plain(v, tasks, record, row, &r, args[6]);
+        if (taken) return taken < 0 ? -1 : 0;
+    }
     if (items) r.kind = drained; /* a chunk's frames have kinds of their own */
     struct took took = {0};
     PyObject *data = NULL, *facts = NULL, *to = sink == args[4] ? args[5] : args[2];
@@ -216,10 +327,11 @@ static int take(struct view *v, PyObject *const *args, uint32_t row) {
     return 0;
 }
 
-FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own): append (record, kind, data, length, facts) for each finished row to
+FUNCTION(collect) { /* collect(segment, tasks, inbox, most, sink, own, values): append (record, kind, data, length, facts) for each finished row to
                        inbox, or to own if record[0] is sink; of a chunk, kind is the number of items that were drained before, and
-                       data a tuple of values, or else a list of kinds and pickles */
-    VIEW(6, CLIENT);
+                       data a tuple of values, or else a list of kinds and pickles. To values, if it is a list, what single calls
+                       of that sink have returned, where it is short and simple */
+    VIEW(7, CLIENT);
     long most = PyLong_AsLong(args[3]), count = 0;
     CHECK;
     for (int row; count < most && (row = ipc_next_done(v->client)) >= 0; count++) {
@@ -402,13 +514,11 @@ FUNCTION(free_function) { /* free_function(segment, unit, length) */
 
 FUNCTION(monitor_must_look) { /* after publishing a deadline: does the monitor have to be told? */
     VIEW(1, CLIENT);
-    int must = v->client->shortened || atomic_load_explicit(&v->s.header->monitor_idle, memory_order_seq_cst);
-    v->client->shortened = 0;
-    return PyBool_FromLong(must);
+    return PyBool_FromLong(must_look(v));
 }
 
 PyMethodDef client_methods[] = {
-    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("give", give), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
     ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("cancel", cancel), ENTRY("drained", drained), ENTRY("row_word", row_word), ENTRY("condemn", condemn),
     ENTRY("next_dead", next_dead), ENTRY("settle", settle), ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan),
     ENTRY("trim", trim), ENTRY("store_function", store_function), ENTRY("free_function", free_function),

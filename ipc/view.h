@@ -14,10 +14,11 @@
 #include <sys/types.h>
 
 #define CAPSULE "ipc.segment"
-#define VALUE 0u /* the kind of a pickle, as in pool/codec.py */
+#define VALUE 0u /* the kind of a pickle, as in pool/codec.py, */
+#define CALL_ONE 1 /* and of a call */
 
 extern PyObject *Damaged;
-extern int in_item;   /* in a worker: the code of a task runs, called by run_items */
+extern int in_item;   /* in a worker: the code of a task runs, called by run_items or claim */
 extern uint32_t forks; /* of this process, while it held runs or not */
 
 struct view {

@@ -7,6 +7,8 @@
 #include <string.h>
 
 #define FILL_NS 1000000u /* a slow input does not make a chunk wait for longer */
+#define RUN_MOST 64       /* tasks in a row without a step in Python, */
+#define RUN_NS 1000000u   /* and time: then other threads of the worker may have their turn */
 
 FUNCTION(open_worker) { /* open_worker(segment, slot, generation) */
     VIEW(3, ANY);
@@ -24,64 +26,6 @@ FUNCTION(set_phase) {
     CHECK;
     ipc_set_phase(v->worker, phase);
     Py_RETURN_NONE;
-}
-
-FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms) -> (fn, generation, call, items, args | None, flags) | None | False when stopped */
-    VIEW(3, WORKER);
-    uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000);
-    CHECK;
-    struct ipc_worker *w = v->worker;
-    int code = ipc_claim(w);
-    if (code == IPC_EMPTY) {
-        Py_BEGIN_ALLOW_THREADS
-        code = ipc_worker_wait(w, spin, timeout);
-        Py_END_ALLOW_THREADS
-        if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
-        code = ipc_claim(w);
-    }
-    if (code == IPC_STOP) Py_RETURN_FALSE;
-    if (code == IPC_EMPTY) Py_RETURN_NONE;
-    struct ipc_task t;
-    if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
-    int plain = !t.args_units && !(t.flags & 0xff);
-    PyObject *tuple = PyTuple_New(6), *item[6] = {PyLong_FromUnsignedLong(t.fn), PyLong_FromUnsignedLong(t.fn_generation),
-        PyLong_FromUnsignedLong(t.flags >> 8), PyLong_FromUnsignedLong(t.items),
-        plain ? PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len) : Py_NewRef(Py_None), PyLong_FromUnsignedLong(t.flags & 0xff)};
-    for (Py_ssize_t k = 0; k < 6; k++) {
-        if (tuple && item[k]) {
-            PyTuple_SetItem(tuple, k, item[k]);
-        } else {
-            Py_CLEAR(tuple);
-            Py_XDECREF(item[k]);
-        }
-    }
-    return tuple;
-}
-
-FUNCTION(arguments) { /* of the claimed row: what the task may look at in place is its run, unless another attempt may need that as it is */
-    VIEW(1, WORKER);
-    struct ipc_task t;
-    if (ipc_claimed(v->worker, &t) < 0) return damaged("a claimed row points outside its room");
-    if (t.args_units && !(t.flags & IPC_PACKED && t.flags & IPC_REPEATABLE)) {
-        PyObject *run = run_new(args[0], v, t.args, t.args_len, t.args_unit, t.args_units, 0);
-        v->args = (struct run *)run;
-        v->pinned = 0;
-        return run;
-    }
-    if (t.flags & IPC_PACKED) return PyByteArray_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
-    return PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
-}
-
-FUNCTION(claimed_function) { /* the pickled function of the claimed row */
-    VIEW(1, WORKER);
-    struct ipc_task t;
-    if (ipc_claimed(v->worker, &t) < 0 || t.fn == 0) return damaged("a claimed row points outside its room"); /* only with fn is fn_unit checked */
-    return PyBytes_FromStringAndSize((const char *)v->s.payload + (uint64_t)t.fn_unit * IPC_UNIT_SIZE, (Py_ssize_t)t.fn_len);
-}
-
-FUNCTION(begin_items) {
-    VIEW(1, WORKER);
-    return PyLong_FromLong(ipc_begin_items(v->worker));
 }
 
 /* Publish what came of the claimed row, or of its running item. */
@@ -111,6 +55,117 @@ static int give(struct view *v, uint32_t kind, const struct ipc_piece *piece, ui
         v->pinned = 0;
     }
     return code;
+}
+
+/* The exception that is set, as an object. */
+static PyObject *raised(void) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace) PyException_SetTraceback(error, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return error;
+}
+
+static PyObject *task_tuple(const struct ipc_task *t, int plain) {
+    PyObject *tuple = PyTuple_New(6), *item[6] = {PyLong_FromUnsignedLong(t->fn), PyLong_FromUnsignedLong(t->fn_generation),
+        PyLong_FromUnsignedLong(t->flags >> 8), PyLong_FromUnsignedLong(t->items),
+        plain ? PyBytes_FromStringAndSize((const char *)t->args, (Py_ssize_t)t->args_len) : Py_NewRef(Py_None), PyLong_FromUnsignedLong(t->flags & 0xff)};
+    for (Py_ssize_t k = 0; k < 6; k++) {
+        if (tuple && item[k]) {
+            PyTuple_SetItem(tuple, k, item[k]);
+        } else {
+            Py_CLEAR(tuple);
+            Py_XDECREF(item[k]);
+        }
+    }
+    return tuple;
+}
+
+/* The function that the last task called: the next one that calls it, with one short and simple value, needs no step in Python. */
+struct ready {
+    PyObject *fn; /* None: there is none */
+    uint32_t id, generation;
+};
+
+static PyObject *plain_argument(const struct ready *ready, const struct ipc_task *t) {
+    if (ready->fn == Py_None || t->fn != ready->id || t->fn_generation != ready->generation || t->items || t->flags >> 8 != CALL_ONE) return NULL;
+    return scalar_decode(t->args, t->args_len);
+}
+
+/* Call it and complete the claimed row. NULL: done; else what `claim` returns. Takes the argument. */
+static PyObject *run_plain(struct view *v, PyObject *fn, PyObject *argument) {
+    in_item = 1;
+    PyObject *value = PyObject_CallFunctionObjArgs(fn, argument, NULL);
+    if (value && PyErr_CheckSignals() < 0) Py_CLEAR(value); /* code in C does not look for itself: it is this task that was interrupted */
+    Py_DECREF(argument);
+    in_item = 0;
+    if (!value) return raised();
+    unsigned char pickle[SCALAR_MOST];
+    int length = v->control ? scalar_encode(value, pickle) : 0; /* without it this is a child that the task has forked */
+    PyObject *other = length ? NULL : PyTuple_Pack(1, value);
+    Py_DECREF(value);
+    if (!length) return other ? other : raised();
+    struct ipc_piece piece = {pickle, (uint64_t)length};
+    int code = give(v, VALUE, &piece, 1, ipc_complete);
+    return code == 0 ? NULL : PyLong_FromLong(code);
+}
+
+FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms, fn=None, id=0, generation=0) -> None | False when stopped | True after many plain tasks |
+                     (fn, generation, call, items, args | None, flags) | of a task that was run here: (value,), what it raised, or a code */
+    VIEW(n == 6 ? 6 : 3, WORKER);
+    uint64_t spin = number32(args[1]) * UINT64_C(1000), timeout = number32(args[2]) * UINT64_C(1000000), until = 0;
+    struct ready ready = {Py_None, 0, 0};
+    if (n == 6) ready = (struct ready){args[3], number32(args[4]), number32(args[5])};
+    CHECK;
+    struct ipc_worker *w = v->worker;
+    for (int left = RUN_MOST; left > 0; left--) {
+        int code = ipc_claim(w);
+        if (code == IPC_EMPTY) {
+            Py_BEGIN_ALLOW_THREADS
+            code = ipc_worker_wait(w, spin, timeout);
+            Py_END_ALLOW_THREADS
+            if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
+            code = ipc_claim(w);
+        }
+        if (code == IPC_STOP) Py_RETURN_FALSE;
+        if (code == IPC_EMPTY) Py_RETURN_NONE;
+        struct ipc_task t;
+        if (ipc_claimed(w, &t) < 0) return damaged("a claimed row points outside its room");
+        int plain = !t.args_units && !(t.flags & 0xff);
+        PyObject *argument = plain ? plain_argument(&ready, &t) : NULL, *answer = argument ? run_plain(v, ready.fn, argument) : task_tuple(&t, plain);
+        if (answer || !argument) return answer;
+        if (!until) until = w->ended + RUN_NS;
+        if (w->ended > until) break;
+    }
+    Py_RETURN_TRUE;
+}
+
+FUNCTION(arguments) { /* of the claimed row: what the task may look at in place is its run, unless another attempt may need that as it is */
+    VIEW(1, WORKER);
+    struct ipc_task t;
+    if (ipc_claimed(v->worker, &t) < 0) return damaged("a claimed row points outside its room");
+    if (t.args_units && !(t.flags & IPC_PACKED && t.flags & IPC_REPEATABLE)) {
+        PyObject *run = run_new(args[0], v, t.args, t.args_len, t.args_unit, t.args_units, 0);
+        v->args = (struct run *)run;
+        v->pinned = 0;
+        return run;
+    }
+    if (t.flags & IPC_PACKED) return PyByteArray_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
+    return PyBytes_FromStringAndSize((const char *)t.args, (Py_ssize_t)t.args_len);
+}
+
+FUNCTION(claimed_function) { /* the pickled function of the claimed row */
+    VIEW(1, WORKER);
+    struct ipc_task t;
+    if (ipc_claimed(v->worker, &t) < 0 || t.fn == 0) return damaged("a claimed row points outside its room"); /* only with fn is fn_unit checked */
+    return PyBytes_FromStringAndSize((const char *)v->s.payload + (uint64_t)t.fn_unit * IPC_UNIT_SIZE, (Py_ssize_t)t.fn_len);
+}
+
+FUNCTION(begin_items) {
+    VIEW(1, WORKER);
+    return PyLong_FromLong(ipc_begin_items(v->worker));
 }
 
 static PyObject *give_object(PyObject *const *args, Py_ssize_t n, int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {

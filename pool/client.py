@@ -425,12 +425,12 @@ class Client(Waiting):
 
     # ---- collect and settle
 
-    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
+    def pump(self, sink: object = None, own: list[Any] | None = None, values: list[Any] | None = None) -> bool:
         """One turn: hand over what is done, settle the dead, publish what waits, wake whom it takes. True if anything
         was done.
 
         What belongs to ``sink`` is appended to ``own`` instead of arriving there, as (task, kind, data, length,
-        facts).
+        facts); what its single calls have returned to ``values``, where it is a number, None, or short.
         """
         if self.segment is None or self._pumping:
             return False
@@ -438,7 +438,8 @@ class Client(Waiting):
         try:
             if self.delayed.waiting:
                 self._call_delayed()
-            done = _core.collect(self.segment, self.tasks, self.inbox, _MOST, sink, self.inbox if own is None else own)
+            to = self.inbox if own is None else own
+            done = _core.collect(self.segment, self.tasks, self.inbox, _MOST, sink, to, values)
             if self.tally.found:
                 self.tally.note_slow()
             dead = _core.next_dead(self.segment)

@@ -268,6 +268,11 @@ class FunctionCache:
             del self._known[next(iter(self._known))]
         return fn
 
+    def known(self, id: int, generation: int) -> tuple[Callable[..., Any] | None, int, int]:
+        """The same with its key, if it is remembered; else None."""
+        found = self._known.get(id)
+        return (found[1] if found is not None and found[0] == generation else None), id, generation
+
     def clear(self) -> None:
         """Forget all; what is needed again is still where it was."""
         self._known.clear()

@@ -161,7 +161,7 @@ class InlineClient(Client):
         self._publish(task)
         self.pump()
 
-    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
+    def pump(self, sink: object = None, own: list[Any] | None = None, values: list[Any] | None = None) -> bool:
         while self.queue or self.delayed.waiting:  # further attempts
             if self.queue:
                 self._publish(self.queue.popleft())

@@ -350,18 +350,33 @@ class MapRun:
         """Publish up to ``count`` items one by one, straight from the input. True if the input has ended.
 
         The hot path: what ``Client.offer`` does, without its calls. Without the lock, too: a publication and its
-        record are one call in C."""
+        record are one call in C. Numbers and short strings need no step in Python; behind the first item that is
+        something else, the others of this batch take their steps here."""
         client, function, flags, timeout_ms = self.client, self.function, self._flags, self._timeout_ms
         limit, must_look = self.policy.memory_limit, _core.monitor_must_look
         watched = timeout_ms or limit or self.policy.capture_output
         segment, tasks, publish = client.segment, client.tasks, _core.publish
+        counts = [0]  # of what went without a step here
         fn, generation, unit, length = function.id, function.generation, function.unit, function.length
         number = function.number
         index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
         note, packers = buffers.append, {} if self.policy.retries else codec.PACKERS
         try:
-            for item in itertools.islice(source, count):
+            what: Any = ()
+            if segment is not None:
+                like = _new(Task, (self, index, function, b"", flags, timeout_ms, None, 0, FIRST, 0))
+                while (
+                    what := _core.give(
+                        segment, tasks, client, source, count - counts[0], like, fn, generation, unit, length, number,
+                        limit, bool(watched), counts,
+                    )
+                ) == 2:  # fmt: skip
+                    client.tell_monitor_to_look()
+                if type(what) is int:
+                    return what == 1
+            index += counts[0]
+            for item in itertools.chain(what, itertools.islice(source, count - counts[0] - len(what))):
                 given += 1
                 kind = type(item)
                 bare = None
@@ -407,9 +422,9 @@ class MapRun:
                     return False
                 bare = data = None  # the input may resize its bytearray, which it cannot while we look into it
         finally:
-            self.flying += given
-            self.given += given
-        return given < count
+            self.flying += given + counts[0]
+            self.given += given + counts[0]
+        return given + counts[0] < count
 
     def give_chunk(self, source: Iterator[Any], count: int) -> bool:
         """Publish up to ``count`` items as one chunk. True if the input has ended; raises what the input raised."""

@@ -81,7 +81,8 @@ def run_map(
     early: dict[int, tuple[int, Any, Any, Account | None]] = {}
     own: list[Any] = []
     hand: list[Any] = []  # a value on its way to the caller: no name of ours may hold it while the caller has it
-    plain = not ordered and not run.auto and not run.numbered  # values may be yielded straight from what was collected
+    plain = not ordered and not run.auto and not run.numbered  # values may be yielded straight from what was collected,
+    values: list[Any] | None = [] if plain else None  # and these are decoded
     try:
         while True:
             if not ended and client.state != OPEN:
@@ -103,13 +104,27 @@ def run_map(
                 if ended and ticker is not None:
                     ticker.total = run.given
             with client.lock:
-                client.pump(run, own)
+                client.pump(run, own, values)
+                if values:
+                    run.came(len(values))
+                    run.landed += len(values)
                 own = run.take(own, plain)
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
             if watch is not None:
                 look = watch.look(taken)
+            if values:
+                if ticker is None:
+                    taken += len(values)
+                    yield from values
+                else:
+                    for value in values:
+                        taken += 1
+                        if taken >= look:
+                            look = ticker.look(taken)
+                        yield value
+                values.clear()
             for task, kind, data, _, _ in own:
                 try:
                     hand.append(codec.loads_packed(data) if kind else _loads(data))
@@ -153,7 +168,7 @@ def run_map(
                         break
                     index = taken
                     kind, data, item, account = early.pop(taken)
-            failure = data = item = task = None  # what is the caller's is not ours to keep
+            failure = data = item = task = value = None  # what is the caller's is not ours to keep
             left = pause = None if end is None else end - time.monotonic()
             if left is not None and left <= 0 and taken < run.given:  # other results, and input, may come without end
                 if late == taken:

@@ -38,6 +38,7 @@ BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
 _IDLE_MS = 1000
+_NOT_READY: tuple[Callable[..., Any] | None, int, int] = None, 0, 0
 
 
 class WorkerOptions:
@@ -261,15 +262,25 @@ def _loop(segment: object, recycle_after: int) -> bool:
     limit = _core.room(segment) // 64
     kept = 0  # after the last collection
     done = 0
+    fn, fn_id, fn_generation = _NOT_READY  # which tasks `claim` may run by itself
     while True:
-        claim = _core.claim(segment, _SPIN_US, _IDLE_MS)
+        claim = _core.claim(segment, _SPIN_US, _IDLE_MS, fn, fn_id, fn_generation)
+        if claim is True:
+            continue
         if claim is None:
             if (share := sys.modules.get("pool.share")) is not None and share.release_unused():
                 functions.clear()  # they may hold it
+                fn, fn_id, fn_generation = _NOT_READY
             continue
         if claim is False:
             break
-        code = (_run_chunk if claim[3] else _run_one)(segment, functions, claim)
+        if type(claim) is tuple and len(claim) == 6:
+            _, _, call, items, args, _ = claim
+            code = (_run_chunk if items else _run_one)(segment, functions, claim)
+            if call == codec.CALL_ONE and not items and not recycle_after:
+                fn, fn_id, fn_generation = functions.known(*claim[:2])
+        else:
+            code, items, args = _finish(segment, claim), 1, b""
         if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
             os._exit(0)
         if code < 0:
@@ -278,12 +289,12 @@ def _loop(segment: object, recycle_after: int) -> bool:
             break
         # Arguments that tasks have kept take room from others. What cycles keep is collected; a worker that still keeps
         # more than four times as much is to be replaced.
-        if claim[4] is None and _core.kept(segment) > kept + limit:
+        if args is None and _core.kept(segment) > kept + limit:
             gc.collect()
             kept = _core.kept(segment)
             if kept > 4 * limit:
                 break
-        done += claim[3] or 1
+        done += items or 1
         if recycle_after and done >= recycle_after:
             break
     return True
@@ -317,6 +328,23 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
     if caught is not None and not _Process.forked:
         kind, data = _with_output(caught, kind, data)
         caught.stop()
+    return _forked_or(_core.complete, segment, kind, data)
+
+
+def _finish(segment: object, ran: Any) -> int:
+    """Complete the task that `claim` has run, if it has not: ``ran`` is (value,), what was raised, or a code."""
+    global _in_task
+    if type(ran) is int:
+        return ran
+    try:
+        if type(ran) is not tuple:
+            raise ran
+        _in_task = True
+        kind, data = codec.encode_value(ran[0])
+        _in_task = False
+    except BaseException as error:
+        _in_task = False
+        kind, data = _encode_error(error, 1)
     return _forked_or(_core.complete, segment, kind, data)
 
 

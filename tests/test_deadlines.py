@@ -198,7 +198,7 @@ def _item(item: int) -> int:
     if item % 5 == 3:
         while True:
             pass
-    end = time.monotonic() + 0.02
+    end = time.monotonic() + 0.06
     while time.monotonic() < end:
         pass
     return item * 10
@@ -207,8 +207,8 @@ def _item(item: int) -> int:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("ordered", [True, False])
 def test_in_a_chunk_the_deadline_is_each_items_own(ordered: bool) -> None:
-    # A chunk of twelve takes 0.2 s and more without its endless items: longer than the timeout of one.
-    with Pool(2, timeout=0.15) as pool:
+    # A chunk of twelve takes 0.6 s and more without its endless items: longer than the timeout of one.
+    with Pool(2, timeout=0.5) as pool:
         mapped = (pool.imap if ordered else pool.imap_unordered)(_item, range(24), chunksize=12, on_error="return")
         outcomes = list(mapped)
         late = {o.item: o for o in outcomes if isinstance(o, Failure)}

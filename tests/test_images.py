@@ -111,7 +111,7 @@ class Image:
 
     def collect(self) -> list[Any]:
         inbox: list[Any] = []
-        assert _core.collect(self.client, self.tasks, inbox, 100, object(), []) == len(inbox)
+        assert _core.collect(self.client, self.tasks, inbox, 100, object(), [], None) == len(inbox)
         return [(record[0], *rest) for record, *rest in inbox]
 
     def results(self) -> list[tuple[str, Any]]:
@@ -486,7 +486,7 @@ def test_what_cannot_be_taken_is_found_again(image: Image, kind: str) -> None:
             wanted = [("task", 4, data, len(data))]
     for _ in range(2):
         with pytest.raises(SystemError):
-            _core.collect(image.client, image.tasks, (), 100, object(), ())  # type: ignore[arg-type]
+            _core.collect(image.client, image.tasks, (), 100, object(), (), None)  # type: ignore[arg-type]
     came = image.collect()
     assert [(*e[:2], bytes(e[2]) if kind == "large" else e[2], e[3]) for e in came] == wanted
     assert image.collect() == []

@@ -273,7 +273,7 @@ class Protocol(RuleBasedStateMachine):
         inbox: list[Any] = []
         hinted = [use for use in self.live.values() if use.state == _core.DONE and use.hinted]
         viewed = self.viewed()
-        assert _core.collect(self.client, self.records, inbox, most, object(), []) == len(inbox)
+        assert _core.collect(self.client, self.records, inbox, most, object(), [], None) == len(inbox)
         # Each word of done bits is one; those whose hint got lost may come with their neighbours' scan, never without.
         assert min(most, len(hinted)) <= len(inbox) <= most
         for (use,), kind, data, length, _ in inbox:

@@ -95,7 +95,7 @@ def test_trim_leaves_what_is_held(large: Segment) -> None:
     kept = _core.arguments(worker)
     assert _core.complete(worker, 0, result) == 0
     inbox: list[Any] = []
-    assert _core.collect(client, tasks, inbox, 1, object(), []) == 1
+    assert _core.collect(client, tasks, inbox, 1, object(), [], None) == 1
     view = inbox.pop()[2]
     _core.trim(client)
     assert blocks(large) == 560
@@ -118,7 +118,7 @@ def test_retired_client_gives_back_what_is_dropped(large: Segment) -> None:
         assert _core.publish(client, tasks, ("task",), 0, 0, 0, 0, b"", 0, 0, 0, 1) >= 0
         assert _core.claim(worker, 0, 0)
         assert _core.complete(worker, 0, result) == 0
-        assert _core.collect(client, tasks, inbox, 1, object(), []) == 1
+        assert _core.collect(client, tasks, inbox, 1, object(), [], None) == 1
     first, second = (entry[2] for entry in inbox)
     inbox.clear()
     _core.retire(client)
