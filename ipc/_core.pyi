@@ -6,7 +6,7 @@ that is negative or too large for its field (a row, a slot, 32 bits) is an `Over
 large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeAlias, TypeVar
 
 from typing_extensions import Buffer
@@ -245,7 +245,7 @@ def publish(
 def give(
     segment: _Segment,
     tasks: list[_T | None],
-    client: Any,
+    queue: Sized,
     source: Iterator[Any],
     most: int,
     like: _T,
@@ -262,8 +262,11 @@ def give(
     """`publish` up to `most` items of `source`, each by itself, as calls with that item, while they are numbers, None,
     or short strings or bytes. Their records are as `like` (pool/task.py), whose position is that of the first item.
     0: so many; 1: `source` is exhausted; 2: if `watched`, the monitor has to be told to look; (item,): it was read, but
-    it is nothing of that kind, or there is no row, or `client` is not to publish (`segment`, `queue`, `reserve`).
+    it is nothing of that kind, or there is no row, or something is in `queue`, or the segment was closed.
     Raises what `source` raises. `given[0]` grows by how many were published, whatever happens."""
+
+def close_client(segment: _Segment, /) -> None:
+    """From now on `give` publishes nothing there."""
 
 def count_into(segment: _Segment, tally: _Tally, /) -> None:
     """Count what `collect` and `settle` hand out from now on."""

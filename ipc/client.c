@@ -16,6 +16,12 @@ FUNCTION(open_client) {
     Py_RETURN_NONE;
 }
 
+FUNCTION(close_client) { /* from now on `give` publishes nothing */
+    VIEW(1, CLIENT);
+    v->closed = 1;
+    Py_RETURN_NONE;
+}
+
 FUNCTION(count_into) { /* count_into(segment, tally): what is collected from now on */
     VIEW(2, CLIENT);
     if (!(v->tally = tally_of(args[1]))) return NULL;
@@ -54,21 +60,6 @@ static int must_look(struct view *v) {
     return must;
 }
 
-/* Whether a task may be published at once: it is still this segment, nothing waits before it, and no memory is to be kept free. Any code may have
- * run since the last look, and other threads. */
-static int may_publish(PyObject *client, PyObject *segment) {
-    static PyObject *names[3];
-    PyObject *found[3] = {NULL};
-    int may = 1;
-    for (int k = 0; may && k < 3; k++) {
-        if (!names[k] && !(names[k] = PyUnicode_InternFromString((const char *[]){"segment", "queue", "reserve"}[k]))) return 0;
-        may = (found[k] = PyObject_GetAttr(client, names[k])) != NULL;
-    }
-    may = may && found[0] == segment && PyObject_Size(found[1]) == 0 && !PyObject_IsTrue(found[2]);
-    for (int k = 0; k < 3; k++) Py_XDECREF(found[k]);
-    return may;
-}
-
 /* A record like `like`, for another item: same type, same fields but for position, data and item. */
 static PyObject *record_like(PyObject *like, long long position, const unsigned char *pickle, int length, PyObject *item) {
     Py_ssize_t fields = PyTuple_Size(like);
@@ -84,7 +75,8 @@ static PyObject *record_like(PyObject *like, long long position, const unsigned 
     return record;
 }
 
-/* Publish one item of a map. 1: done; 0: not like this; -1: an exception is set. */
+/* Publish one item of a map. 1: done; 0: not like this; -1: an exception is set. Reading the item, or a finaliser while the record is made, may
+ * have run any code, and other threads: the segment may be closed, in a child even be gone, and others may wait for rows. */
 static int give_item(struct view *v, PyObject *const *args, struct ipc_task *t, uint16_t counted_as, long long position, PyObject *item) {
     unsigned char pickle[SCALAR_MOST];
     int length = scalar_encode(item, pickle);
@@ -94,7 +86,7 @@ static int give_item(struct view *v, PyObject *const *args, struct ipc_task *t, 
     struct ipc_piece piece = {pickle, (uint64_t)length};
     t->piece = &piece;
     t->pieces = 1;
-    int row = may_publish(args[2], args[0]) ? ipc_publish(v->client, t) : PyErr_Occurred() ? IPC_DAMAGED : IPC_NO_ROOM;
+    int row = v->closed || !v->control || PyObject_Size(args[2]) ? IPC_NO_ROOM : ipc_publish(v->client, t);
     if (row >= 0) {
         v->number[row] = counted_as;
         if (PyList_SetItem(args[1], (Py_ssize_t)row, record) == 0) return 1;
@@ -104,7 +96,7 @@ static int give_item(struct view *v, PyObject *const *args, struct ipc_task *t, 
     return PyErr_Occurred() ? -1 : 0;
 }
 
-FUNCTION(give) { /* give(segment, tasks, client, source, most, like, fn, generation, unit, length, number, memory_limit, watched, given) */
+FUNCTION(give) { /* give(segment, tasks, queue, source, most, like, fn, generation, unit, length, number, memory_limit, watched, given) */
     VIEW(14, CLIENT);
     PyObject *like = args[5];
     if (!PyTuple_Check(like) || PyTuple_Size(like) <= ITEM) return PyErr_Format(PyExc_TypeError, "give: a record is a tuple");
@@ -518,7 +510,7 @@ FUNCTION(monitor_must_look) { /* after publishing a deadline: does the monitor h
 }
 
 PyMethodDef client_methods[] = {
-    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("give", give), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
+    ENTRY("open_client", open_client), ENTRY("publish", publish), ENTRY("give", give), ENTRY("close_client", close_client), ENTRY("collect", collect), ENTRY("flush", flush), ENTRY("wait", client_wait),
     ENTRY("listen", client_listen), ENTRY("heard", heard), ENTRY("cancel", cancel), ENTRY("drained", drained), ENTRY("row_word", row_word), ENTRY("condemn", condemn),
     ENTRY("next_dead", next_dead), ENTRY("settle", settle), ENTRY("settled", settled), ENTRY("death", death), ENTRY("idle_scan", idle_scan),
     ENTRY("trim", trim), ENTRY("store_function", store_function), ENTRY("free_function", free_function),

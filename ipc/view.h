@@ -35,6 +35,7 @@ struct view {
     struct tally *tally;  /* client: of `counts`, or NULL */
     PyObject *counts;
     uint16_t number[IPC_MAX_ROWS]; /* client: of the function of each row, in the tally */
+    int closed;           /* client: it is not to be published to any more */
     int retired;          /* client: the workers are gone, so freed units are punched out at once */
     pid_t only;           /* the control segment is mapped in this process only; 0: also in what it forks */
 };

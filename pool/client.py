@@ -238,8 +238,7 @@ class Client(Waiting):
                 return
             self._fail_all(self.error)
             self.end_waiting()
-            self.segment = None
-            self.tasks = []
+            self._leave_segment()
             self.functions.close()
             self.tally.ended(running.segment, self.workers, now := time.monotonic_ns())
         self.announce()
@@ -256,9 +255,14 @@ class Client(Waiting):
             self.tally.ended(running.segment, self.workers, time.monotonic_ns())
             launch.sweep_up(running)  # first: who sees the error may start anew, beside nobody
         self._fail_all(self.error)
-        self.segment = None
-        self.tasks = []
+        self._leave_segment()
         self.tell_loops()
+
+    def _leave_segment(self) -> None:
+        """At once: maps publish without the lock."""
+        if self.segment is not None:
+            _core.close_client(self.segment)
+        self.tasks, self.segment = [], None
 
     def _fail_all(self, error: BaseException | None) -> None:
         tasks = self._published_tasks() + [(task, 0) for task in self._unpublished()]
@@ -548,7 +552,7 @@ class Client(Waiting):
         with PutOff():
             self._deliver()  # what was collected before the damage was found counts
         tasks = self._published_tasks()
-        self.tasks, self.segment = [], None  # at once: maps publish without the lock
+        self._leave_segment()
         running, self._running = self._running, None
         if running is not None:
             launch.stop(running, kill=True)

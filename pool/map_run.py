@@ -364,12 +364,12 @@ class MapRun:
         note, packers = buffers.append, {} if self.policy.retries else codec.PACKERS
         try:
             what: Any = ()
-            if segment is not None:
+            if segment is not None and not client.reserve:
                 like = _new(Task, (self, index, function, b"", flags, timeout_ms, None, 0, FIRST, 0))
                 while (
                     what := _core.give(
-                        segment, tasks, client, source, count - counts[0], like, fn, generation, unit, length, number,
-                        limit, bool(watched), counts,
+                        segment, tasks, client.queue, source, count - counts[0], like, fn, generation, unit, length,
+                        number, limit, bool(watched), counts,
                     )
                 ) == 2:  # fmt: skip
                     client.tell_monitor_to_look()

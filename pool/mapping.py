@@ -196,7 +196,8 @@ def run_map(
             if (nap := run.nap()) > 0:
                 time.sleep(nap)
                 continue
-            if not client.wait_for(partial(run.has_news, run.resting), pause) and pause is None:
+            news = partial(_has_news, run, run.resting, own, values)
+            if not client.wait_for(news, pause, (run, own, values)) and pause is None:
                 client.check_open()  # it has ended
     finally:
         try:
@@ -206,6 +207,11 @@ def run_map(
             if run.flying:
                 client.drop(run)
             client.tidy()
+
+
+def _has_news(run: MapRun, resting: int, own: list[Any], values: list[Any] | None) -> bool:
+    """Whether the loop has something to do."""
+    return bool(own or values) or run.has_news(resting)
 
 
 def _ticker(run: MapRun, iterable: Iterable[Any], progress: bool | Callable[[Progress], object]) -> Ticker:

@@ -86,7 +86,7 @@ class Waiting:
         self.awaiting: set[Ear] = set()  # those with outcomes to come
         self.curious: set[Ear] = set()  # those that want to know of any outcome
 
-    def pump(self, sink: object = None, own: list[Any] | None = None) -> bool:
+    def pump(self, sink: object = None, own: list[Any] | None = None, values: list[Any] | None = None) -> bool:
         raise AssertionError("the client's")
 
     def check_monitor(self) -> None:
@@ -110,9 +110,9 @@ class Waiting:
 
     # ---- waiting
 
-    def wait_for(self, done: Callable[[], object], timeout: float | None = None) -> bool:
+    def wait_for(self, done: Callable[[], object], timeout: float | None = None, mine: tuple[Any, ...] = ()) -> bool:
         """Collect until ``done()`` is true. False after ``timeout`` seconds, or if the pool has ended and it never
-        will be."""
+        will be. ``mine``: for ``pump``, as long as this thread is the one that collects."""
         end = None if timeout is None else time.monotonic() + timeout
         while not done():
             follower = None
@@ -126,7 +126,7 @@ class Waiting:
                         follower = _Follower(done)
                         self._followers.append(follower)
                 if follower is None:
-                    self._lead(done, end)
+                    self._lead(done, end, mine)
                 else:
                     follower.wait(1.0 if end is None else min(1.0, end - time.monotonic()))
             finally:
@@ -151,10 +151,10 @@ class Waiting:
         self._hush()
         return True
 
-    def _lead(self, done: Callable[[], object], end: float | None) -> None:
+    def _lead(self, done: Callable[[], object], end: float | None, mine: tuple[Any, ...] = ()) -> None:
         while True:
             with self.lock:
-                self.pump()
+                self.pump(*mine)
                 segment = self.segment
                 due = self.next_due()
             self.announce()

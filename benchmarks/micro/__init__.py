@@ -30,9 +30,16 @@ CORE = callgrind.ROOT / "ipc" / "core"
 RESULTS = callgrind.ROOT / "benchmarks" / "results"
 DOCUMENT = callgrind.ROOT / "docs" / "performance.md"
 STEPS = {
-    "client": {"_pickle_dumps": "pickle", "publish": "publish", "collect": "collect", "_pickle_loads": "unpickle"},
+    "client": {
+        "_pickle_dumps": "pickle",
+        "give": "plain items: read, encode, publish",
+        "publish": "publish",
+        "collect": "collect",
+        "_pickle_loads": "unpickle",
+    },
     "worker": {
         "claim": "claim",
+        "run_plain": "a plain task: call, encode, complete",
         "_pickle_loads": "unpickle",
         "run_items": "a chunk's items: call, encode, commit",
         "_pickle_dumps": "pickle",
@@ -95,7 +102,7 @@ def _measure_python() -> dict[str, Any]:
 def _whole(steps: dict[str, str], counts: callgrind.Counts, tasks: int) -> dict[str, Any]:
     within = counts.within
     # Workers wait inside of a claim, and nowhere else; the client in calls that are no step of a task.
-    within["claim"] -= within["ipc_worker_wait"]
+    within["claim"] -= within["ipc_worker_wait"] + within["run_plain"]
     told = {step: within[function] / tasks for function, step in steps.items() if within[function]}
     return {
         "instructions": counts.instructions / tasks,
