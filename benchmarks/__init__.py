@@ -11,5 +11,5 @@ do (``workloads/``). Whatever is compared was measured in the same run: ratios a
 counts.
 
 ``python -m benchmarks micro`` counts instructions instead (``micro/``), ``guard`` compares these with
-``baseline.json``, ``compare`` compares two files of results.
+``baseline.json``, ``times`` measures small steps with pyperf, ``compare`` compares two files of results.
 """

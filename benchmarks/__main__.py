@@ -9,12 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import compare, guard, micro, plot, report, suite
+from benchmarks.micro import times
 from benchmarks.rivals import OURS, RIVALS
 from benchmarks.sizes import FULL, QUICK, TINY, Sizes
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
-_COMMANDS = {"compare": compare.main, "guard": guard.main, "micro": micro.main}
+_COMMANDS = {"compare": compare.main, "guard": guard.main, "micro": micro.main, "times": times.main}
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyperf
 import pytest
 
 from benchmarks import __main__, plot, report, rivals, suite, targets
@@ -209,3 +210,13 @@ def test_every_target_can_be_measured_by_a_quick_run() -> None:
             "cases": {case: {"rivals": values, "ratios": ratios} for case in w.cases(QUICK)},
         }
     assert all(t["value"] is not None for t in targets.judge({"workloads": measured}))
+
+
+def test_small_steps_are_timed_by_pyperf(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    command = [sys.executable, "-m", "benchmarks", "times", "--debug-single-value", "--quiet", "-o", file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    found = {b.get_name(): b.mean() for b in pyperf.BenchmarkSuite.load(str(file)).get_benchmarks()}
+    assert {name.split(":")[0] for name in found} == {"codec", "payload", "task", "wake"}
+    assert all(1e-8 < seconds < 1 for seconds in found.values())
