@@ -417,10 +417,10 @@ def test_shutdown_inside_an_imap_delivers_what_was_given_and_then_refuses() -> N
 @pytest.mark.parametrize(
     ("flying", "rate", "nap"),
     [
-        (200, 20_000.0, 0.0005),  # tasks of 0.1 ms: ten at a time
+        (200, 20_000.0, 0.002),  # tasks of 0.1 ms: forty at a time
         (700, 1_000_000.0, 0.000175),  # a quarter of what there is to do
         (200, 2_000_000.0, 0.0),  # so little that the workers could run dry
-        (200, 2_000.0, 0.0),  # tasks of 1 ms: one will have come
+        (200, 800.0, 0.0),  # tasks of 2.5 ms: one will have come
         (7, 100_000.0, 0.0),  # the end of the map
         (200, 0.0, 0.0),  # nothing is known yet
     ],
