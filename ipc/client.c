@@ -99,7 +99,8 @@ static int give_item(struct view *v, PyObject *const *args, struct ipc_task *t, 
 FUNCTION(give) { /* give(segment, tasks, queue, source, most, like, fn, generation, unit, length, number, memory_limit, watched, given) */
     VIEW(14, CLIENT);
     PyObject *like = args[5];
-    if (!PyTuple_Check(like) || PyTuple_Size(like) <= ITEM) return PyErr_Format(PyExc_TypeError, "give: a record is a tuple");
+    if (!PyTuple_Check(like) || PyTuple_Size(like) <= ITEM || !PyIter_Check(args[3]) || !PyList_Check(args[13]))
+        return PyErr_Format(PyExc_TypeError, "give: segment, tasks, queue, iterator, most, record, ..., list");
     long most = PyLong_AsLong(args[4]), given = PyLong_AsLong(PyList_GetItem(args[13], 0)), before = given;
     long long first = PyLong_AsLongLong(PyTuple_GetItem(like, POSITION));
     int watched = PyObject_IsTrue(args[12]);
@@ -119,7 +120,8 @@ FUNCTION(give) { /* give(segment, tasks, queue, source, most, like, fn, generati
         Py_DECREF(item);
         if (code < 0) break;
         given += code;
-        if (watched && code && must_look(v)) answer = PyLong_FromLong(2);
+        if (code == 0) break;
+        if (watched && must_look(v)) answer = PyLong_FromLong(2);
     }
     if (!answer && !PyErr_Occurred()) answer = PyLong_FromLong(0);
     /* Not by the answer: a signal handler that raises comes before that is looked at. */
