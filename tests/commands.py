@@ -47,7 +47,7 @@ def slow_copy(src, dst):
         for byte in Path(src).read_bytes():
             file.write(bytes([byte]))
             time.sleep(0.001)
-    with open("ledger", "a") as file: file.write(f"{os.path.basename(src)} {time.monotonic()}\\n")
+    with open("ledger", "a") as file: file.write(f"{os.path.basename(src)}\\n")
 def tells(x):
     print(f"task {x}", flush=True)
     time.sleep(1000)

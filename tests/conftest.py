@@ -56,7 +56,7 @@ def idle_afterwards(pool: Pool, gate: tasks.Gate) -> Iterator[None]:  # the gate
     yield
     client = pool._client
     processes.wait_until(
-        lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left", 5
+        lambda: pool.submit(tasks.square, 12).result() == 144 and client.idle_or_closed(), "no task is left"
     )
     assert client.unfinished == 0
 

@@ -95,12 +95,12 @@ def nothing_left() -> Iterator[None]:
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     assert not left, f"processes left behind: {left}"
     # A pool that nobody holds is closed by its own thread, a moment after its processes are gone.
-    wait_until(lambda: len(open_files()) <= len(files), f"back to the descriptors {files}", 2.0)
+    wait_until(lambda: len(open_files()) <= len(files), f"back to the descriptors {files}")
     assert shared_files() <= shared, "files left in /dev/shm"
 
 
-def _leftovers(before: set[int], seconds: float = 1.0) -> dict[int, str]:
-    """Children that still run after a moment; zombies that came to us as the subreaper are waited for."""
+def _leftovers(before: set[int], seconds: float = 10.0) -> dict[int, str]:
+    """Children that still run after so long, on a busy machine; zombies that came to us as the subreaper are waited for."""
     left: list[int] = []
 
     def nobody_left() -> bool:

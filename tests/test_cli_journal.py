@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -263,6 +264,10 @@ def test_journal_is_at_most_100_ms_behind() -> None:
         "    if x != 'quick': time.sleep(1000)\n"
         "    open('ended', 'w').write(str(time.time()))\n"
     )
+    assert any(_behind() < 0.3 for _ in range(5))  # on a machine that does other things, too
+
+
+def _behind() -> float:
     ran = start("map", "more:wait", "a", "b", "quick", "--journal", "j.db", "-j", "3")
     try:
 
@@ -272,11 +277,12 @@ def test_journal_is_at_most_100_ms_behind() -> None:
             return 0
 
         processes.wait_until(recorded, "it is in the journal")
-        behind = time.time() - float(Path("ended").read_text())
-        assert behind < 0.5  # on a machine that does other things, too
+        return time.time() - float(Path("ended").read_text())
     finally:
         ran.kill()
         ran.communicate()
+        for path in Path().glob("j.db*"):
+            path.unlink()
 
 
 def test_order_of_what_is_printed_does_not_hold_up_the_journal() -> None:
@@ -315,13 +321,9 @@ def check_many(summary: str) -> None:
     assert "120 of 120 done" in summary
 
 
-def copied() -> dict[str, list[float]]:
-    """When ``slow_copy`` was done with each file."""
-    done: dict[str, list[float]] = {}
-    for line in Path("ledger").read_text().splitlines() if Path("ledger").exists() else ():
-        name, at = line.split()
-        done.setdefault(name, []).append(float(at))
-    return done
+def copied() -> Counter[str]:
+    """How often ``slow_copy`` was done with each file."""
+    return Counter(Path("ledger").read_text().split() if Path("ledger").exists() else ())
 
 
 def test_interrupted_killed_and_finished(many: Path) -> None:
@@ -330,27 +332,30 @@ def test_interrupted_killed_and_finished(many: Path) -> None:
         first = start(*command, process_group=0)
         processes.wait_until(lambda: len(copied()) >= 30, "a quarter is done", 60)
         os.killpg(first.pid, signal.SIGINT)
-        _, err = first.communicate(timeout=10)
+        _, err = first.communicate(timeout=60)
         assert first.returncode == 130
-        assert re.search(r"^interrupted: \d+ of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M)
+        said = re.search(
+            r"^interrupted: (\d+) of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M
+        )
+        assert said
+        assert len(recorded_names()) == int(said[1]) > 0  # of what it has said nothing is lost
         assert not [name for name in os.listdir("out") if ".part-" in name]
-    interrupted = copied()
     with processes.nothing_left():
         second = start(*command, process_group=0)
         processes.wait_until(lambda: len(copied()) >= 70, "more than half is done", 60)
-        killed = time.monotonic()
         os.killpg(second.pid, signal.SIGKILL)
         second.communicate()
-    with closing(sqlite3.connect("j.db")) as db:
-        recorded = {os.path.basename(os.fsdecode(row[0])) for row in db.execute("SELECT input FROM item")}
-    before = copied()
-    late = [name for name, times in before.items() if times[0] < killed - 0.5 and name not in recorded]
-    assert late == []  # the promise is 100 ms; the machine may do other things, too
+    recorded, before = recorded_names(), copied()
+    assert len(recorded) > int(said[1])  # how soon is told by test_journal_is_at_most_100_ms_behind
     check_many(run(*command)[1])
-    # Done again was only what was not recorded; and an interrupted run records all that has come to an end.
+    # Done again was only what was not recorded.
     after = copied()
     assert [name for name in recorded if after[name] != before[name]] == []
-    assert sum(len(after[name]) > 1 for name in interrupted) <= 4
+
+
+def recorded_names() -> set[str]:
+    with closing(sqlite3.connect("j.db")) as db:
+        return {os.path.basename(os.fsdecode(row[0])) for row in db.execute("SELECT input FROM item")}
 
 
 def test_terminated_is_as_clean(many: Path) -> None:
@@ -358,6 +363,6 @@ def test_terminated_is_as_clean(many: Path) -> None:
         ran = start("map", "tasks:slow_copy", "in/*", "--out", "out", "--journal", "j.db")
         processes.wait_until(lambda: len(copied()) >= 10, "something is done", 60)
         ran.terminate()
-        _, err = ran.communicate(timeout=10)
+        _, err = ran.communicate(timeout=60)
         assert ran.returncode == 128 + signal.SIGTERM
         assert "interrupted: " in err

@@ -149,7 +149,8 @@ def test_workers_started_before_and_later_and_two_pools_share_it() -> None:
             assert pool.submit(digest, late).result() == digest(array(2, LENGTH))
         for _ in range(3):
             for pid in processes.worker_pids(one):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # of the last round, and not written off yet
+                    os.kill(pid, signal.SIGKILL)
             assert set(one.options(retries=20).imap(digest, [early] * 20, chunksize=1)) == {wanted}
     with Pool(1, max_tasks_per_child=3) as third:
         assert list(third.imap(digest, [early] * 20)) == [wanted] * 20
@@ -204,7 +205,7 @@ def test_memory_is_given_back_when_nobody_uses_it(how: str, when: str) -> None:
         assert os.getpid() in _users(inode, _everybody(pool))
         del handle
         gc.collect()
-        processes.wait_until(lambda: not _users(inode, _everybody(pool)), "nobody uses it", 10)
+        processes.wait_until(lambda: not _users(inode, _everybody(pool)), "nobody uses it")
         assert len(processes.open_files()) == files - 1
 
 
@@ -225,7 +226,7 @@ def test_no_descriptor_is_left_after_many_handles(pool: Pool) -> None:
     for k in range(100):
         assert pool.submit(digest, pool.share(array(k, 10_000))).result() == digest(array(k, 10_000))
     gc.collect()
-    processes.wait_until(lambda: len(processes.open_files()) <= before + 2, "descriptors are closed", 5)
+    processes.wait_until(lambda: len(processes.open_files()) <= before + 2, "descriptors are closed")
     assert len(share._known) <= 1
 
 
