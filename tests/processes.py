@@ -100,7 +100,7 @@ def nothing_left() -> Iterator[None]:
 
 
 def _leftovers(before: set[int], seconds: float = 10.0) -> dict[int, str]:
-    """Children that still run after so long, on a busy machine; zombies that came to us as the subreaper are waited for."""
+    """Children that still run after so long, for a busy machine; zombies that came to us are waited for."""
     left: list[int] = []
 
     def nobody_left() -> bool:

@@ -253,9 +253,9 @@ def test_a_timeout_stops_the_call(run: Run, gate: tasks.Gate) -> None:
                 pids.extend(gate.await_start())
                 limit.reschedule(0)
 
+            asyncio.get_running_loop().call_soon(when_it_runs)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(None) as limit:
-                    asyncio.get_running_loop().call_soon(when_it_runs)
                     await pool.run(tasks.hold, gate.path)
             task, more = await begun(pool.run(tasks.hold, gate.path), gate)
             with pytest.raises(TimeoutError):

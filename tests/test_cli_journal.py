@@ -334,9 +334,7 @@ def test_interrupted_killed_and_finished(many: Path) -> None:
         os.killpg(first.pid, signal.SIGINT)
         _, err = first.communicate(timeout=60)
         assert first.returncode == 130
-        said = re.search(
-            r"^interrupted: (\d+) of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M
-        )
+        said = re.search(r"^interrupted: (\d+) of 120 done in [\d.]+ s; the same command goes on from here$", err, re.M)
         assert said
         assert len(recorded_names()) == int(said[1]) > 0  # of what it has said nothing is lost
         assert not [name for name in os.listdir("out") if ".part-" in name]
