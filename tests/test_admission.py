@@ -55,10 +55,6 @@ def _begun(pool: Pool) -> int:
     return sum(task is not None for task in pool._client.tasks)
 
 
-def _begun(pool: Pool) -> int:
-    return sum(task is not None for task in pool._client.tasks)
-
-
 def test_while_memory_is_short_no_further_task_begins(available: Callable[[int], None], gate: tasks.Gate) -> None:
     with Pool(2, memory_reserve="1G") as pool, _opened(gate, 6):
         futures = [pool.submit(tasks.hold, gate.path) for _ in range(6)]

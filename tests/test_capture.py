@@ -280,7 +280,7 @@ def test_last_words_of_a_crash(how: str) -> None:
 
 def test_last_words_of_a_task_that_is_stopped() -> None:
     with Pool(1, capture_output=True) as pool:
-        late = pool.options(timeout=0.1).submit(say_and, "hang", "late")
+        late = pool.options(timeout=1).submit(say_and, "hang", "late")
         error = late.exception()
         assert isinstance(error, TaskTimeout)
         assert (error.output, error.args_repr) == ("late", "'hang', 'late'")

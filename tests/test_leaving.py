@@ -328,7 +328,7 @@ def _crash() -> None:
     ("teardown", "said"),
     [
         (_raise, ["failed", "ValueError: the teardown is broken", "in _raise"]),
-        (_loop_in_c, ["took longer than 0.3 s", "in _loop_in_c"]),
+        (_loop_in_c, ["took longer than 1 s", "in _loop_in_c"]),
         (_crash, ["failed", "Fatal Python error: Aborted", "in _crash"]),
     ],
 )
@@ -336,7 +336,7 @@ def test_however_it_ends_it_is_told_and_the_pool_goes_on(
     teardown: Callable[[], None], said: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
-    with processes.nothing_left(), Pool(2, name="ours", teardown=teardown, teardown_timeout=0.3) as pool:
+    with processes.nothing_left(), Pool(2, name="ours", teardown=teardown, teardown_timeout=1) as pool:
         pool.start().restart()
         assert list(pool.imap(tasks.square, range(100))) == [x * x for x in range(100)]
         ends = restarts(pool)
@@ -370,7 +370,7 @@ def test_what_it_says_does_not_block_the_monitor(ledger: Ledger) -> None:
 
 def test_a_task_cannot_take_its_deadline_away() -> None:
     """A handler, a mask and a timer that a task has left."""
-    with Pool(1, teardown=_loop_in_c, teardown_timeout=0.2) as pool:
+    with Pool(1, teardown=_loop_in_c, teardown_timeout=0.5) as pool:
         pool.submit(_disarm).result()
         pool.restart()
         assert restarts(pool) == [{"restarted": 1}]

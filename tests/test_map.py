@@ -17,7 +17,7 @@ import tasks
 
 from pool import Failure, Pool, errors, map_run
 
-pytestmark = [pytest.mark.timeout(30), pytest.mark.usefixtures("idle_afterwards")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("idle_afterwards")]
 FORMS = ["imap", "imap_unordered"]
 
 
@@ -62,7 +62,7 @@ def test_map_runs_everything_even_if_nobody_iterates(pool: Pool, tmp_path: Path,
     folder.mkdir()
     for _ in range(3):  # also when the collector thread is there and has nothing to do
         pool.map(tasks.touch, [str(folder)] * 3000, range(3000), chunksize=chunksize)  # more than there are rows
-        processes.wait_until(lambda: pool._client.unfinished == 0, "all came back", 4)
+        processes.wait_until(lambda: pool._client.unfinished == 0, "all came back")
     assert len(list(folder.iterdir())) == 3000
 
 
@@ -139,7 +139,7 @@ def test_however_a_chunk_of_an_abandoned_map_ends_nothing_is_left_to_wait_for(
     if closed == "afterwards":
         processes.wait_until(lambda: pool.crashes or client.unfinished < 3000, "it has ended")
         results.close()  # type: ignore[attr-defined]
-    processes.wait_until(lambda: client.unfinished == 0, "nothing is unfinished", 10)
+    processes.wait_until(lambda: client.unfinished == 0, "nothing is unfinished")
     assert client.idle_or_closed()
     pool.shutdown()
 
@@ -242,11 +242,12 @@ def test_an_ordered_imap_whose_first_item_is_slow_is_bounded(pool: Pool, gate: t
     reader = threading.Thread(target=lambda: first.append(next(results)))
     reader.start()
     gate.await_start()
+    processes.wait_until(lambda: source.read > 1000, "it reads ahead")
     seen, since = source.read, time.monotonic()
     while time.monotonic() < since + 0.3:  # it has stopped reading
         if source.read != seen:
             seen, since = source.read, time.monotonic()
-    assert 1000 < seen <= 8192
+    assert seen <= 8192
     gate.open()
     reader.join()
     assert first == [0]

@@ -20,7 +20,7 @@ from pool import Failure, Pool, errors, spill
 from pool.compat.batch import CALL_ONE, Batch
 from pool.mapping import run_map
 
-pytestmark = [pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.timeout(60)]
 
 
 @pytest.mark.parametrize("chunksize", [1, 3])

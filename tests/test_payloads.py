@@ -250,7 +250,7 @@ def test_values_outlive_the_pool_and_nothing_else_does(end: str) -> None:
             for k in range(5):
                 pool.submit(len, array(k, 60 * UNIT))
             pool.kill_workers()
-        processes.wait_until(lambda: payloads.memory(payload) <= 30 * UNIT, "only what is held takes memory", 5)
+        processes.wait_until(lambda: payloads.memory(payload) <= 30 * UNIT, "only what is held takes memory")
         assert [digest(h) for h in held] == _digests(10)
         held[3:] = []
         assert payloads.memory(payload) <= 9 * UNIT
@@ -266,7 +266,7 @@ def test_an_idle_pool_gives_back_the_memory_of_values_that_were_dropped_later() 
         held.clear()
         assert views(pool) == 0
         assert list(pool.imap(abs, range(10))) == list(range(10))
-        processes.wait_until(lambda: payloads.memory(payload) <= 258 * UNIT, "little memory is taken", 5)
+        processes.wait_until(lambda: payloads.memory(payload) <= 258 * UNIT, "little memory is taken")
 
 
 def test_values_outlive_a_pool_that_nobody_holds() -> None:
@@ -518,7 +518,7 @@ def test_results_that_look_into_the_argument(length: int, retries: int) -> None:
         del got, chunked, g
         pool._client.functions.close()
         assert (value == array(1, length)).all()
-        processes.wait_until(lambda: views(pool) == 0, "nothing is held", 5)
+        processes.wait_until(lambda: views(pool) == 0, "nothing is held")
 
 
 @pytest.mark.parametrize("length", [1000, 9000])
@@ -724,7 +724,7 @@ def test_what_fits_nowhere_goes_through_files(files: Path, retries: int) -> None
             assert digest(got) == wanted
         assert (pool.submit(bytes, HUGE).result(), pool.submit(len, bytes(HUGE)).result()) == (bytes(HUGE), HUGE)
         assert digest(value) == digest(array(1, HUGE))
-        processes.wait_until(lambda: _names(files) == [], "no file is left", 5)
+        processes.wait_until(lambda: _names(files) == [], "no file is left")
         got += 1
         settle(pool, _functions(pool))
     assert os.listdir(files) == []
@@ -747,7 +747,7 @@ def test_files_of_tasks_that_die_or_that_nobody_wants_are_removed(files: Path, t
         processes.wait_until(
             lambda: pool.submit(int, "7").result() == 7 and pool._client.idle_or_closed(), "nothing is left to do"
         )
-        processes.wait_until(lambda: _names(files) == [], f"no file is left of {_names(files)}", 5)
+        processes.wait_until(lambda: _names(files) == [], f"no file is left of {_names(files)}")
     assert os.listdir(files) == []
 
 

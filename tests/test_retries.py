@@ -5,6 +5,7 @@ import concurrent.futures
 import itertools
 import os
 import signal
+import statistics
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -90,7 +91,7 @@ def test_a_failed_task_waits_longer_each_time(either: Pool, path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["dies", "is stopped"])
 def test_a_task_whose_worker_ends_waits_too(path: Path, end: str) -> None:
-    with Pool(1, retries=1, backoff=Backoff(0.2, jitter=0), timeout=0.3) as pool:
+    with Pool(1, retries=1, backoff=Backoff(0.2, jitter=0), timeout=1) as pool:
         assert pool.submit(_ends_once, str(path), end).result() == "done"
     assert gaps(path)[0] >= 0.2
 
@@ -107,7 +108,7 @@ def test_without_backoff_there_is_no_wait(path: Path) -> None:
     """A retry of a single future had waited for the next look at lost hints, a tenth of a second."""
     with Pool(1, retries=100) as pool:
         assert pool.submit(fail_until, str(path), 101, value_error).result() == (None, 101)
-    assert times(path)[-1] - times(path)[0] < 5
+    assert statistics.median(gaps(path)) < 0.05
 
 
 @pytest.mark.parametrize("value", ["1", [1]])
@@ -175,12 +176,15 @@ def test_whoever_ends_it_need_not_wait(path: Path, how: str) -> None:
 
 
 def test_an_interrupt_while_somebody_waits_for_it(path: Path) -> None:
-    time.monotonic()
     pool = Pool(1, retries=1)
     future = pool.submit(fail_until, str(path), 2, much_later)
-    pool.submit(os.kill, os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), pool:
+
+    def interrupted() -> None:
+        pool.submit(os.kill, os.getpid(), signal.SIGINT)
         future.result()
+
+    with pytest.raises(KeyboardInterrupt), pool:
+        interrupted()
     assert isinstance(future.exception(), errors.PoolBroken)
 
 
@@ -188,9 +192,13 @@ def test_an_interrupt_of_who_waits_without_workers(path: Path) -> None:
     began = time.monotonic()
     pool = Pool(0, retries=1)
     interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    interrupt.start()
-    with pytest.raises(KeyboardInterrupt):
+
+    def interrupted() -> None:
+        interrupt.start()
         pool.submit(fail_until, str(path), 2, much_later)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     interrupt.join()
     assert pool.submit(tasks.square, 2).result() == 4
     assert time.monotonic() - began < LONG / 10
