@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
 from typing import Any
 
+import payloads
 import processes
 import pytest
 import tasks
@@ -138,6 +139,17 @@ def test_kill_cancels_what_has_not_started(pool: Pool, busy: list[Future]) -> No
 def test_submits_without_reading_neither_block_nor_hang(pool: Pool) -> None:
     futures = [pool.submit(tasks.identity, x) for x in range(100_000)]
     assert sum(future.result() for future in futures) == sum(range(100_000))
+
+
+def test_outcomes_that_nobody_reads_are_not_kept() -> None:
+    with Pool(2) as pool:
+        sizes = []
+        for _ in range(5):
+            for x in range(30_000):
+                pool.submit(tasks.identity, x)
+            processes.wait_until(pool._client.idle_or_closed, "all has run, though nobody waits for it", 60)
+            sizes.append(payloads.rss())
+    assert sizes[-1] - sizes[1] < 10 << 20, sizes  # the first ones leave free memory for the others
 
 
 def test_a_pool_with_buffersize_lets_submit_wait() -> None:
