@@ -698,8 +698,9 @@ def _ready(pool: Pool) -> int:
 
 
 def test_a_slot_whose_worker_is_dead_names_no_process(tmp_path: Path) -> None:
-    # Three starts fail after the first two, so the slot is empty for 0.1, 0.2 and 0.4 s.
-    whats = ("", "", "exit", "exit", "exit", "")
+    # Two starts fail after the first two, so the slot is empty for 0.1 and 0.2 s. (Behind four deaths in a row it would
+    # wait for the client.)
+    whats = ("", "", "exit", "exit", "")
     with bounded(Pool(2, initializer=_initialize, initargs=(str(tmp_path / "starts"), *whats))) as pool:
         pool.start()
         processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")

@@ -59,6 +59,7 @@ def test_before_the_start_there_is_nothing() -> None:
 
 def test_the_four_parts_of_a_workers_time_add_up() -> None:
     with Pool(2).start() as pool:
+        processes.wait_until(lambda: [w.state for w in pool.insights().workers] == ["idle"] * 2, "both are there")
         start = time.monotonic()
         inside = pool.submit(took, 0.2).result()
         outside = time.monotonic() - start
@@ -67,7 +68,7 @@ def test_the_four_parts_of_a_workers_time_add_up() -> None:
             assert parts(worker) == pytest.approx(insights.elapsed)
         assert inside <= sum(w.busy for w in insights.workers) <= outside
         assert sorted(w.tasks for w in insights.workers) == [0, 1]
-        assert all(w.cpu > 0 and w.peak_rss >= w.rss > 0 for w in insights.workers)
+        assert all(w.peak_rss >= w.rss > 0 for w in insights.workers)
         later = processes.wait_until(
             lambda: (i := pool.insights()).elapsed > 2 * insights.elapsed and i, "time goes by"
         )
