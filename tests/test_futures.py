@@ -203,7 +203,7 @@ def test_callbacks_of_pending_futures_run_in_order_in_the_collector(pool: Pool, 
     gate.await_start()
     gate.open()
     assert future.result() == 5
-    assert done.wait(10)
+    assert done.wait(20)
     assert calls == [(number, 5, "pool-collector") for number in range(3)]
     future.add_done_callback(lambda f: calls.append(f.result()))  # at once
     assert calls[3:] == [5]
@@ -216,7 +216,7 @@ def test_callbacks_that_raise_hurt_nobody(pool: Pool, gate: tasks.Gate, caplog: 
     future.add_done_callback(lambda _: done.set())
     gate.await_start()
     gate.open()
-    assert done.wait(10)
+    assert done.wait(20)
     assert caplog.text.count("exception calling callback") == 2
 
 
@@ -241,7 +241,7 @@ def test_callbacks_of_cancelled_futures_run_too(pool: Pool, busy: list[Future]) 
     future, done = pool.submit(tasks.square, 3), threading.Event()
     future.add_done_callback(lambda f: done.set() if f.cancelled() else None)
     assert future.cancel()
-    assert done.wait(10)
+    assert done.wait(20)
 
 
 # ---- wait and as_completed

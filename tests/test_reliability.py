@@ -42,7 +42,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 1. The times are for reading; the bound is generous, for a busy machine."""
+    """Fault 1. The times are for reading; the bound is for the quickest, on a busy machine."""
     took = []
     with Pool(WORKERS).start() as pool:
         segment = pool._client.segment
@@ -53,7 +53,7 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
     took.sort()
     with capsys.disabled():
         print(f"\nreplaced after {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms")
-    assert took[len(took) // 2] < 0.25
+    assert took[0] < 0.1  # a pause would be in all of them
 
 
 def _kill_and_wait(segment: object, slot: int) -> float:
