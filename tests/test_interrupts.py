@@ -17,7 +17,7 @@ from pool import Future, Pool
 
 pytestmark = pytest.mark.timeout(60)
 OURS = os.path.dirname(package.__file__) + os.sep
-POINTS = 70  # more than there are in one wait
+POINTS = 100  # more than there are in one wait
 LEADERS = {"_lead", "pump", "_deliver", "announce"}  # what only a leader runs
 SOON = 20.0  # seconds: else it waits for somebody who has left
 
