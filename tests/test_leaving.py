@@ -215,8 +215,8 @@ def test_one_that_comes_while_another_goes_on_replaces_the_replaced(gate: tasks.
     with Pool(2) as pool:
         held = pool.submit(tasks.hold, gate.path)
         (busy,) = gate.await_start()
+        (other,) = processes.wait_until(lambda: pids_of_all(pool) - {busy}, "the other one is there")
         first, raised = in_thread(pool.restart)
-        (other,) = pids_of_all(pool) - {busy}
         replaced = processes.wait_until(lambda: pids_of_all(pool) - {busy, other, 0}, "the idle one is replaced")
         second, raised_too = in_thread(pool.restart)
         processes.wait_until(lambda: pids_of_all(pool) - {busy, other, *replaced}, "and again")
