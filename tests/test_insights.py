@@ -312,7 +312,8 @@ def test_recycled_and_failed_starts(tmp_path: Path) -> None:
 
         def all_are_told() -> list[WorkerInsight] | None:
             workers = pool.insights().workers
-            return workers if all(w.restarts.get("recycled", 0) == w.tasks // 10 for w in workers) else None
+            told = all(w.restarts.get("recycled", 0) == w.tasks // 10 for w in workers)
+            return workers if told and {w.state for w in workers} == {"idle"} else None
 
         workers = processes.wait_until(all_are_told, "each worker is recycled after ten tasks")
         assert sum(w.tasks for w in workers) == 35
