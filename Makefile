@@ -6,8 +6,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SETTINGS := setup.cfg setup.py pyproject.toml
 C_SOURCES := $(wildcard ipc/*.[ch] ipc/core/*.[ch])
-# program:package, for what tests use and Python's packages don't bring
-DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh valgrind:valgrind
+# program:package or file:package, for what tests use and Python's packages don't bring
+DEBIAN_TOOLS := spin:spin gdb:gdb ffmpeg:ffmpeg zsh:zsh valgrind:valgrind clang:clang \
+        /usr/lib/llvm-*/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a:libclang-rt-dev
+AARCH64_TOOLS := aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu /usr/aarch64-linux-gnu/include/stdio.h:libc6-dev-arm64-cross \
+        qemu-aarch64:qemu-user
 
 # What leans on the interpreter: forks, threads, warnings, finalisers, imports, pickles, event loops, and what is like the
 # standard library's. Half a minute a version; so of what is the same for two event loops or start methods, one.
@@ -17,8 +20,8 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
-.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan chaos faults \
-        peers clean debian-packages force
+.PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan fuzz aarch64 \
+        chaos faults peers clean debian-packages force
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.%-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
@@ -75,6 +78,13 @@ tsan: ## C tests under the thread sanitizer
 
 asan: ## C tests under the address and undefined behaviour sanitizers
 	$(MAKE) -C tests/c run-asan
+
+fuzz: $(VENV)/.built debian-packages ## readers of shared memory under libFuzzer and sanitizers (SECONDS=60)
+	$(MAKE) -C tests/c run-fuzz PYTHON=$(abspath $(PY)) SECONDS=$(or $(SECONDS),60)
+
+aarch64: DEBIAN_TOOLS := $(AARCH64_TOOLS)
+aarch64: debian-packages ## C tests as an aarch64 build under qemu: logic and layout, not the order of memory
+	$(MAKE) -C tests/c run-aarch64
 
 chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECONDS=60 SUMS=file that goes on growing)
 	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
@@ -139,7 +149,8 @@ $(VENV)/.flags: $(VENV)/.made force
 
 # Tests that miss a program are skipped, and fail in CI; so this target only says what to do, and never fails itself.
 debian-packages:
-	@missing=; for tool in $(DEBIAN_TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; done; \
+	@missing=; for tool in $(DEBIAN_TOOLS); do program=$${tool%%:*}; \
+	  case $$program in /*) ls $$program;; *) command -v $$program;; esac >/dev/null 2>&1 || missing="$$missing $${tool##*:}"; done; \
 	missing="$$missing $$("$(PYTHON)" -c "$$TESTS_OF_PYTHON")"; missing=$$(echo $$missing); \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q; \

@@ -93,7 +93,13 @@ PyObject *scalar_decode(const unsigned char *data, uint64_t length) {
             value = PyFloat_FromDouble(x);
         }
         break;
-    case 0x8c: value = rest >= 1 && rest - 1 == at[0] ? PyUnicode_DecodeUTF8((const char *)at + 1, (Py_ssize_t)rest - 1, NULL) : NULL; break;
+    case 0x8c:
+        if (rest >= 1 && rest - 1 == at[0]) {
+            char text[SHORT]; /* a copy: Python looks at it more than once, and what stands in shared memory may be damaged in between */
+            memcpy(text, at + 1, rest - 1);
+            value = PyUnicode_DecodeUTF8(text, (Py_ssize_t)rest - 1, NULL);
+        }
+        break;
     case 'C': value = rest >= 1 && rest - 1 == at[0] ? PyBytes_FromStringAndSize((const char *)at + 1, (Py_ssize_t)rest - 1) : NULL; break;
     }
     if (!value) PyErr_Clear(); /* what is wrong with it, pickle shall say */

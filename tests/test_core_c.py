@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +27,7 @@ SANITIZERS = {
 def build(core: Path, out: Path, program: str, *options: str) -> Path:
     """Compile one test program against a core; a compiler error is never taken for a caught bug."""
     path = out / program
-    command = ["make", "-s", f"CORE={core}", f"BUILD={out}", *options, str(path)]
+    command = ["make", "-s", f"CORE={core}", f"BUILD={out}", f"PYTHON={sys.executable}", *options, str(path)]
     made = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=100)
     assert made.returncode == 0, made.stderr
     return path
@@ -34,7 +35,7 @@ def build(core: Path, out: Path, program: str, *options: str) -> Path:
 
 def run(path: Path, *arguments: str, timeout: float) -> subprocess.CompletedProcess[str]:
     command = [str(path), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=SANITIZERS)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=SANITIZERS, cwd=HERE)
 
 
 @pytest.mark.parametrize(
@@ -715,8 +716,8 @@ PLANTED = [
         [
             ("    if (to >> (IPC_SPAN_SHIFT + 31)) return; /* damage: two hundred days for each span */\n", ""),
             (
-                "    while (to >> shift_of(spans) >= IPC_SPANS) fold(spans);\n",
-                "    if (to >> shift_of(spans) >= IPC_SPANS) fold(spans);\n",
+                "    for (; to >> shift >= IPC_SPANS; shift++) fold(spans, shift);\n",
+                "    if (to >> shift >= IPC_SPANS) fold(spans, shift++);\n",
             ),
         ],
         "steps.asan",

@@ -18,18 +18,18 @@ static void add(_Atomic uint64_t *word, uint64_t n) { atomic_store_explicit(word
 static uint32_t shift_of(const struct ipc_spans *spans) { return IPC_SPAN_SHIFT + (atomic_load_explicit(&spans->folds, memory_order_relaxed) & 31); }
 
 /* A kill in the middle of it, which takes 100 ns, may double what this slot says of its time; readers know how much there was at most. */
-static void fold(struct ipc_spans *spans) {
+static void fold(struct ipc_spans *spans, uint32_t shift) {
     for (uint32_t k = 0; k < IPC_SPANS; k++) {
         uint64_t both = k < IPC_SPANS / 2 ? load(&spans->busy[2 * k]) + load(&spans->busy[2 * k + 1]) : 0;
         atomic_store_explicit(&spans->busy[k], both, memory_order_relaxed);
     }
-    atomic_store_explicit(&spans->folds, shift_of(spans) - IPC_SPAN_SHIFT + 1, memory_order_relaxed);
+    atomic_store_explicit(&spans->folds, shift - IPC_SPAN_SHIFT + 1, memory_order_relaxed);
 }
 
 void ipc_spend(struct ipc_spans *spans, uint64_t from, uint64_t to) {
     if (to >> (IPC_SPAN_SHIFT + 31)) return; /* damage: two hundred days for each span */
-    while (to >> shift_of(spans) >= IPC_SPANS) fold(spans);
-    uint32_t shift = shift_of(spans);
+    uint32_t shift = shift_of(spans); /* read once: it may be damaged at any moment, and what follows is an index */
+    for (; to >> shift >= IPC_SPANS; shift++) fold(spans, shift);
     for (uint64_t end; from < to; from = end) {
         uint64_t k = from >> shift;
         end = (k + 1) << shift;

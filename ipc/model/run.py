@@ -192,8 +192,8 @@ Row = tuple[str, str, str, str, str, str, float]  # model, switches, states, dep
 class Limits:
     """Seconds and megabytes that one search may use."""
 
-    def __init__(self, full: bool) -> None:
-        self.seconds = 200 if full else 120
+    def __init__(self, full: bool, seconds: int | None) -> None:
+        self.seconds = seconds or (200 if full else 120)
         self.megabytes = 7000 if full else 2500
 
 
@@ -269,13 +269,16 @@ def main() -> int:
         "--full", action="store_true", help="the large searches too (up to 15 minutes, 14 GB of memory)"
     )
     parser.add_argument("--only", default="", metavar="WORD", help="only configurations whose line contains WORD")
+    parser.add_argument(
+        "--seconds", type=int, metavar="N", help="limit of one search, for a machine that is slow or busy (120; 200)"
+    )
     parser.add_argument("--trail", action="store_true", help="print the end of the steps that lead to each fault")
     args = parser.parse_args()
     for tool in ("spin", "gcc"):
         if not shutil.which(tool):
             print(f"{tool} is missing: install the Debian package {tool} (apt install {tool})", file=sys.stderr)
             return 2
-    limits = Limits(args.full)
+    limits = Limits(args.full, args.seconds)
     configs = [c for c in DEFAULT + (FULL if args.full else []) if args.only in " ".join(c)]
     if not configs:
         print(f"no configuration contains {args.only!r}", file=sys.stderr)
