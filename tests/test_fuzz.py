@@ -19,12 +19,12 @@ PLANTED = [
         "a number of the spans is read again after it was found to be right",
         "insight.c",
         [
+            ("    uint32_t shift = shift_of(spans); /* read once", "    uint32_t shift; /* read once"),
             (
-                "    uint32_t shift = shift_of(spans); /* read once: it may be damaged at any moment, and what follows is an"
-                " index */\n    for (; to >> shift >= IPC_SPANS; shift++) fold(spans, shift);\n",
+                "    for (; to >> shift >= IPC_SPANS; shift++) fold(spans, shift);\n",
                 "    while (to >> shift_of(spans) >= IPC_SPANS) fold(spans, shift_of(spans));\n"
-                "    uint32_t shift = shift_of(spans);\n",
-            )
+                "    shift = shift_of(spans);\n",
+            ),
         ],
         "fuzz",
         "found/spans-fold",

@@ -229,7 +229,7 @@ static void publish(uint8_t how) {
     if (published == MOST_TASKS) return;
     int items = how & 8 ? 1 + how % ITEMS : 0;
     PyObject *args = how & 1 ? large : how & 2 ? pieces : small, *record = Py_BuildValue("(Oi)", how & 128 ? empty : sink, published);
-    int flags = (how & 2 ? IPC_PACKED : 0) | (how & 4 ? IPC_REPEATABLE : 0) | 3 << 8;
+    int flags = (how & 2 ? IPC_PACKED : 0) | (how & 4 ? IPC_REPEATABLE : 0) | (how & 16 ? 3 : CALL_ONE) << 8;
     long row = as_long(ASK("publish", "(OOOIIIIOIIIIIK)", capsule, tasks, record, how >> 6 & 1, 1, UNITS - 1, 100, args, items, how & 16 ? 20 : 0, flags, 1,
                            how, (unsigned long long)(how & 32 ? 1000000 : 0)));
     Py_DECREF(record);
@@ -238,6 +238,16 @@ static void publish(uint8_t how) {
     items_of[published] = (uint32_t)items;
     got[published] = ended[published] = 0;
     published++;
+}
+
+/* As a map gives away its plain items: records are made by the module, like this one. */
+static void give(uint8_t how) {
+    if (published > MOST_TASKS - 2) return;
+    PyObject *items = PyObject_GetIter(empty), *queue = PyList_New(0), *given = Py_BuildValue("[i]", 0);
+    PyObject *like = Py_BuildValue("(OiOOIIO)", sink, published, Py_None, small, CALL_ONE << 8, how & 16 ? 20 : 0, Py_None);
+    TELL("give", "(OOOOIOIIIIIKOO)", capsule, tasks, queue, items, 2, like, 1, 1, UNITS - 1, 100, how, 0ULL, how & 1 ? Py_True : Py_False, given);
+    for (long n = PyLong_AsLong(PyList_GET_ITEM(given, 0)); n; n--) items_of[published] = got[published] = ended[published] = 0, published++;
+    Py_DECREF(items), Py_DECREF(queue), Py_DECREF(given), Py_DECREF(like);
 }
 
 static void fork_worker(uint32_t slot) {
@@ -278,13 +288,10 @@ static void work(uint8_t how) {
     if (w->is == GONE) {
         die(slot);
     } else if (w->is == IDLE) {
-        PyObject *task = ASK("claim", "(OII)", w->capsule, 0, how);
-        if (task && PyTuple_Check(task)) {
-            w->is = CLAIMED;
-            w->items = (uint32_t)PyLong_AsUnsignedLong(PyTuple_GetItem(task, 3));
-        } else if (!task || task == Py_False) {
-            w->is = GONE;
-        }
+        PyObject *task = how & 1 ? ASK("claim", "(OIIOII)", w->capsule, 0, how, absolute, 1, 1) : ASK("claim", "(OII)", w->capsule, 0, how);
+        int whole = task && PyTuple_Check(task) && PyTuple_GET_SIZE(task) == 6;
+        w->items = whole ? (uint32_t)PyLong_AsUnsignedLong(PyTuple_GET_ITEM(task, 3)) : 0; /* else it was run, and is to be completed */
+        w->is = task == Py_None || task == Py_True ? IDLE : !task || PyLong_Check(task) ? GONE : CLAIMED;
         Py_XDECREF(task);
     } else if (how == 0 || how == 1) {
         PyObject *args = how ? ASK("arguments", "(O)", w->capsule) : ASK("claimed_function", "(O)", w->capsule);
@@ -307,7 +314,8 @@ static void work(uint8_t how) {
 }
 
 static void collect(uint8_t how) {
-    TELL("collect", "(OOOIOO)", capsule, tasks, inbox, 1 + how % 8, sink, inbox);
+    PyObject *before = PyList_GetSlice(tasks, 0, ROWS), *values = PyList_New(0);
+    TELL("collect", "(OOOIOOO)", capsule, tasks, inbox, 1 + how % 8, sink, inbox, how & 64 ? values : Py_None);
     for (Py_ssize_t k = 0; k < PyList_GET_SIZE(inbox); k++) {
         PyObject *entry = PyList_GET_ITEM(inbox, k), *data = PyTuple_GET_ITEM(entry, 2);
         Py_ssize_t items = PyTuple_Check(data) ? PyTuple_GET_SIZE(data) : PyList_Check(data) ? PyList_GET_SIZE(data) / 2 : 0;
@@ -316,6 +324,15 @@ static void collect(uint8_t how) {
         if (Py_IS_TYPE(data, Run) && how & 128) PyList_Append(held, data);
     }
     PyList_SetSlice(inbox, 0, PyList_GET_SIZE(inbox), NULL);
+    Py_ssize_t plain = 0; /* those that have ended without an entry */
+    for (Py_ssize_t row = 0; row < ROWS; row++) {
+        PyObject *record = PyList_GET_ITEM(before, row);
+        if (record == Py_None || PyList_GET_ITEM(tasks, row) == record || ended[PyLong_AsLong(PyTuple_GET_ITEM(record, 1))]) continue;
+        check_record(record, 0);
+        plain++;
+    }
+    HOLDS(plain == PyList_GET_SIZE(values), "a value for each");
+    Py_DECREF(before), Py_DECREF(values);
 }
 
 static void settle(void) {
@@ -372,7 +389,8 @@ static void look(uint32_t slot) {
 static void step(void) {
     uint8_t what = byte(), how = byte();
     switch (what % 16) {
-    case 0: case 1: publish(how); break;
+    case 0: publish(how); break;
+    case 1: how & 32 ? give(how) : publish(how); break;
     case 2: case 3: case 4: work(how); break;
     case 5: collect(how); break;
     case 6: settle(); break;
