@@ -573,6 +573,12 @@ PLANTED = [
         "-t 10 listen",
     ),
     Planted(
+        "a thread that is about to sleep does not hear of one that finds no row",
+        "client.c",
+        [(" || atomic_load_explicit(look->wanted_now, memory_order_seq_cst) != look->wanted;", ";")],
+        "steps",
+    ),
+    Planted(
         "who has heard is still said to listen",
         "client.c",
         [("    atomic_store_explicit(&s->header->listening, 0, memory_order_seq_cst);\n", "")],

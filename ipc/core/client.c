@@ -1,5 +1,5 @@
 /* The client's steps: publish, sweep, settle, cancel, condemn, sleep. One thread at a time (the caller holds a lock), but for ipc_client_spin and
- * ipc_client_sleep, which touch nothing private. The client is never killed alone: its death ends the pool. So its private arrays are the
+ * ipc_client_sleep, which touch nothing private but `wanted`. The client is never killed alone: its death ends the pool. So its private arrays are the
  * truth, and the segment is checked against them. */
 #include "core.h"
 
@@ -40,11 +40,13 @@ static int row_has_cooled(struct ipc_client *c) {
     return 0;
 }
 
-/* No row is free. Another thread may be asleep, but not in want of a row: it is now. */
+/* No row is free. Another thread may be asleep, but not in want of a row: it is now. Or it has looked, and is about to say that it sleeps: seq_cst; we
+ * count, then look whether it sleeps; it says so, then looks whether we have counted. */
 static void want_row(struct ipc_client *c) {
     struct ipc_header *h = c->s->header;
     uint32_t asleep = 1;
     c->wanting = 1;
+    atomic_fetch_add_explicit(&c->wanted, 1, memory_order_seq_cst);
     /* SYNC POINT: seq_cst; we say that a row is wanted, then look at head; the worker moves head, then looks whether a row is wanted. */
     if (atomic_compare_exchange_strong_explicit(&h->client_asleep, &asleep, 2, memory_order_seq_cst, memory_order_relaxed) && row_has_cooled(c))
         ipc_ring_client(c->s);
@@ -389,7 +391,8 @@ void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped) {
 /* ---- sleep: looking at the client's private words (one thread at a time) is apart from sleeping (beside threads that publish) */
 
 void ipc_client_look(struct ipc_client *c, struct ipc_look *look) {
-    *look = (struct ipc_look){.deaths_seen = c->deaths_seen, .swept = c->swept_summary != 0, .too_early = c->too_early, .wanting = c->wanting};
+    *look = (struct ipc_look){.wanted_now = &c->wanted, .wanted = atomic_load_explicit(&c->wanted, memory_order_relaxed), .deaths_seen = c->deaths_seen,
+                              .swept = c->swept_summary != 0, .too_early = c->too_early, .wanting = c->wanting};
     if (!c->wanting) return;
     look->cooling = UINT64_MAX;
     for (uint32_t k = 0; k < c->cooling_count; k++)
@@ -425,7 +428,9 @@ int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_
     uint32_t seen = atomic_load_explicit(&h->client_bell, memory_order_seq_cst);
     /* SYNC POINT: seq_cst; we say that we sleep, then look; a worker says that it is done, then looks whether we sleep. */
     atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_seq_cst);
-    int code = something_to_do(s, look) ? 0 : ipc_futex_wait(&h->client_bell, seen, nap ? JUDGE_NS : *timeout_ns);
+    /* The same with a thread that has found no row since we looked: it counts, then takes note of our sleep. */
+    int news = something_to_do(s, look) || atomic_load_explicit(look->wanted_now, memory_order_seq_cst) != look->wanted;
+    int code = news ? 0 : ipc_futex_wait(&h->client_bell, seen, nap ? JUDGE_NS : *timeout_ns);
     atomic_store_explicit(&h->client_asleep, 0, memory_order_seq_cst);
     if (something_to_do(s, look)) return 0;
     *timeout_ns = nap && code == IPC_EMPTY ? *timeout_ns - JUDGE_NS : 0;

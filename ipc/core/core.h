@@ -137,6 +137,7 @@ struct ipc_client {
     uint32_t top_args, top_result;        /* units from there on, in their half, have not been used since the last trim */
     uint32_t free_row[IPC_MAX_ROWS], cooling[IPC_MAX_ROWS], seq[IPC_MAX_ROWS], items[IPC_MAX_ROWS], drained[IPC_MAX_ROWS];
     int wanting;                          /* the last publish found no row */
+    _Atomic uint32_t wanted;              /* so many publishes have found no row; a thread that sleeps reads it without the lock */
     int too_early;                        /* the last flush put a wake off because it could not judge yet */
     int shortened;                        /* shortest_ms has sunk since the monitor was last told to look */
     uint64_t position[IPC_MAX_ROWS];      /* the ring position of the row's last entry */
@@ -166,7 +167,7 @@ int ipc_next_dead(struct ipc_client *c, uint32_t *slot, uint32_t *reaped); /* 1 
 uint32_t ipc_settle(struct ipc_client *c, uint32_t slot, uint32_t reaped, struct ipc_settled *out, uint32_t most);
 void ipc_settled(struct ipc_client *c, uint32_t slot, uint32_t reaped);
 /* Waiting, in parts, for clients with threads: flush and look with the lock; spin and sleep without, on the copy that the look has made. */
-struct ipc_look { uint64_t cooling; uint32_t deaths_seen; uint8_t swept, too_early, wanting; };
+struct ipc_look { uint64_t cooling; const _Atomic uint32_t *wanted_now; uint32_t wanted, deaths_seen; uint8_t swept, too_early, wanting; };
 void ipc_client_look(struct ipc_client *c, struct ipc_look *look);
 int ipc_client_spin(struct ipc_segment *s, const struct ipc_look *look, uint64_t spin_ns); /* 1: there is something to do */
 int ipc_client_sleep(struct ipc_segment *s, const struct ipc_look *look, uint64_t *timeout_ns); /* 0 look again, IPC_SIGNAL, IPC_EMPTY: flush, look and

@@ -1105,6 +1105,24 @@ static void what_was_inherited_counts_when_it_is_written_to(void) {
     CHECK(ipc_memory_of((uint32_t)child, &nobody) == IPC_EMPTY && ipc_dirtied_of((uint32_t)child, &nothing) == IPC_EMPTY, "of the dead it says nothing");
 }
 
+/* Two threads of the client: one has looked, with the lock; before it says that it sleeps the other one finds no row. */
+static void a_thread_that_finds_no_row_is_heard_by_one_that_is_about_to_sleep(void) {
+    begin(2, 1);
+    struct ipc_look look;
+    uint64_t timeout = 10 * SECOND, before = ipc_now();
+    publish(small);
+    uint32_t row = publish(small);
+    CHECK(driver_cancel(&D, row), "it cools");
+    ipc_client_look(&D.c, &look);
+    CHECK(driver_submit(&D, small) == IPC_FULL, "no row");
+    CHECK(ipc_client_sleep(&S, &look, &timeout) == 0 && ipc_now() - before < 5 * SECOND, "it looks again at once");
+    ipc_client_look(&D.c, &look);
+    timeout = SECOND / 1000;
+    CHECK(ipc_client_sleep(&S, &look, &timeout) == IPC_EMPTY, "and sleeps when it knows of it");
+    run_all(&A);
+    CHECK(ipc_client_sleep(&S, &look, &timeout) == 0, "until head has passed the row");
+}
+
 #define TEST(name) {#name, name}
 static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_stalled_claimer_cannot_claim_a_later_use_through_an_old_entry), TEST(a_cancelled_task_is_never_claimed),
@@ -1140,7 +1158,7 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(memory_of_an_item_is_counted_from_its_own_start),
     TEST(what_was_inherited_counts_when_it_is_written_to),
     TEST(a_result_rings_the_wire_once_while_the_client_listens), TEST(a_death_rings_the_wire_whoever_took_the_sleep),
-    TEST(who_wants_a_row_is_told_through_the_wire), TEST(a_wire_that_is_another_file_by_now_is_left_alone), TEST(a_full_wire_blocks_nobody),
+    TEST(who_wants_a_row_is_told_through_the_wire), TEST(a_thread_that_finds_no_row_is_heard_by_one_that_is_about_to_sleep), TEST(a_wire_that_is_another_file_by_now_is_left_alone), TEST(a_full_wire_blocks_nobody),
 };
 
 int main(int argc, char **argv) {
