@@ -70,7 +70,8 @@ guard: $(VENV)/.extra-bench debian-packages ## has something become slower? by i
 
 build: $(VENV)/.built ## the extension and an editable install (POOL_DEBUG=1, POOL_WERROR=1, POOL_SANITIZE=...: see setup.py)
 
-model: debian-packages ## check the models of the protocol with spin
+model: debian-packages ## explore the orders of memory in the core, check the models of the protocol with spin
+	$(PYTHON) ipc/model/orders.py
 	$(PYTHON) ipc/model/run.py
 
 tsan: ## C tests under the thread sanitizer

@@ -48,7 +48,7 @@ static void want_row(struct ipc_client *c) {
     c->wanting = 1;
     atomic_fetch_add_explicit(&c->wanted, 1, memory_order_seq_cst);
     /* SYNC POINT: seq_cst; we say that a row is wanted, then look at head; the worker moves head, then looks whether a row is wanted. */
-    if (atomic_compare_exchange_strong_explicit(&h->client_asleep, &asleep, 2, memory_order_seq_cst, memory_order_relaxed) && row_has_cooled(c))
+    if (atomic_compare_exchange_strong_explicit(&h->client_asleep, &asleep, 2, memory_order_seq_cst, memory_order_seq_cst) && row_has_cooled(c))
         ipc_ring_client(c->s);
 }
 

@@ -58,6 +58,8 @@ DEFAULT = [
     ("sleep", "T=2 K=0 LOOP", "complete"),
     ("sleep", "T=1 K=1 LOOP", "complete"),
     ("sleep", "T=2 K=0 R=1 C=1 LOOP", "complete"),
+    ("sleep", "T=2 K=0 R=1 C=1 THREADS", "complete"),
+    ("sleep", "T=1 K=1 THREADS", "complete"),
     ("payload", "T=2 K=1 W=1 C=1", "complete"),
     ("payload", "T=3 K=1 W=1", "complete"),
     ("payload", "T=2 K=2 W=1", "complete"),
@@ -139,6 +141,8 @@ DEFAULT = [
     ("sleep", "T=1 K=0 LOOP WIRE_EARLY", "stuck"),  # a worker looks for listeners before it says DONE
     ("sleep", "T=1 K=0 LOOP NO_LOOP_LOOK", "stuck"),  # no second look while a loop listens
     ("sleep", "T=1 K=1 LOOP WIRE_IF_TAKEN", "stuck"),  # a death rings the wire only if the sleep was not taken
+    ("sleep", "T=2 K=0 R=1 C=1 THREADS NO_WANTED_LOOK", "stuck"),  # asleep beside a thread that has found no row
+    ("sleep", "T=2 K=0 R=1 C=1 THREADS WANTED_LATE", "stuck"),  # which counts after its look at the sleeper
     # planted faults: who owns a payload unit
     ("payload", "T=2 K=0 W=1 GIVE_LATE", "assert"),  # the worker takes kept arguments over after DONE
     ("payload", "T=1 K=1 W=1 NO_FREE_KEPT", "assert"),  # settle leaves what the dead have kept
@@ -173,6 +177,7 @@ FULL = [
     ("claim", "T=2 K=2", "complete"),
     ("claim", "T=3 K=0 C=1 DEP R=2 U=2 BIG=7 NEED=2", "complete"),
     ("sleep", "T=2 K=1", "complete"),
+    ("sleep", "T=2 K=0 THREADS", "complete"),
     ("sleep", "T=3 K=0 C=1", "complete"),
     ("sleep", "T=3 K=0 DEP", "complete"),
     ("sleep", "T=2 K=1 R=1 C=1", "complete"),

@@ -11,6 +11,8 @@
  *   With LOOP the client sleeps either way, as it happens: on its bell, or in an event loop, which hears the wire (a bit: it keeps what was
  *   sent) and may wake up at any moment for reasons of its own, a thread that takes over, say. Who rings the bell rings the wire too if
  *   `listening` says so.
+ *   With THREADS another thread of the client submits the last task, whenever the client sleeps or is in user code: it publishes it, or finds no row,
+ *   and says so to a client that is asleep, or about to be.
  *   User code after a wake runs until every published task has been started; with DEP task 0 runs until task 1 has ended.
  *   A lost wake-up is a stuck state.
  * Store buffers: with RELAXED_x the first half of a Dekker pair may take effect later than the loads that follow it:
@@ -28,7 +30,7 @@
  * Sizes: T tasks · R rows (ring: N, the same) · K kills · C cancels · A attempts · NO_RESTART: the dead are never replaced
  * Planted faults: WAKE_FIRST NO_LOOK NO_CLIENT_LOOK NO_CLIENT_RING IF_ASLEEP_RING NO_CLEAR NO_RING_ALL
  *   CLEAR_LATE NO_DEFERRED EMPTY_RING_WAKE NO_HEAD_RING READY_COUNT FLAG_RING NO_BELL SPIN_LATE SPIN_SUBTRACT
- *   LISTEN_LATE WIRE_EARLY WIRE_IF_TAKEN NO_LOOP_LOOK
+ *   LISTEN_LATE WIRE_EARLY WIRE_IF_TAKEN NO_LOOP_LOOK NO_WANTED_LOOK WANTED_LATE
  *   NO_SPIN_CLEAR GUARD_RESIGN_LATE GUARD_LOOK_EARLY NO_GUARD_CLEAR GUARD_CLEAR_LATE NO_SUCCESSOR GUARD_FIRST WOKEN_QUIET
  *   (see run.py).
  *   RELAXED_* are above. SPIN and GUARD add their parts. The wake at once is optional: NO_AT_ONCE leaves it out.
@@ -73,6 +75,11 @@ byte asleep;				/* client_asleep: 1, or 2 "a row would do as well" */
 byte crung; bit cwaits;			/* client_bell, the same */
 bit listening, wire;			/* the client sleeps in an event loop; something is on the wire */
 byte kills;
+#ifdef THREADS
+bit lock = 1;				/* the client's */
+byte wanted;				/* publishes that found no row */
+byte todo = (1 << (T - 1)) - 1;		/* what waits for a row; the last task is the other thread's */
+#endif
 /* what only the checker sees */
 byte holds[W], claims[T], ended[T], nended;
 bit started[T], fin[T];
@@ -497,6 +504,41 @@ inline deferred_wake() {
 	skip
 #endif
 }
+/* Publish task t in row r */
+inline publish_row() {
+#ifdef WAKE_FIRST
+	n = TAIL - head + 1;
+	wake();
+#endif
+	d_step {
+		DRAIN;			/* (the buffer of the model has room for one tail) */
+		todo = todo & ~(1 << t); row[r].task = t; row[r].seq++; row[r].st = READY
+	}
+#ifdef GUARD_LOOK_EARLY
+	gg = (guard != 0);
+#endif
+	d_step { ring_r[TAIL % N] = r; ring_q[TAIL % N] = row[r].seq }
+#ifdef EMPTY_RING_WAKE
+	c = (TAIL == head);
+#endif
+	d_step {
+#ifdef RELAXED_TAIL
+		b_tail = 1;
+#else
+		tail++;
+#endif
+		row[r].last = TAIL; assert(TAIL - head <= N); t = 0; r = 0 }
+	/* Wake: nobody awake, one at once */
+#ifdef EMPTY_RING_WAKE
+	if :: c -> c = 0; n = 1; wake() :: else fi;
+#else
+#if !defined(WAKE_FIRST) && !defined(NO_AT_ONCE)
+	if :: d_step { sleepers == ALL -> n = 1 }; wake() :: else fi;
+#endif
+#endif
+}
+inline find_row() { r = 0; do :: r < R && !USABLE(r) -> r++ :: else -> break od }
+
 /* end of an attempt: by result, or by death */
 inline close(good) {
 	t = row[r].task; attempts[t]++;
@@ -507,60 +549,69 @@ inline close(good) {
 	row[r].st = FREE; row[r].slot = 0; row[r].gen = 0; row[r].task = 0; t = 0
 }
 
+#ifdef THREADS
+/* Another thread of the client: it submits task T-1, once, with the lock that the client gives away while it sleeps and runs user code. */
+#define LOCK	atomic { !lock -> lock = 1 }
+#define UNLOCK	lock = 0
+proctype other() {
+	byte t, r, n, s, v, gg;
+	bit c, took;
+	LOCK;
+	d_step { t = T - 1; find_row(); c = (r < R); if :: !c -> r = 0 :: else fi }
+	if
+	:: c -> c = 0; publish_row(); deferred_wake()
+	:: else ->
+		todo = todo | (1 << t);		/* it waits in the queue; want_row */
+#ifdef WANTED_LATE
+		d_step { c = (asleep == 1); if :: c -> asleep = 2 :: else fi }
+		wanted++;
+#else
+		wanted++;
+		d_step { c = (asleep == 1); if :: c -> asleep = 2 :: else fi }
+#endif
+		if
+		:: c && ANY_USABLE -> client_bell()
+		:: else
+		fi
+	fi;
+	UNLOCK
+}
+#else
+#define LOCK	skip
+#define UNLOCK	skip
+#endif
+
 proctype client() {
-	byte todo = (1 << T) - 1, t, r, n, s, v, m, m0, m1, m2, seen, gg, cancels = C, attempts[T];
+#ifdef THREADS
+	byte knows;
+#else
+	byte todo = (1 << T) - 1;
+#endif
+	byte t, r, n, s, v, m, m0, m1, m2, seen, gg, cancels = C, attempts[T];
 	bit c, took;
 #ifdef LOOP
 	bit takeovers;
 #endif
-loop:	if :: nended == T -> goto over :: else fi;
+loop:	if :: nended == T -> UNLOCK; goto over :: else fi;
 	d_step {				/* a task that waits, a row to put it in */
 		t = 0; do :: t < T && !(todo & (1 << t)) -> t++ :: else -> break od;
-		r = 0; do :: r < R && !USABLE(r) -> r++ :: else -> break od;
+		find_row();
 		c = (t < T && r < R);
 		if :: !c -> t = 0; r = 0 :: else fi
 	}
 	if
 	:: c -> c = 0;
-		/* Publish */
-#ifdef WAKE_FIRST
-		n = TAIL - head + 1;
-		wake();
-#endif
-		d_step {
-			DRAIN;			/* (the buffer of the model has room for one tail) */
-			todo = todo & ~(1 << t); row[r].task = t; row[r].seq++; row[r].st = READY
-		}
-#ifdef GUARD_LOOK_EARLY
-		gg = (guard != 0);
-#endif
-		d_step { ring_r[TAIL % N] = r; ring_q[TAIL % N] = row[r].seq }
-#ifdef EMPTY_RING_WAKE
-		c = (TAIL == head);
-#endif
-		d_step {
-#ifdef RELAXED_TAIL
-			b_tail = 1;
-#else
-			tail++;
-#endif
-			row[r].last = TAIL; assert(TAIL - head <= N); t = 0; r = 0 }
-		/* Wake: nobody awake, one at once */
-#ifdef EMPTY_RING_WAKE
-		if :: c -> c = 0; n = 1; wake() :: else fi;
-#else
-#if !defined(WAKE_FIRST) && !defined(NO_AT_ONCE)
-		if :: d_step { sleepers == ALL -> n = 1 }; wake() :: else fi;
-#endif
-#endif
+		publish_row();
 		if
 		:: goto loop
 		:: deferred_wake();		/* user code, until all that was published is running */
+			UNLOCK;
 			t = 0;
 			do
 			:: t < T -> (started[t] || (todo & (1 << t))); t++
 			:: else -> break
 			od;
+			LOCK;
 			t = 0
 #if C
 		:: cancels -> cancels--;	/* Cancel */
@@ -629,6 +680,26 @@ loop:	if :: nended == T -> goto over :: else fi;
 			goto loop
 		fi;
 #endif
+#ifdef THREADS
+		/* ipc_client_look with the lock, ipc_client_sleep without */
+		d_step { m = (todo -> 2 : 1); knows = wanted }
+		UNLOCK;
+		crung = 1;
+		asleep = m;
+		if
+#ifdef NO_WANTED_LOOK
+		:: done || deaths != seen || (m == 2 && ANY_USABLE) -> skip
+#else
+		:: done || deaths != seen || (m == 2 && ANY_USABLE) || wanted != knows -> skip
+#endif
+		:: else ->
+			d_step { cwaits = (crung == 1) }
+			!cwaits
+		fi;
+		d_step { asleep = 0; crung = 0; m = 0; knows = 0 }
+		LOCK;
+		goto loop;
+#endif
 		crung = 1;			/* b = client_bell */
 #ifdef RELAXED_ASLEEP
 		d_step { DRAIN; b_asleep = 1; v_asleep = (todo -> 2 : 1) }
@@ -667,6 +738,9 @@ init { atomic {
 	run worker(2);
 #endif
 	 run monitor(); run killer()
+#ifdef THREADS
+	; run other()
+#endif
 #if defined(RELAXED_TAIL) || defined(RELAXED_BIT) || defined(RELAXED_DONE) || defined(RELAXED_ASLEEP) || defined(RELAXED_GUARD)
 	; run buffers()
 #endif
