@@ -6,8 +6,9 @@ the bad one is impossible, and with any one of them weakened it is possible; so 
 
 Memory is as in C11 without its consume and without stores that pass earlier loads: each location has all its values, a
 thread may read any that is not older than what it knows of; a release hands on what its thread knows, an acquire takes
-it over; a seq_cst load reads nothing older than the last seq_cst store there. A read-modify-write reads the newest. That a load is not passed by a later store (freeing a unit after the last look at it) is therefore not
-explored; there the release stands for the order by definition.
+it over; a seq_cst load reads nothing older than the last seq_cst store there. A read-modify-write reads the newest.
+That a load is not passed by a later store (a unit is freed after the last look at it) is therefore not explored; there
+the release stands for the order by definition.
 """
 
 import re
