@@ -549,7 +549,7 @@ PLANTED = [
     Planted(
         "no second look after client_asleep",
         "client.c",
-        [("int code = something_to_do(s, look) ? 0 : ipc_futex_wait", "int code = ipc_futex_wait")],
+        [("int news = something_to_do(s, look) || atomic_load", "int news = atomic_load")],
         "litmus",
         "-t 10 asleep",
     ),
