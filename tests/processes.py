@@ -43,12 +43,22 @@ def sleeps(pid: int) -> bool:
     return _state(pid) == "S"
 
 
+def parent_of(pid: int) -> int:
+    """0: there is no such process."""
+    return int((_stat(pid) or ["", "0"])[1])
+
+
 def _state(pid: int) -> str:
+    return (_stat(pid) or [""])[0]
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on; nothing if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0].decode()
-    except (FileNotFoundError, ProcessLookupError, IndexError):
-        return ""
+            return file.read().rpartition(b")")[2].decode().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def named(marker: str) -> list[int]:

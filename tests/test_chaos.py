@@ -12,12 +12,14 @@ from typing import Any
 
 import processes
 import pytest
-from chaos import campaign, killer, plan
+import tasks
+from chaos import campaign, killer, observer, plan
 from chaos.oracle import Verdict
 from chaos.plan import Event, Plan, batch
 
+from ipc import _core
 from pool import Pool
-from pool.errors import PoolBroken
+from pool.errors import PoolBroken, WorkerCrashed
 
 WORKERS = 3
 
@@ -35,8 +37,41 @@ def played(the_plan: Plan, capsys: Any) -> Counter[str]:
 def test_every_task_ends_exactly_once_while_workers_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
     figures = played(plan.storm(20_000, seed=20_000, hunt=True), capsys)
     assert figures["kills"] >= 100
-    missed = [state for state in killer.STATES if not figures["killed: " + state]]
+    missed = [state for state in killer.EVERY_LOAD if not figures["killed: " + state]]
     assert not missed, f"no kill met a worker {missed}"
+
+
+@pytest.mark.timeout(60)
+def test_the_same_while_somebody_outside_of_the_client_kills(capsys: pytest.CaptureFixture[str]) -> None:
+    """Workers of a pool with a small room, each of which leaves after a few tasks; limits condemn."""
+    the_plan = plan.hail(seed=1, rounds=1, kill_every=0.01, timing="bursts")
+    figures = played(the_plan, capsys)
+    assert figures["kills"] >= 20
+    assert figures["death records compared"] >= figures["kills"] / 2
+    assert figures["killed: " + observer.UNSEEN] == 0
+
+
+def test_an_observer_sees_what_each_worker_is_at(gate: tasks.Gate) -> None:
+    with Pool(2) as pool:
+        future = pool.submit(tasks.hold, gate.path)
+        gate.await_start()
+        seen = observer.Observer(os.getpid())
+        processes.wait_until(lambda: all(map(seen.is_ready, range(2))), "all are ready")
+        assert sorted(seen.states([0, 1])) == sorted([observer.SINGLE, observer.IDLE])
+        busy = seen.states([0, 1]).index(observer.SINGLE)
+        pid, generation, *_ = seen.slot(busy)
+        assert pid in processes.worker_pids(pool)
+        assert seen.death(busy, generation) is None
+        os.kill(pid, signal.SIGKILL)
+        assert isinstance(future.exception(20), WorkerCrashed)
+        assert seen.death(busy, generation) == (pid, signal.SIGKILL, _core.DIED)
+        processes.wait_until(
+            lambda: seen.slot(busy).generation == generation + 1 and seen.is_ready(busy), "a successor"
+        )
+        assert seen.death(busy, generation + 1) is None
+    seen.close()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other, pytest.raises(observer.Gone, match="has no pool"):
+        observer.Observer(other.pid)
 
 
 @pytest.mark.timeout(30)
@@ -103,10 +138,10 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     sums = str(tmp_path / "sums.json")
     verdicts = [Verdict([], Counter(kills=2, episodes=1)) for _ in range(4)]
     verdicts += [Verdict(["I5: twice"], Counter(kills=1, episodes=1, violations=1))] * 50
-    monkeypatch.setattr(campaign, "play", lambda *_: (verdicts.pop(0), "what it said"))
+    monkeypatch.setattr(campaign, "play", lambda *_, **__: (verdicts.pop(0), "what it said"))
     assert campaign.campaign(7, 0, "calm", sums)["kills"] == 2
     assert campaign.campaign(8, 100, "calm", sums, slicing=0)["violations"] == 1
-    assert campaign.load(sums)["kills"] == 9
+    assert campaign.load(sums)[campaign.core()]["kills"] == 9
     told = capsys.readouterr().out
     assert "episode 8:3:calm" in told
     assert "I5: twice" in told

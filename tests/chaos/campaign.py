@@ -8,6 +8,8 @@ that fails seed and number are printed, and the smallest slice of its plan that 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -15,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +26,8 @@ from pathlib import Path
 import processes
 
 from chaos import oracle, plan
+from chaos.killer import Killer
+from chaos.observer import STATES, UNSEEN
 from chaos.oracle import Verdict
 from chaos.plan import Plan
 
@@ -31,39 +36,81 @@ TRIES = 3  # times that a slice is played before it is believed to be harmless
 TESTS = Path(__file__).parent.parent
 
 
-def play(the_plan: Plan, path: str = "", hang: float = HANG) -> tuple[Verdict, str]:
-    """One episode, and the player's stderr. ``path``: where its modules are looked for first."""
+def play(the_plan: Plan, path: str = "", hang: float = HANG, counts: Counter[str] | None = None) -> tuple[Verdict, str]:
+    """One episode, and the player's stderr. ``path``: where its modules are looked for first. ``counts``: kills so far
+    by what they have met, for who kills from outside and looks for what was met least."""
     folder = tempfile.mkdtemp(prefix=f"chaos-{os.getpid()}-")
     try:
         (Path(folder) / "plan.json").write_text(the_plan.text())
         os.mkdir(files := os.path.join(folder, "files"))
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (path, str(TESTS)))), TMPDIR=files)
         left = ""
+        hail = Hail(the_plan, folder, counts or Counter()) if the_plan.outside else None
         try:
             with processes.nothing_left():
-                exit_code, said = _client(folder, environment, hang)
+                exit_code, said = _client(folder, environment, hang, hail)
         except AssertionError as error:
             left = str(error)
         if named := processes.named(os.path.basename(folder)):
             left += f" processes {named} are left"
         if os.listdir(files):
             left += f" files {os.listdir(files)} are left"
-        return oracle.judge(folder, the_plan, exit_code, left), said
+        verdict = oracle.judge(folder, the_plan, exit_code, left)
+        if hail is not None:
+            verdict.wrong.extend(hail.wrong)
+            verdict.figures.update(hail.figures, violations=len(hail.wrong))
+        return verdict, said
     finally:
         shutil.rmtree(folder)
 
 
-def _client(folder: str, environment: dict[str, str], hang: float) -> tuple[int, str]:
+def _client(folder: str, environment: dict[str, str], hang: float, hail: Hail | None) -> tuple[int, str]:
     command = [sys.executable, "-m", "chaos.player", folder, str(hang)]
+    pipes = {} if hail is None else {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with open(os.path.join(folder, "stderr"), "w+") as stderr:
-        client = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=stderr, cwd=folder)
+        client = subprocess.Popen(
+            command, env=environment, stderr=stderr, cwd=folder, text=True, **{"stdin": subprocess.DEVNULL, **pipes}
+        )
+        watchdog = threading.Timer(3 * hang, client.kill)
+        watchdog.start()
         try:
-            exit_code = client.wait(3 * hang)
-        except subprocess.TimeoutExpired:
-            client.kill()
+            if hail is not None:
+                hail.over(client)
             exit_code = client.wait()
+        finally:
+            watchdog.cancel()
         stderr.seek(0)
         return exit_code, stderr.read()
+
+
+class Hail:
+    """Kills from outside: while a player says that it works, workers of its pool are killed by us."""
+
+    def __init__(self, plan: Plan, folder: str, counts: Counter[str]) -> None:
+        self.wrong: list[str] = []
+        self.figures: Counter[str] = Counter()
+        self._plan = plan
+        self._path = os.path.join(folder, "kills")
+        self._counts = counts
+
+    def over(self, client: subprocess.Popen[str]) -> None:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        with client.stdin, client.stdout, open(self._path, "a", 1) as kills:
+            plan = self._plan
+            killer = Killer(
+                client.pid, plan.kill_every, plan.seed, lambda pid, state: print(pid, state, file=kills), STATES,
+                plan.timing, self._counts,
+            )  # fmt: skip
+            for step in (killer.start, killer.stop):
+                if not client.stdout.readline():
+                    break  # it has ended, and why is seen elsewhere
+                step()
+                with contextlib.suppress(BrokenPipeError):
+                    print(file=client.stdin, flush=True)
+            killer.stop()
+        self.wrong = [f"I4: {text}" for text in killer.wrong_records]
+        self.figures["death records compared"] = killer.records
 
 
 def smallest(the_plan: Plan, fails: Callable[[Plan], bool], seconds: float) -> list[int]:
@@ -103,16 +150,29 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
 # ---- sums
 
 
-def load(path: str) -> Counter[str]:
+def core() -> str:
+    """Which core it is that is put to the proof: a digest of the C sources."""
+    sources = sorted((TESTS.parent / "ipc").glob("**/*.[ch]"))
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def load(path: str) -> dict[str, Counter[str]]:
+    """Sums by core."""
     if not os.path.exists(path):
-        return Counter()
+        return {}
     with open(path) as file:
-        return Counter(json.load(file))
+        return {core: Counter(figures) for core, figures in json.load(file).items()}
 
 
-def save(path: str, sums: Counter[str]) -> None:
+def add(path: str, figures: Counter[str]) -> None:
+    """To the sums of the core that there is now."""
+    sums = load(path)
+    sums.setdefault(core(), Counter()).update(figures)
     with open(path + ".new", "w") as file:
-        json.dump(dict(sorted(sums.items())), file, indent=1)
+        json.dump({name: dict(sorted(figures.items())) for name, figures in sums.items()}, file, indent=1)
         file.write("\n")
     os.replace(path + ".new", path)
 
@@ -127,23 +187,26 @@ def show(sums: Counter[str]) -> str:
 def campaign(seed: int, seconds: float, profile: str = "", sums_path: str = "", slicing: float = 60.0) -> Counter[str]:
     """Episodes until the time is over, at least one; the sums of this campaign. It ends with the first that fails."""
     total: Counter[str] = Counter()
+    known = load(sums_path).get(core(), Counter()) if sums_path else Counter()
     end, number = time.monotonic() + seconds, 0
     while not number or time.monotonic() < end:
         the_plan = plan.draw(profile, seed * 1_000_003 + number) if profile else plan.drawn(seed, number)
-        verdict, said = play(the_plan)
-        total += verdict.figures
-        total["profile: " + the_plan.profile] += 1
+        verdict, said = play(the_plan, counts=killed(known + total))
+        figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1})
+        total += figures
         if sums_path:
-            sums = load(sums_path)
-            sums += verdict.figures
-            sums["profile: " + the_plan.profile] += 1
-            save(sums_path, sums)
+            add(sums_path, figures)
         if verdict.wrong:
             name = f"{seed}:{number}" + (f":{profile}" if profile else "")
             print(explain(the_plan, verdict, said, name, slicing), flush=True)
             break
         number += 1
     return total
+
+
+def killed(figures: Counter[str]) -> Counter[str]:
+    """Kills by what they have met."""
+    return Counter({state: figures["killed: " + state] for state in (*STATES, UNSEEN)})
 
 
 def replay(name: str, only: str) -> int:
@@ -176,5 +239,7 @@ def main() -> int:
     total = campaign(options.seed, options.seconds, options.profile, options.sums)
     print(show(total))
     if options.sums:
-        print("all campaigns:", show(load(options.sums)), sep="\n")
+        sums = load(options.sums)
+        print("all campaigns with this core:", show(sums[core()]), sep="\n")
+        print(f"and with all {len(sums)} versions of it:", show(sum(sums.values(), Counter())), sep="\n")
     return 1 if total["violations"] else 0

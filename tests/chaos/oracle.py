@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 from chaos import work
-from chaos.killer import CHARGED, DECODING, UNSEEN
+from chaos.observer import CHARGED, CONDEMNED, DECODING, UNSEEN
 from chaos.plan import Plan
 
 NO_TASK = -1
@@ -220,9 +220,11 @@ def _deaths(record: Record) -> list[str]:
     for pid, state in record.kills.items():
         if state in CHARGED and pid not in charged:
             wrong.append(f"I4: worker {pid} was killed while {state}, and no task was charged")
+        if state == CONDEMNED and pid not in record.decoding and charged.get(pid, (0, "crashed"))[1] == "crashed":
+            wrong.append(f"R3: worker {pid} was killed while {state}, and no task has paid for that")
         if state == DECODING and pid not in record.decoding:
             wrong.append(f"I4: worker {pid} was killed while {state}, and it was not settled so")
-        if state not in (*CHARGED, UNSEEN) and pid in charged and charged[pid][1] == "crashed":
+        if state not in (*CHARGED, CONDEMNED, UNSEEN) and pid in charged and charged[pid][1] == "crashed":
             wrong.append(f"G2: worker {pid} was killed {state}, and task {charged[pid][0]} was charged")
     wrong += [
         f"I4: task {number} was charged for the death of worker {pid}, whom nobody has killed"

@@ -13,6 +13,7 @@ MANY = 1000  # retries that nobody uses up
 WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1}  # and their shares of the tasks
 PROFILES = {
     "storm": 6,
+    "hail": 2,
     "mixed": 8,
     "calm": 1,
     "rogue": 2,
@@ -20,6 +21,8 @@ PROFILES = {
     "racing": 1,
     "arrays": 1,
 }  # and their shares of a campaign
+TIMINGS = ("even", "poisson", "bursts")
+"""A kill every so many seconds; as often, but as chance will have it; all workers at once, and then a pause."""
 ENDS = ("client", "monitor", "terminate", "interrupt")
 SIGNALS = {
     # What a worker dies of is a death that nobody has looked at; the others change nothing.
@@ -41,7 +44,8 @@ class Event(NamedTuple):
 
 class Plan(NamedTuple):
     """``kill_every``: seconds between two kills of workers; 0: nobody is killed but by an event. ``hunt``: go on until
-    kills have met workers in every state."""
+    kills have met workers in every state. ``outside``: who kills is not the client but who has started it, in one of
+    TIMINGS. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are."""
 
     profile: str
     seed: int
@@ -50,6 +54,10 @@ class Plan(NamedTuple):
     hunt: bool
     events: list[Event]
     end: str
+    outside: bool = False
+    timing: str = "even"
+    tasks_per_worker: int = 0
+    units: int = 0
 
     def text(self) -> str:
         return json.dumps(self._asdict())
@@ -80,11 +88,36 @@ def storm(tasks: int, seed: int, kill_every: float = 0.05, hunt: bool = False, f
     return Plan("storm", seed, 3, kill_every, hunt, events, "shutdown")
 
 
+def hail(seed: int, rounds: int, kill_every: float, timing: str, workers: int = 4) -> Plan:
+    """As many kills as possible, which meet workers in every state there is: from outside, in every kind of load by
+    turns. Results of 3 MiB in a small room let storing take its time; short limits condemn."""
+    events, first = [], 0
+    for k in range(rounds):
+        retries = (0, MANY)[k % 2]
+        for way, count, mix, options in (
+            ("submit", 200, "plain", {}),
+            ("imap", 150, "plain", {}),
+            ("chunks", 200, "plain", {}),
+            ("chunks", 32, "large", {}),
+            ("slow chunks", 120, "plain", {}),
+            ("submit", 30, "large", {}),
+            ("imap", 40, "late", {"timeout": 0.03}),
+        ):
+            events.append(batch(way, first, count, mix, min(retries, 2) if options else retries, **options))
+            first += count
+        if k % 4 == 3:
+            events.append(Event("restart", {}))
+    share = 5 if seed % 2 else 0
+    return Plan("hail", seed, workers, kill_every, False, events, "shutdown", True, timing, share, 320)
+
+
 def draw(profile: str, seed: int) -> Plan:
     """The plan of a seed."""
     lucky = random.Random(f"{profile} {seed}")
     if profile == "storm":
         return storm(lucky.choice((1000, 2000)), seed, lucky.choice((0.01, 0.02, 0.03)))
+    if profile == "hail":
+        return hail(seed, 10, lucky.choice((0.004, 0.008, 0.012)), lucky.choice((*TIMINGS, "bursts")))
     if profile == "arrays":
         return Plan(profile, seed, 3, 0.0, False, [Event("arrays", {"kills": 60})], "shutdown")
     if profile == "racing":

@@ -7,7 +7,7 @@
     an attempt that ended with its worker, as it was settled · ``decoding PID`` the same before a chunk's first item ·
     ``asked NUMBER`` it was to be killed
 ``kills``
-    ``PID STATE``
+    ``PID STATE``; whoever kills from outside writes it too
 ``final.json``
     what there is to see of the pool when everything has ended. It is missing if the player was to be killed.
 """
@@ -27,14 +27,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
+from unittest import mock
 
 import processes
 from tasks import SlowToDecode
 
 from chaos import work
-from chaos.killer import UNSEEN, Killer
+from chaos.killer import Killer
+from chaos.observer import UNSEEN
 from chaos.plan import MANY, Plan, batch
-from ipc import _core
+from ipc import _core, segment
 from pool import Failure, Pool, errors, retry
 from pool.futures import Future
 from pool.map_run import MapRun
@@ -66,11 +68,18 @@ class Player:
         signal.signal(signal.SIGUSR1, lambda *_: None)
         marker = os.path.basename(folder)
         self.files = len(processes.open_files())
-        self.pool = Pool(plan.workers, initializer=work.open_ledger, initargs=(self.ledger, marker), name=marker)
-        self.pool.start()
-        segment = self.pool._client.segment
-        processes.wait_until(lambda: _ready(segment, plan.workers), "the workers are ready", hang)
-        self.killer = Killer(self.pool, plan.kill_every, plan.seed, self._killed)
+        self.pool = Pool(
+            plan.workers, initializer=work.open_ledger, initargs=(self.ledger, marker), name=marker,
+            max_tasks_per_child=plan.tasks_per_worker or None, teardown=work.leave,
+        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            if plan.units:
+                room = plan.units * _core.UNIT_SIZE
+                stack.enter_context(mock.patch.object(segment, "default_room", return_value=room))
+            self.pool.start()
+        mapped = self.pool._client.segment
+        processes.wait_until(lambda: _ready(mapped, plan.workers), "the workers are ready", hang)
+        self.killer = Killer(os.getpid(), plan.kill_every, plan.seed, self._killed)
 
     # ---- notes
 
@@ -123,10 +132,12 @@ class Player:
 
     def _load(self) -> None:
         plan = self.plan
-        if plan.kill_every:
+        if plan.kill_every and not plan.outside:
             self.killer.start()
         try:
             with self.pool:
+                if plan.outside:
+                    _agree(BEGIN)
                 for event in plan.events:
                     getattr(self, event.what.replace(" ", "_"))(**event.details)
                 if plan.hunt:
@@ -134,6 +145,8 @@ class Player:
                 if plan.end == "shutdown":
                     self._collect(0)
                     self.killer.stop()
+                    if plan.outside:
+                        _agree(REST)
                     self.full = self._all_alive()
                     self.seen = self._see()
                 else:
@@ -316,8 +329,17 @@ class Player:
         }
 
 
-def _ready(segment: object, workers: int) -> bool:
-    return all(_core.slot_info(segment, slot)["phase"] != _core.STARTING for slot in range(workers))
+BEGIN, REST = "begin", "rest"
+
+
+def _agree(word: str) -> None:
+    """Tell whoever kills from outside that it may begin, or must rest, and wait for the answer."""
+    print(word, flush=True)
+    sys.stdin.readline()
+
+
+def _ready(mapped: object, workers: int) -> bool:
+    return all(_core.slot_info(mapped, slot)["phase"] != _core.STARTING for slot in range(workers))
 
 
 def _size(path: str) -> int:

@@ -35,7 +35,9 @@ MIXES: dict[str, tuple[int, ...]] = {
     "mixed": (*_PLAIN, *[RAISES] * 8, *[FORKS] * 3, DAEMON),
     "lethal": (*_PLAIN, *[EXITS] * 3, *[SEGFAULTS] * 2),
     "deadline": (*[NOTHING] * 20, *[SHORT] * 6, HANGS),
+    "late": (*[NOTHING] * 3, HANGS),
     "racing": (*[RACES] * 6, NOTHING),
+    "large": (*[LARGE] * 2, NOTHING),
     "hogs": (*[NOTHING] * 30, HOGS),
     "rogue": (*_PLAIN, *_PLAIN, *_PLAIN, HEADER, ALL, *[BYTES] * 2),
     "hiding": (HIDES,),
@@ -52,6 +54,11 @@ def open_ledger(path: str, marker: str) -> None:
     """The workers' initializer."""
     _Ledger.path, _Ledger.marker = path, marker
     _Ledger.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+
+
+def leave() -> None:
+    """The workers' teardown: long enough to be met by a kill."""
+    _spin(0.001)
 
 
 def numbers(first: int, count: int, mix: str) -> list[int]:
