@@ -21,7 +21,7 @@ CORE := $(patsubst %,tests/test_%.py,asyncio compat_multiprocessing errors exit 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # two pips at once would spoil the venv
 .PHONY: help run test suite core test-all core-all conformance lint bench micro guard build model tsan asan fuzz aarch64 \
-        chaos faults peers clean debian-packages force
+        chaos faults soak proof peers clean debian-packages force
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9.%-]*\):.*## \(.*\)/\1 \2/p' $(MAKEFILE_LIST) | while read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
@@ -93,6 +93,12 @@ chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECON
 faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.md names, many times longer, and all planted bugs
 	POOL_LONG=1 $(PY) -m pytest $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))
 	PYTHONPATH=tests $(PY) -m chaos.planted
+
+soak: $(VENV)/.extra-test ## one pool under load and kills for SECONDS=600: does anything grow?
+	PYTHONPATH=tests $(PY) -m chaos.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+proof: $(VENV)/.extra-test debian-packages ## all of that, and the table in docs/reliability.md (ARGS=--help: how much, which parts)
+	PYTHONPATH=tests $(PY) -m chaos.proof $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 peers: $(VENV)/.extra-bench ## what other pools make of killed workers (KILLS=1000)
 	PYTHONPATH=tests $(PY) -m chaos.peers --kills $(or $(KILLS),1000)

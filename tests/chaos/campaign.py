@@ -178,7 +178,7 @@ def add(path: str, figures: Counter[str]) -> None:
 
 
 def show(sums: Counter[str]) -> str:
-    lines = [f"{name:>46}: {count:,}" for name, count in sorted(sums.items()) if count]
+    lines = [f"{name:>46}: {count:,}" for name, count in sorted(sums.items()) if count and not name.startswith("seed ")]
     if sums["kills"] and not sums["violations"]:
         lines.append(f"{'lost or doubled, at 95 % fewer than':>46}: {3 / sums['kills']:.1e} per kill")
     return "\n".join(lines)
@@ -192,7 +192,7 @@ def campaign(seed: int, seconds: float, profile: str = "", sums_path: str = "", 
     while not number or time.monotonic() < end:
         the_plan = plan.draw(profile, seed * 1_000_003 + number) if profile else plan.drawn(seed, number)
         verdict, said = play(the_plan, counts=killed(known + total))
-        figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1})
+        figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1, f"seed {seed}": 1})
         total += figures
         if sums_path:
             add(sums_path, figures)

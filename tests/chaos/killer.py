@@ -75,18 +75,19 @@ class Killer:
             raise self._error
 
     def _run(self) -> None:
-        pool = Observer(self._client)
         try:
-            due = time.monotonic()
-            while not self._stop.wait(max(0.0, due - time.monotonic())):
-                due = max(due + self._pause(pool.slots), time.monotonic())
-                with contextlib.suppress(Gone):  # it is being replaced, or the client has ended
-                    pool.attach()
-                    self._one(pool, due)
+            with contextlib.closing(Observer(self._client)) as pool:
+                self._go_on(pool)
         except BaseException as error:
             self._error = error
-        finally:
-            pool.close()
+
+    def _go_on(self, pool: Observer) -> None:
+        due = time.monotonic()
+        while not self._stop.wait(max(0.0, due - time.monotonic())):
+            due = max(due + self._pause(pool.slots), time.monotonic())
+            with contextlib.suppress(Gone):  # it is being replaced, or the client has ended
+                pool.attach()
+                self._one(pool, due)
 
     def _pause(self, workers: int) -> float:
         if self._timing == "poisson":

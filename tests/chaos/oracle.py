@@ -273,6 +273,7 @@ def _figures(record: Record, tasks: list[Attempts], wrong: list[str]) -> Counter
     figures["lost"] = sum(text.startswith("I14") for text in wrong)
     figures["doubled"] = sum(text.startswith(("I5", "I6", "I4")) for text in wrong)
     figures["wrong values"] = sum(text.startswith("I7") for text in wrong)
+    figures["left behind"] = sum(text.startswith("I15") for text in wrong)
     figures["violations"] = len(wrong)
     if record.final:
         figures["healed"] = record.final.get("healed", 0)

@@ -1,0 +1,260 @@
+"""Everything that can be shown, with one command, and the table of it in docs/reliability.md.
+
+``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a folder,
+so a run that was broken off goes on where it was: a part is run again only if the core has changed, or with
+``--again``. Campaigns add up for as long as the folder is there. Exit code 0: all parts have run, and all is as it
+should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import test_core_c
+
+from chaos import campaign, figures, latency, planted, soak
+from chaos.campaign import TESTS
+from chaos.report import is_good, report
+
+ROOT = TESTS.parent
+PAGE = ROOT / "docs" / "reliability.md"
+Result = dict[str, Any]
+
+
+class Scale(NamedTuple):
+    """How much of each part. An empty tuple, or text, chooses all."""
+
+    campaign: float = 240.0  # seconds
+    soak: float = 180.0  # seconds
+    every: float = 5.0  # seconds between two counts of a soak
+    kills: int = 300  # for times, on an idle and on a busy machine
+    clients: int = 50  # the same
+    long: bool = False  # tests of faults
+    faults: tuple[int, ...] = ()
+    profiles: tuple[str, ...] = ("hail", "hail", "")  # of campaigns, in equal parts; "": what a seed draws
+    scenarios: tuple[str, ...] = ()  # of the sweep
+    points: tuple[str, ...] = tuple(test_core_c.STEPS)
+    sanitized: tuple[tuple[str, ...], ...] = (
+        ("threads.tsan", "-t", "3"),
+        ("steps.tsan",),
+        ("threads.asan", "-t", "3"),
+        ("steps.asan",),
+        ("failpoints.asan", *test_core_c.STEPS),
+    )
+    models: str = ""  # configurations that contain it
+    bugs: tuple[str, ...] = ()  # planted for the chaos runner
+    core_bugs: str = "planted"  # what pytest selects
+
+
+BRIEF = Scale(
+    campaign=0.0, soak=1.0, every=0.1, kills=2, clients=1, faults=(9,), profiles=("storm",), scenarios=("small",),
+    points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL",
+    bugs=("cancelled, and run nonetheless",), core_bugs="planted and brief",
+)  # fmt: skip
+"""Only to see that all of it works; what it finds says next to nothing."""
+
+
+def faults(scale: Scale, _: int, __: str) -> Result:
+    """The tests that the page names."""
+    named = figures.named_tests(PAGE.read_text())
+    tried = {number: tests for number, tests in named.items() if not scale.faults or number in scale.faults}
+    results = _pytest(sorted({test for tests in tried.values() for test in tests}), POOL_LONG="1" if scale.long else "")
+    survived = figures.survived(tried, results)
+    cases: Counter[str] = sum(results.values(), Counter())
+    form = "long" if scale.long else "short"
+    return {"survived": survived, "of": len(named), "cases": cases, "form": form, "good": len(survived) == len(named)}
+
+
+def _pytest(tests: list[str], *options: str, **environment: str) -> dict[str, Counter[str]]:
+    with tempfile.TemporaryDirectory(prefix="proof-") as folder:
+        path = os.path.join(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={path}", *options, *tests]
+        ran = subprocess.run(command, cwd=TESTS, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+        if ran.returncode:
+            print(ran.stdout)
+        return figures.outcomes(Path(path).read_text())
+
+
+def kills(scale: Scale, seed: int, sums: str) -> Result:
+    """Random kills. What they have found is in the sums."""
+    total: Counter[str] = Counter()
+    for profile in scale.profiles:
+        if not total["violations"]:
+            total += campaign.campaign(seed, scale.campaign / len(scale.profiles), profile, sums)
+    return {"good": not total["violations"]}
+
+
+def steps(scale: Scale, _: int, __: str) -> Result:
+    """A death at every instruction, and at every named step."""
+    sweep = _run("sweep", *scale.scenarios)
+    found = figures.moments(sweep.stdout if sweep.returncode == 0 else "")
+    done = [step for step in scale.points if _run("failpoints", step).returncode == 0]
+    named = len(test_core_c.STEPS)
+    scenarios = ", ".join(scale.scenarios) or "all scenarios"
+    good = not scale.scenarios and bool(found["moments"]) and len(done) == named
+    return {**found, "scenarios": scenarios, "steps": len(done), "named": named, "good": good}
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = test_core_c.build(test_core_c.CORE, test_core_c.HERE / "build", program)
+    ran = test_core_c.run(path, *arguments, timeout=300)
+    if ran.returncode:
+        print(program, *arguments, ran.stdout[-2000:], ran.stderr[-4000:])
+    return ran
+
+
+def models(scale: Scale, _: int, __: str) -> Result:
+    """All searches of the models."""
+    command = [sys.executable, str(ROOT / "ipc" / "model" / "run.py"), "--only", scale.models]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    found = figures.searches(ran.stdout)
+    if ran.returncode:
+        print(ran.stdout)
+    bounds = "1 to 3 tasks, up to 2 crashes, 2 workers" if not scale.models else f"only {scale.models}"
+    good = ran.returncode == 0 and not scale.models and found["caught"] == found["planted"] > 0
+    return {**found, "bounds": bounds, "good": good}
+
+
+def sanitizers(scale: Scale, _: int, __: str) -> Result:
+    runs, all_of_them = scale.sanitized, len(Scale().sanitized)
+    passed = sum(_run(*run).returncode == 0 for run in runs)
+    return {"passed": passed, "of": all_of_them, "good": passed == all_of_them}
+
+
+def bugs(scale: Scale, _: int, __: str) -> Result:
+    """All planted bugs, of the chaos runner and of the core."""
+    command = [sys.executable, "-m", "chaos.planted", *scale.bugs]
+    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(TESTS)}, stdout=subprocess.PIPE, text=True)
+    last = re.search(r"^(\d+)/\d+ caught$", ran.stdout, re.M)
+    chaos = (int(last[1]) if last else 0, len(planted.PLANTED))
+    if chaos[0] < chaos[1]:
+        print(ran.stdout)
+    results = _pytest(["test_core_c.py"], "-k", scale.core_bugs).get("test_core_c.py::test_a_planted_bug_is_caught", {})
+    core = (results.get("passed", 0), len(test_core_c.PLANTED))
+    return {"chaos": chaos, "core": core, "good": chaos[0] == chaos[1] and core[0] == core[1]}
+
+
+def latencies(scale: Scale, seed: int, _: str) -> Result:
+    found = latency.measured(scale.kills, scale.clients, seed)
+    return {**found, "workers": latency.WORKERS, "good": not any(found["left"].values())}
+
+
+def soaked(scale: Scale, seed: int, _: str) -> Result:
+    found = soak.soak(scale.soak, scale.every, seed)
+    return {**found, "good": soak.sound(found)}
+
+
+PARTS: dict[str, Callable[[Scale, int, str], Result]] = {
+    "latencies": latencies,
+    "soak": soaked,
+    "steps": steps,
+    "sanitizers": sanitizers,
+    "kills": kills,
+    "faults": faults,
+    "planted": bugs,
+    "models": models,
+}
+
+
+# ---- what is known so far
+
+
+def load(folder: Path) -> dict[str, Result]:
+    path = folder / "parts.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(folder: Path, parts: dict[str, Result]) -> None:
+    new = folder / "parts.new"
+    new.write_text(json.dumps(parts, indent=1) + "\n")
+    new.replace(folder / "parts.json")
+
+
+def about() -> Result:
+    """Of what, where and when."""
+    with open("/proc/cpuinfo") as file:
+        models = re.findall(r"^model name\s*: (.*)$", file.read(), re.M) or [platform.machine()]
+    kernel = re.match(r"[\d.]+", platform.release())
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    machine = f"{os.cpu_count()} x {models[0]}, Linux {kernel[0] if kernel else '?'}, {python}"
+    return {"commit": _commit(), "core": campaign.core(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine}
+
+
+def _commit() -> str:
+    """With a plus if something of what is tested is not committed."""
+    shown = subprocess.run(["git", "log", "-1", "--format=%h"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        return "unknown"
+    changed = subprocess.run(["git", "status", "--porcelain", "ipc", "pool", "tests"], cwd=ROOT, capture_output=True)
+    return shown.stdout.strip() + "+" * bool(changed.stdout.strip())
+
+
+def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) -> bool:
+    """Run these parts, unless it is known what they find; whether all is known and good."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sums = str(folder / "sums.json")
+    for name in names:
+        parts, here = load(folder), about()
+        known = parts.get(name)
+        if (
+            known is not None
+            and known["core"] == here["core"]
+            and known["scale"] == list(map(_plain, scale))
+            and not again
+        ):
+            print(f"{name}: known since {known['date']}", flush=True)
+            continue
+        print(f"{name} ...", flush=True)
+        began = time.monotonic()
+        found = PARTS[name](scale, seed, sums)
+        took = round(time.monotonic() - began, 1)
+        parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": list(map(_plain, scale))}}
+        save(folder, parts)
+        print(f"{name}: {'good' if found['good'] else 'NOT GOOD'}, {took:.0f} s", flush=True)
+    return is_good(load(folder), campaign.load(sums), campaign.core())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="proof", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "proof", help="where results are kept")
+    parser.add_argument("--page", type=Path, default=PAGE, help="what the table is written into")
+    parser.add_argument("--only", default="", help=f"parts, with commas between them: {', '.join(PARTS)}")
+    parser.add_argument("--again", action="store_true", help="also what is known")
+    parser.add_argument("--brief", action="store_true", help="the least of each part, to see that all of it works")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 20), help="by default a new one")
+    for name in ("campaign", "soak", "kills", "clients"):
+        kind = type(Scale._field_defaults[name])
+        parser.add_argument(f"--{name}", type=kind, default=Scale._field_defaults[name], help="see Scale")
+    parser.add_argument("--long", action="store_true", help="the long form of the faults' tests")
+    options = parser.parse_args(arguments)
+    chosen = {name: getattr(options, name) for name in ("campaign", "soak", "kills", "clients", "long")}
+    scale = BRIEF if options.brief else Scale(**chosen)
+    names = options.only.split(",") if options.only else list(PARTS)
+    good = prove(options.folder, names, scale, options.seed, options.again)
+    sums = campaign.load(str(options.folder / "sums.json"))
+    text = report(load(options.folder), sums, campaign.core())
+    options.page.write_text(figures.put(options.page.read_text(), text))
+    print(text)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,198 @@
+"""The table of docs/reliability.md out of the results of the parts of ``proof``. Pure: the same results, the same text.
+
+A part that was not run says so; nothing of it is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from chaos import figures
+from chaos.figures import none_of
+from chaos.observer import STATES, UNSEEN
+from chaos.soak import grown, sound
+
+ENOUGH = 1000  # kills in each state
+FEWEST = 5  # samples that have a slope
+Row = tuple[str, str, str]
+Part = dict[str, Any]
+_TIMES = (
+    ("noticed", "kill of a worker until its task's error is known", "50 ms"),
+    ("next", "kill of a worker until the next task has begun in its slot (I20)", "250 ms"),
+    ("deadline", "deadline until the late task's error is known", "100 ms"),
+    ("gone", "SIGKILL of the client until all have gone: monitor, workers, what tasks had started", "1 s"),
+    ("jitter", "a sleep of 5 ms beside all that: how much too late it ends", ""),
+)
+
+
+def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> str:
+    """``parts``: what each part has found, by its name; ``sums``: of the campaigns, by core."""
+    mine = sums.get(core, Counter())
+    everything = sum(sums.values(), Counter())
+    rows = [row for make in _ROWS for row in make(parts)]
+    rows[1:1] = _campaigns(f"core {core}", mine)
+    if len(sums) > 1:
+        rows += _campaigns(f"all {len(sums)} versions of the core", everything)
+    sections = [
+        "### Measured",
+        figures.table(("figure", "measured", "of what"), rows),
+        _histogram(mine),
+        _latencies(parts.get("latencies")),
+        _slopes(parts.get("soak")),
+        _about(parts, core),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> bool:
+    """Whether every part has run, and has found what it should. How long it took to get there is not judged."""
+    latencies, soaked = parts.get("latencies"), parts.get("soak")
+    return (
+        all(parts.get(name, {}).get("good") for name in ("faults", "steps", "models", "sanitizers", "planted"))
+        and latencies is not None
+        and not any(latencies["left"].values())
+        and soaked is not None
+        and sound(soaked)
+        and bool(sums.get(core, Counter())["kills"])
+        and not any(figures["violations"] for figures in sums.values())
+    )
+
+
+def _campaigns(name: str, sums: Counter[str]) -> Iterator[Row]:
+    kills, values, episodes = sums["kills"], sums["ended: value"], sums["episodes"]
+    seeds = sum(name.startswith("seed ") for name in sums)
+    hours = sums["milliseconds"] / 3_600_000
+    among = f"{episodes:,} episodes, {seeds:,} seeds, {hours:.2f} hours"
+    yield f"random kills, {name}", f"{kills:,}", among
+    yield "tasks lost", none_of(sums["lost"], kills, "kill"), f"{kills:,} kills, {name}"
+    doubled = none_of(sums["doubled"], kills, "kill")
+    yield "tasks run twice, or a death charged wrongly", doubled, f"{kills:,} kills, {name}"
+    yield "wrong values", none_of(sums["wrong values"], values, "value"), f"{values:,} values compared, {name}"
+    left = none_of(sums["left behind"], episodes, "episode")
+    yield "episodes that left processes or files", left, f"{episodes:,} episodes, {name}"
+    rest = sums["violations"] - sums["lost"] - sums["doubled"] - sums["wrong values"] - sums["left behind"]
+    yield "any other invariant broken", none_of(rest, episodes, "episode"), f"{episodes:,} episodes, {name}"
+
+
+def _faults(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("faults")
+    if part is None:
+        yield "faults survived", "not run", ""
+        return
+    survived, all_of_them = part["survived"], part["of"]
+    missing = sorted(set(range(1, all_of_them + 1)) - set(survived))
+    cases = Counter(part["cases"])
+    ran = f"{cases['passed']} cases of their tests passed, {cases['failed']} failed, {cases['skipped']} were skipped"
+    note = f"; not survived, or not tried: {', '.join(map(str, missing))}" if missing else ""
+    yield "faults survived", f"{len(survived)}/{all_of_them}", f"{ran} ({part['form']} form){note}"
+
+
+def _steps(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("steps")
+    if part is None:
+        yield "deaths at every instruction of claim, complete, store, take, free, sleep", "not run", ""
+        return
+    text = f"{part['moments']:,} moments ({part['missed']} missed), 0 lost, 0 doubled" if part["moments"] else "FAILED"
+    what = (
+        "each instruction of the worker's part of the core: killed there, alone and beside another; stopped; condemned"
+    )
+    yield "deaths at every instruction", text, f"{what} ({part['scenarios']})"
+    done = f"{part['steps']}/{part['named']}"
+    yield "deaths at every named step of the core", done, "0 lost, 0 doubled at each of them, else it does not count"
+
+
+def _models(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("models")
+    if part is None:
+        yield "states of the models explored", "not run", ""
+        return
+    what = (
+        f"{part['complete']} searches of the protocol that were complete, of {part['configurations'] - part['planted']}"
+    )
+    yield "states of the models explored", f"{part['states']:,}", f"{what}; {part['bounds']}"
+    yield "planted faults found in the models", f"{part['caught']}/{part['planted']}", "each with its own search"
+
+
+def _sanitizers(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("sanitizers")
+    what = "C tests of the core under the thread sanitizer, or the address and undefined behaviour sanitizers"
+    yield "runs without a sanitizer's report", "not run" if part is None else f"{part['passed']}/{part['of']}", what
+
+
+def _planted(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("planted")
+    for name, what in (("chaos", "bugs planted for the chaos runner"), ("core", "bugs planted in the C core")):
+        found = "not run" if part is None else f"{part[name][0]}/{part[name][1]}"
+        yield f"{what}: caught", found, "one after the other, each in a copy"
+
+
+def _left(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("latencies")
+    if part is None:
+        yield "left after SIGKILL of the client", "not run", ""
+        return
+    for what, count in part["left"].items():
+        yield (
+            f"{what} left after SIGKILL of the client",
+            none_of(count, part["clients"], "run"),
+            f"{part['clients']} runs",
+        )
+
+
+_ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (_faults, _steps, _models, _sanitizers, _planted, _left)
+
+
+def _histogram(sums: Counter[str]) -> str:
+    rows = []
+    for state in (*STATES, UNSEEN):
+        count = sums["killed: " + state]
+        few = "" if count >= ENOUGH or state == UNSEEN else f" (fewer than {ENOUGH:,})"
+        rows.append((state, f"{count:,}{few}"))
+    rows.append(("death records read and compared", f"{sums['death records compared']:,}"))
+    what = (
+        "What the dead were at, as an observer outside of the pool has read it in shared memory while they stood still:"
+    )
+    return f"{what}\n\n{figures.table(('killed while', 'kills'), rows)}"
+
+
+def _latencies(part: Part | None) -> str:
+    if part is None:
+        return "Times: not run."
+    rows = []
+    for condition, samples in part["samples"].items():
+        for name, what, target in _TIMES:
+            times = samples[name]
+            shown = (figures.milliseconds(figures.percentile(times, share)) for share in (0.5, 0.99, 1))
+            rows.append((what, condition, f"{len(times):,}", *shown, target))
+    head = ("milliseconds", "machine", "samples", "p50", "p99", "max", "p99 to be reached")
+    return (
+        f"Times, with {part['workers']} workers; busy: beside as many computing processes as cores.\n\n"
+        + figures.table(head, rows)
+    )
+
+
+def _slopes(part: Part | None) -> str:
+    if part is None:
+        return "What grows in one pool that lives long: not run."
+    samples, tasks = part["samples"], Counter(part["tasks"])
+    first, last = samples[0], samples[-1]
+    more = grown(samples) if len(samples) >= FEWEST else {}
+    names = [name for name in first if name != "kills"]
+    rows = [(name, f"{first[name]:,}", f"{last[name]:,}", more.get(name, "too few samples")) for name in names]
+    what = (
+        f"One pool, {last['kills']:,} kills, {tasks['values']:,} right values, {tasks['wrong']:,} wrong ones; counted"
+        f" {len(samples)} times at rest, and the slope (95 %) without the first quarter:"
+    )
+    return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
+
+
+def _about(parts: dict[str, Part], core: str) -> str:
+    lines = [
+        f"- {name}: commit {part['commit']}, core {part['core']}{'' if part['core'] == core else ' (an older one)'},"
+        f" {part['date']}, seed {part['seed']}, {part['took']:.0f} s; {part['machine']}"
+        for name, part in sorted(parts.items())
+    ]
+    proven = "A zero has its bound beside it (rule of three, 95 %). x86-64 only; aarch64 is unproven."
+    return "\n".join([proven, "", *lines])

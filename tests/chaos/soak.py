@@ -1,0 +1,182 @@
+"""One pool that lives long, under load, while its workers are killed: does anything grow?
+
+``python -m chaos.soak [--seconds S] [--every S]`` lets a client work, kills its workers from outside, and every so many
+seconds has it rest, with all deaths settled and all workers there again. Then the file descriptors, mappings and memory
+of client and monitor, and the files, are counted. Exit code 0: no value was wrong, and at rest there were always as
+many descriptors, and files, as at first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from typing import Any
+
+import processes
+
+from chaos import figures
+from chaos.killer import Killer
+from chaos.observer import Observer
+from pool import Failure, Pool, errors, retry
+
+WORKERS = 3
+BATCH = 300
+LENGTHS = (10, 1000, 100_000)
+KILL_EVERY = 0.012
+WARM_UP = 0.25  # of the samples: what is made once and kept is there by then
+
+
+def work(number: int) -> bytes:
+    return bytes((number % 251,)) * LENGTHS[number % len(LENGTHS)]
+
+
+def _be_client() -> None:
+    """Works until it is told to rest; then says what it has seen, and goes on when it is told so."""
+    retry.MOST_CRASHES = 1 << 30  # whoever is killed here is innocent, however often
+    seen: Counter[str] = Counter()
+    with Pool(WORKERS).start() as pool:
+        print(flush=True)
+        first = 0
+        while True:
+            _batch(pool, first, seen)
+            first += BATCH
+            if select.select([sys.stdin], [], [], 0)[0]:
+                if not sys.stdin.readline():
+                    return
+                gc.collect()
+                print(json.dumps(seen), flush=True)
+                while not select.select([sys.stdin], [], [], 0.02)[0]:
+                    pool.submit(int, "7").result()  # the last deaths are settled by who uses the pool
+                if not sys.stdin.readline():
+                    return
+
+
+def _batch(pool: Any, first: int, seen: Counter[str]) -> None:
+    numbers = range(first, first + BATCH)
+    way = first // BATCH % 3
+    chosen = pool.options(retries=0 if way else 1000)
+    if way == 1:
+        futures = [chosen.submit(work, number) for number in numbers]
+        outcomes = [future.exception(60) or future.result() for future in futures]
+    else:
+        results = chosen.imap(work, numbers, chunksize=1 if way else 16, on_error="return")
+        outcomes = [result.error if isinstance(result, Failure) else result for result in results]
+    for number, outcome in zip(numbers, outcomes, strict=True):
+        if isinstance(outcome, errors.WorkerCrashed) and way:
+            seen["crashed"] += 1
+        else:
+            seen["values" if outcome == work(number) else "wrong"] += 1
+
+
+# ---- outside
+
+
+def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
+    """What was counted at each rest, and what became of the tasks."""
+    samples: list[dict[str, int]] = []
+    records, kills, end, seen = 0, 0, time.monotonic() + seconds, {}
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder, processes.nothing_left():
+        command = [sys.executable, "-m", "chaos.soak", "--client"]
+        environment = dict(os.environ, TMPDIR=folder)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdout.readline()
+            lucky = random.Random(seed)
+            while not samples or time.monotonic() < end:
+                killer = Killer(client.pid, KILL_EVERY, lucky.getrandbits(32), lambda *_: None)
+                killer.start()
+                time.sleep(min(every, max(0.0, end - time.monotonic()) + 0.1))
+                killer.stop()
+                kills += killer.counts.total()
+                records += killer.records
+                assert not killer.wrong_records, killer.wrong_records
+                print(file=client.stdin, flush=True)
+                seen = json.loads(client.stdout.readline())
+                samples.append({"kills": kills, **_at_rest(client.pid, folder)})
+                print(file=client.stdin, flush=True)
+            client.stdin.close()
+            assert client.wait(60) == 0
+        files = sum(len(found) for _, _, found in os.walk(folder))
+    return {"samples": samples, "tasks": seen, "files left": files}
+
+
+def _at_rest(client: int, folder: str) -> dict[str, int]:
+    pool = Observer(client)
+    slots = range(pool.slots)
+    processes.wait_until(
+        lambda: all(pool.is_ready(k) and pool.settled(k) == pool.slot(k).reaped for k in slots),
+        "all workers are there again, and the deaths settled",
+    )
+    monitor = processes.parent_of(pool.slot(0).pid)
+    pool.close()
+    files = sum(len(found) for _, _, found in os.walk(folder))
+    return {
+        **{f"client: {name}": count for name, count in _used(client).items()},
+        **{f"monitor: {name}": count for name, count in _used(monitor).items()},
+        "files": files + len(processes.shared_files()),
+    }
+
+
+def _used(pid: int) -> dict[str, int]:
+    with open(f"/proc/{pid}/maps") as file:
+        maps = sum(1 for _ in file)
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        sizes = dict(line.split()[:2] for line in file if line.startswith(("Rss", "Anonymous")))
+    fds = len(os.listdir(f"/proc/{pid}/fd"))
+    return {
+        "descriptors": fds,
+        "mappings": maps,
+        "RSS, KiB": int(sizes["Rss:"]),
+        "anonymous, KiB": int(sizes["Anonymous:"]),
+    }
+
+
+def grown(samples: list[dict[str, int]]) -> dict[str, str]:
+    """By what was counted: how much more it is per 1,000 kills, after the warm-up."""
+    late = samples[int(len(samples) * WARM_UP) :]
+    names = [name for name in samples[0] if name != "kills"]
+    return {name: str(figures.slope([(at["kills"], at[name]) for at in late])) for name in names}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two rests")
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 20), help="by default a new one")
+    parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.client:
+        _be_client()
+        return 0
+    print(f"seed {options.seed}, {options.seconds:g} s", flush=True)
+    found = soak(options.seconds, options.every, options.seed)
+    samples = found["samples"]
+    print(figures.table(list(samples[0]), [at.values() for at in samples]))
+    print(f"{samples[-1]['kills']:,} kills, tasks: {found['tasks']}; per 1,000 kills:")
+    for name, more in grown(samples).items() if len(samples) >= 5 else ():
+        print(f"{name:>26}: {more}")
+    return 0 if sound(found) else 1
+
+
+def sound(found: dict[str, Any]) -> bool:
+    samples = found["samples"]
+    steady = [name for name in samples[0] if name == "files" or name.endswith("descriptors")]
+    flat = all(at[name] <= samples[0][name] for at in samples for name in steady)
+    return (
+        flat and not found["files left"] and not found["tasks"].get("wrong", 0) and found["tasks"].get("values", 0) > 0
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
