@@ -36,6 +36,11 @@ TRIES = 3  # times that a slice is played before it is believed to be harmless
 TESTS = Path(__file__).parent.parent
 
 
+def surroundings(path: str = "", **variables: str) -> dict[str, str]:
+    """The environment of a program of ours. ``path``: where its modules are looked for first."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(TESTS)))), **variables}
+
+
 def play(the_plan: Plan, path: str = "", hang: float = HANG, counts: Counter[str] | None = None) -> tuple[Verdict, str]:
     """One episode, and the player's stderr. ``path``: where its modules are looked for first. ``counts``: kills so far
     by what they have met, for who kills from outside and looks for what was met least."""
@@ -43,7 +48,7 @@ def play(the_plan: Plan, path: str = "", hang: float = HANG, counts: Counter[str
     try:
         (Path(folder) / "plan.json").write_text(the_plan.text())
         os.mkdir(files := os.path.join(folder, "files"))
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (path, str(TESTS)))), TMPDIR=files)
+        environment = surroundings(path, TMPDIR=files)
         left = ""
         hail = Hail(the_plan, folder, counts or Counter()) if the_plan.outside else None
         try:

@@ -11,6 +11,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, Context
 from typing import NamedTuple
 
 BEGIN, END = "<!-- proof: make proof writes what is between these marks -->", "<!-- /proof -->"
@@ -31,15 +32,14 @@ def milliseconds(seconds: float) -> str:
 def bound(trials: int) -> str:
     """What it shows that something has happened in none of so many trials, with 95 % confidence."""
     if trials <= 3:
-        return f"which says nothing after {trials}"
-    power = math.floor(math.log10(3 / trials))
-    digits = math.ceil(round(30 / trials / 10**power, 9))  # rounded up, too
-    return f"p ≤ {digits / 10:.1f}e{power:d}"
+        return "too few to show anything"
+    return f"p ≤ {Context(prec=2, rounding=ROUND_CEILING).divide(3, trials):.1e}"
 
 
-def none_of(found: int, trials: int, what: str = "") -> str:
+def none_of(found: int, trials: int, what: str) -> str:
     """`found` in so many trials; if it is none, with its bound."""
-    return f"{found:,}" if found else f"0 ({bound(trials)}{' per ' + what if what else ''})"
+    per = f" per {what}" if trials > 3 else ""
+    return f"{found:,}" if found else f"0 ({bound(trials)}{per})"
 
 
 class Slope(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import processes
 
+from chaos.campaign import surroundings
 from pool import Pool, errors
 
 WORKERS = 2
@@ -108,7 +109,7 @@ def client_deaths(count: int) -> tuple[Samples, dict[str, int]]:
         with tempfile.TemporaryDirectory(prefix="latency-") as folder:
             os.mkdir(files := os.path.join(folder, "files"))
             shared = processes.shared_files()
-            took, alive = _client_death(folder, dict(os.environ, TMPDIR=files))
+            took, alive = _client_death(folder, surroundings(TMPDIR=files))
             gone.append(took)
             left["processes"] += max(alive, len(processes.named(os.path.basename(folder))))
             left["files"] += len(os.listdir(files)) + len(processes.shared_files() - shared)
@@ -171,7 +172,8 @@ def _since(ns: int) -> float:
 def jitter(samples: list[float]) -> Iterator[None]:
     """Meanwhile another process sleeps again and again: how much longer than it wanted."""
     command = [sys.executable, "-m", "chaos.latency", "jitter"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sleeper:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=surroundings(), stdin=pipe, stdout=pipe, text=True) as sleeper:
         yield
         samples += json.loads(sleeper.communicate()[0])
 

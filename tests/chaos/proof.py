@@ -63,7 +63,7 @@ class Scale(NamedTuple):
 BRIEF = Scale(
     campaign=0.0, soak=1.0, every=0.1, kills=2, clients=1, faults=(9,), profiles=("storm",), scenarios=("small",),
     points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL",
-    bugs=("cancelled, and run nonetheless",), core_bugs="planted and brief",
+    bugs=("cancelled, and run nonetheless",), core_bugs="planted and inherits",
 )  # fmt: skip
 """Only to see that all of it works; what it finds says next to nothing."""
 
@@ -138,7 +138,7 @@ def sanitizers(scale: Scale, _: int, __: str) -> Result:
 def bugs(scale: Scale, _: int, __: str) -> Result:
     """All planted bugs, of the chaos runner and of the core."""
     command = [sys.executable, "-m", "chaos.planted", *scale.bugs]
-    ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(TESTS)}, stdout=subprocess.PIPE, text=True)
+    ran = subprocess.run(command, env=campaign.surroundings(), stdout=subprocess.PIPE, text=True)
     last = re.search(r"^(\d+)/\d+ caught$", ran.stdout, re.M)
     chaos = (int(last[1]) if last else 0, len(planted.PLANTED))
     if chaos[0] < chaos[1]:
@@ -207,29 +207,21 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
     """Run these parts, unless it is known what they find; whether all is known and good."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = str(folder / "sums.json")
+    much = json.loads(json.dumps(scale))
     for name in names:
         parts, here = load(folder), about()
-        known = parts.get(name)
-        if (
-            known is not None
-            and known["core"] == here["core"]
-            and known["scale"] == list(map(_plain, scale))
-            and not again
-        ):
+        known = parts.get(name, {})
+        if not again and known.get("core") == here["core"] and known["scale"] == much:
             print(f"{name}: known since {known['date']}", flush=True)
             continue
         print(f"{name} ...", flush=True)
         began = time.monotonic()
         found = PARTS[name](scale, seed, sums)
         took = round(time.monotonic() - began, 1)
-        parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": list(map(_plain, scale))}}
+        parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": much}}
         save(folder, parts)
         print(f"{name}: {'good' if found['good'] else 'NOT GOOD'}, {took:.0f} s", flush=True)
     return is_good(load(folder), campaign.load(sums), campaign.core())
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def main(arguments: list[str]) -> int:

@@ -12,10 +12,9 @@ from typing import Any
 from chaos import figures
 from chaos.figures import none_of
 from chaos.observer import STATES, UNSEEN
-from chaos.soak import grown, sound
+from chaos.soak import FEWEST, grown, sound
 
 ENOUGH = 1000  # kills in each state
-FEWEST = 5  # samples that have a slope
 Row = tuple[str, str, str]
 Part = dict[str, Any]
 _TIMES = (
@@ -92,12 +91,10 @@ def _faults(parts: dict[str, Part]) -> Iterator[Row]:
 def _steps(parts: dict[str, Part]) -> Iterator[Row]:
     part = parts.get("steps")
     if part is None:
-        yield "deaths at every instruction of claim, complete, store, take, free, sleep", "not run", ""
+        yield "deaths at every instruction", "not run", ""
         return
     text = f"{part['moments']:,} moments ({part['missed']} missed), 0 lost, 0 doubled" if part["moments"] else "FAILED"
-    what = (
-        "each instruction of the worker's part of the core: killed there, alone and beside another; stopped; condemned"
-    )
+    what = "of claim, complete, store, take, free, sleep: killed, alone and beside another; stopped; condemned"
     yield "deaths at every instruction", text, f"{what} ({part['scenarios']})"
     done = f"{part['steps']}/{part['named']}"
     yield "deaths at every named step of the core", done, "0 lost, 0 doubled at each of them, else it does not count"
@@ -183,7 +180,7 @@ def _slopes(part: Part | None) -> str:
     rows = [(name, f"{first[name]:,}", f"{last[name]:,}", more.get(name, "too few samples")) for name in names]
     what = (
         f"One pool, {last['kills']:,} kills, {tasks['values']:,} right values, {tasks['wrong']:,} wrong ones; counted"
-        f" {len(samples)} times at rest, and the slope (95 %) without the first quarter:"
+        f" {len(samples)} times at rest, and the slope (95 %) of the second half:"
     )
     return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
 

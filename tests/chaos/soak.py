@@ -24,6 +24,7 @@ from typing import Any
 import processes
 
 from chaos import figures
+from chaos.campaign import surroundings
 from chaos.killer import Killer
 from chaos.observer import Observer
 from pool import Failure, Pool, errors, retry
@@ -32,7 +33,8 @@ WORKERS = 3
 BATCH = 300
 LENGTHS = (10, 1000, 100_000)
 KILL_EVERY = 0.012
-WARM_UP = 0.25  # of the samples: what is made once and kept is there by then
+FEWEST = 8  # samples that have a slope
+WARM_UP = 0.5  # of the samples: what is made once and kept is there by then
 
 
 def work(number: int) -> bytes:
@@ -86,9 +88,8 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
     records, kills, end, seen = 0, 0, time.monotonic() + seconds, {}
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, processes.nothing_left():
         command = [sys.executable, "-m", "chaos.soak", "--client"]
-        environment = dict(os.environ, TMPDIR=folder)
         pipe = subprocess.PIPE
-        with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as client:
+        with subprocess.Popen(command, env=surroundings(TMPDIR=folder), stdin=pipe, stdout=pipe, text=True) as client:
             assert client.stdin is not None
             assert client.stdout is not None
             client.stdout.readline()
@@ -164,7 +165,7 @@ def main() -> int:
     samples = found["samples"]
     print(figures.table(list(samples[0]), [at.values() for at in samples]))
     print(f"{samples[-1]['kills']:,} kills, tasks: {found['tasks']}; per 1,000 kills:")
-    for name, more in grown(samples).items() if len(samples) >= 5 else ():
+    for name, more in grown(samples).items() if len(samples) >= FEWEST else ():
         print(f"{name:>26}: {more}")
     return 0 if sound(found) else 1
 

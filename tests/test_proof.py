@@ -1,0 +1,267 @@
+"""`make proof`: its pure parts, and the least of the whole. What matters is that it says no more than was found."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import figures, proof, report, soak
+from chaos.observer import STATES
+
+CORE = "0123456789ab"
+HERE = {"commit": "abcdef0", "core": CORE, "date": "2026-01-02", "seed": 5, "took": 7.4, "machine": "1 x A Computer"}
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, 1), (0.5, 50), (0.501, 51), (0.99, 99), (0.991, 100), (1.0, 100)]
+)
+def test_percentiles_are_samples_that_were_there(share: float, expected: int) -> None:
+    assert figures.percentile(list(range(100, 0, -1)), share) == expected
+    assert figures.percentile([7.0], share) == 7.0
+
+
+def test_there_is_no_percentile_of_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        figures.percentile([], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, "0.0"), (0.0500, "50.0"), (0.05001, "50.1"), (0.000001, "0.1"), (1.2345, "1234.5")]
+)
+def test_times_are_rounded_up(seconds: float, expected: str) -> None:
+    assert figures.milliseconds(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        (0, "too few to show anything"),
+        (3, "too few to show anything"),
+        (300, "p ≤ 1.0e-2"),
+        (299, "p ≤ 1.1e-2"),
+        (100_000, "p ≤ 3.0e-5"),
+        (200_001, "p ≤ 1.5e-5"),
+        (301, "p ≤ 1.0e-2"),
+    ],
+)
+def test_the_bound_of_a_zero_is_rounded_up(trials: int, expected: str) -> None:
+    assert figures.bound(trials) == expected
+    if trials > 3:
+        assert float(figures.bound(trials).removeprefix("p ≤ ")) >= 3 / trials
+
+
+def test_only_a_zero_has_a_bound() -> None:
+    assert figures.none_of(0, 300, "kill") == "0 (p ≤ 1.0e-2 per kill)"
+    assert figures.none_of(0, 0, "kill") == "0 (too few to show anything)"
+    assert figures.none_of(2, 300, "kill") == "2"
+
+
+def test_the_slope_of_a_line_is_exact_and_that_of_noise_has_its_error() -> None:
+    line = figures.slope([(1000 * k, 7 + 3 * k) for k in range(9)])
+    assert line.per_thousand == pytest.approx(3)
+    assert line.error == pytest.approx(0, abs=1e-9)
+    noise = figures.slope([(1000 * k, (-1) ** k) for k in range(100)])
+    assert abs(noise.per_thousand) < noise.error < 0.01
+    assert str(figures.Slope(1.0, 0.25)) == "+1.00 ± 0.25"
+    with pytest.raises(ValueError, match="three"):
+        figures.slope([(1, 2), (1, 3), (2, 4)])
+
+
+def test_a_leak_shows_as_a_slope_after_the_warm_up() -> None:
+    samples = [{"kills": 100 * k, "flat": 7, "leaks": 10 * k, "warms up": min(k, 4)} for k in range(20)]
+    assert soak.grown(samples) == {"flat": "+0.00 ± 0.00", "leaks": "+100.00 ± 0.00", "warms up": "+0.00 ± 0.00"}
+
+
+# ---- what programs print
+
+
+def test_the_faults_of_the_page_and_their_tests() -> None:
+    page = (
+        "| # | fault |\n| 1 | a | b | `test_a.py::test_x`, `test_b.py::test_y` |\n| 2 | c | d | `test_a.py::test_z` |\n"
+    )
+    assert figures.named_tests(page) == {1: ["test_a.py::test_x", "test_b.py::test_y"], 2: ["test_a.py::test_z"]}
+    assert sorted(figures.named_tests(proof.PAGE.read_text())) == list(range(1, 34))
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="test_a" name="test_x[1]"/><testcase classname="test_a" name="test_x[2]"/>
+<testcase classname="tests.test_a" name="test_skips"><skipped message="not here"/></testcase>
+<testcase classname="test_a" name="test_half[1]"/><testcase classname="test_a" name="test_half[2]"><failure/></testcase>
+<testcase classname="test_a" name="test_broken"><error/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_fault_is_survived_if_all_cases_of_all_its_tests_have_run_and_passed() -> None:
+    results = figures.outcomes(REPORT)
+    assert results["test_a.py::test_x"] == {"passed": 2}
+    assert results["test_a.py::test_half"] == {"passed": 1, "failed": 1}
+    faults = {
+        1: ["test_a.py::test_x"],
+        2: ["test_a.py::test_x", "test_a.py::test_skips"],
+        3: ["test_a.py::test_half"],
+        4: ["test_a.py::test_broken"],
+        5: ["test_a.py::test_never_run"],
+        6: [],
+    }
+    assert figures.survived(faults, results) == [1]
+
+
+def test_the_states_of_searches_that_were_cut_or_are_of_planted_faults_are_told_apart() -> None:
+    printed = """model   switches                     states  depth  expected  got           s
+claim   T=3 K=1                                                         1000    236  complete  complete    8.0
+sleep   T=2 K=0 DEP                                                       20     40  partial   partial     7.1
+sleep   T=1 K=0 NO_LOOK                                                   30    230  stuck     stuck       4.8
+claim   T=1 K=0 WEAK_CAS                                                  40    230  stuck     complete    4.8  WRONG
+4 configurations in 8 s: 1 complete; 1 not as expected
+"""
+    assert figures.searches(printed) == {
+        "configurations": 4, "states": 1020, "complete": 1, "planted": 2, "caught": 1, "wrong": 1,
+    }  # fmt: skip
+
+
+def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:
+    assert figures.moments("small kill\nsweep: 3388 moments (2 missed), 0 lost, 0 double\n")["moments"] == 3388
+    assert figures.moments("small kill 300 instructions\n") == {"moments": 0, "missed": 0}
+
+
+# ---- the page
+
+
+def good_parts() -> dict[str, Any]:
+    samples = [{"kills": 500 * k, "client: descriptors": 7, "files": 0} for k in range(1, 9)]
+    times = {name: [0.001, 0.002] for name in ("noticed", "next", "deadline", "gone", "jitter")}
+    parts: dict[str, Any] = {
+        "faults": {"survived": list(range(1, 34)), "of": 33, "cases": {"passed": 90}, "form": "short", "good": True},
+        "steps": {"moments": 3388, "missed": 1, "scenarios": "all", "steps": 20, "named": 20, "good": True},
+        "models": {
+            "configurations": 99, "states": 12345, "complete": 40, "planted": 59, "caught": 59, "wrong": 0,
+            "bounds": "2 crashes", "good": True,
+        },
+        "sanitizers": {"passed": 5, "of": 5, "good": True},
+        "planted": {"chaos": [15, 15], "core": [75, 75], "good": True},
+        "latencies": {
+            "samples": {"idle": times}, "left": {"processes": 0, "files": 0}, "clients": 300, "workers": 2,
+        },
+        "soak": {"samples": samples, "tasks": {"values": 5000}, "files left": 0, "good": True},
+        "kills": {"good": True},
+    }  # fmt: skip
+    return {name: {**part, **HERE} for name, part in parts.items()}
+
+
+def sums(**more: int) -> dict[str, Counter[str]]:
+    found = Counter(
+        {"kills": 30_000, "episodes": 30, "ended: value": 3_000_000, "seed 5": 30, "milliseconds": 3_600_000}
+    )
+    found.update({"killed: " + state: 2000 for state in STATES})
+    return {CORE: found + Counter(more)}
+
+
+def cell(text: str, figure: str) -> str:
+    """What the table says was measured."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {figure} |"))
+    return line.split(" | ")[1]
+
+
+def test_the_table() -> None:
+    text = report.report(good_parts(), sums(), CORE)
+    assert cell(text, "faults survived") == "33/33"
+    assert cell(text, "tasks lost") == "0 (p ≤ 1.0e-4 per kill)"
+    assert cell(text, "wrong values") == "0 (p ≤ 1.0e-6 per value)"
+    assert cell(text, "bugs planted for the chaos runner: caught") == "15/15"
+    assert cell(text, "condemned") == "2,000 |"
+    assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
+    assert "| jitter" not in text
+    assert "not run" not in text
+    assert "commit abcdef0, core 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer" in text
+    assert report.is_good(good_parts(), sums(), CORE)
+
+
+def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str]]:
+    """Results that are not good, a figure, and what it must say."""
+    figures_of = {
+        "faults": "faults survived",
+        "steps": "deaths at every instruction",
+        "models": "states of the models explored",
+        "sanitizers": "runs without a sanitizer's report",
+        "planted": "bugs planted in the C core: caught",
+        "latencies": "left after SIGKILL of the client",
+    }
+    for name, figure in figures_of.items():
+        parts = good_parts()
+        del parts[name]
+        yield parts, sums(), figure, "not run"
+    parts = good_parts()
+    parts["faults"].update(survived=list(range(2, 34)), good=False)
+    yield parts, sums(), "faults survived", "32/33"
+    parts = good_parts()
+    parts["latencies"]["left"]["files"] = 1
+    yield parts, sums(), "files left after SIGKILL of the client", "1"
+    parts = good_parts()
+    parts["soak"]["samples"][-1]["client: descriptors"] = 8
+    yield parts, sums(), "client: descriptors", "7"
+    yield good_parts(), sums(lost=1, violations=1), "tasks lost", "1"
+    yield good_parts(), sums(violations=2), "any other invariant broken", "2"
+    yield good_parts(), {"of another core": Counter(kills=10)}, "random kills, core 0123456789ab", "0"
+
+
+@pytest.mark.parametrize(("parts", "found", "figure", "expected"), list(spoilt()))
+def test_what_is_not_good_is_not_called_so(parts: Any, found: Any, figure: str, expected: str) -> None:
+    assert not report.is_good(parts, found, CORE)
+    assert cell(report.report(parts, found, CORE), figure) == expected
+
+
+def test_states_that_were_met_too_rarely_and_parts_of_an_older_core_are_marked() -> None:
+    few = sums()
+    few[CORE]["killed: leaving"] = 999
+    text = report.report(good_parts(), few, CORE)
+    assert cell(text, "leaving") == "999 (fewer than 1,000) |"
+    assert "(an older one)" not in text
+    assert "(an older one)" in report.report(good_parts(), few, "another")
+
+
+def test_older_cores_are_summed_apart() -> None:
+    text = report.report(good_parts(), {**sums(), "old": Counter(kills=5, lost=1)}, CORE)
+    assert cell(text, f"random kills, core {CORE}") == "30,000"
+    assert cell(text, "random kills, all 2 versions of the core") == "30,005"
+    lost = re.findall(r"^\| tasks lost \| (.*?) \|", text, re.M)
+    assert lost == ["0 (p ≤ 1.0e-4 per kill)", "1"]
+
+
+def test_only_what_is_between_the_marks_is_replaced() -> None:
+    page = f"a\n{figures.BEGIN}\nold\n{figures.END}\nb\n"
+    assert figures.put(page, "new") == f"a\n{figures.BEGIN}\n\nnew\n\n{figures.END}\nb\n"
+    assert figures.put(figures.put(page, "x"), "new") == figures.put(page, "new")
+    with pytest.raises(ValueError, match="marks"):
+        figures.put("no marks", "new")
+    assert figures.put(proof.PAGE.read_text(), "new").count("new") >= 1
+
+
+# ---- the whole
+
+
+@pytest.mark.timeout(110)
+def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{figures.BEGIN}\n{figures.END}\nafter\n")
+    arguments = ["--brief", "--folder", str(tmp_path / "proof"), "--page", str(page), "--seed", "3"]
+    assert proof.main(arguments) == 1, "the least is never enough"
+    text = page.read_text()
+    assert cell(text, "faults survived") == "1/33"
+    assert int(cell(text, f"random kills, core {proof.about()['core']}")) > 0
+    assert cell(text, "deaths at every named step of the core") == "1/20"
+    assert int(cell(text, "deaths at every instruction").split()[0].replace(",", "")) > 1000
+    assert cell(text, "planted faults found in the models") == "1/1"
+    assert cell(text, "runs without a sanitizer's report") == "1/5"
+    assert cell(text, "bugs planted for the chaos runner: caught") == "1/15"
+    assert int(cell(text, "bugs planted in the C core: caught").split("/")[0]) == 1
+    assert "not run" not in text
+    assert all(f"- {name}: commit " in text for name in proof.PARTS)
+    capsys.readouterr()
+    assert proof.main(arguments) == 1
+    assert capsys.readouterr().out.count("known since") == len(proof.PARTS)
+    assert page.read_text() == text
