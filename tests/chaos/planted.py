@@ -143,6 +143,13 @@ PLANTED = [
         "I4",
     ),
     Planted(
+        "the record of a death names another signal",
+        "pool/monitor.py",
+        [("w.generation, pid, status, w.reason, w.peak)", "w.generation, pid, status ^ 2, w.reason, w.peak)")],
+        "hail",
+        "I4",
+    ),
+    Planted(
         "a slot stays empty",
         "pool/monitor.py",
         [

@@ -1,9 +1,9 @@
 """Everything that can be shown, with one command, and the table of it in docs/reliability.md.
 
-``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a folder,
-so a run that was broken off goes on where it was: a part is run again only if the core has changed, or with
-``--again``. Campaigns add up for as long as the folder is there. Exit code 0: all parts have run, and all is as it
-should be.
+``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a
+folder, so a run that was broken off goes on where it was: a part is run again only if the core has changed, if more
+or less of it is asked for, or with ``--again``. Campaigns add up for as long as the folder is there. Exit code 0: all
+parts have run, and all is as it should be.
 """
 
 from __future__ import annotations
@@ -158,15 +158,20 @@ def soaked(scale: Scale, seed: int, _: str) -> Result:
     return {**found, "good": soak.sound(found)}
 
 
-PARTS: dict[str, Callable[[Scale, int, str], Result]] = {
-    "latencies": latencies,
-    "soak": soaked,
-    "steps": steps,
-    "sanitizers": sanitizers,
-    "kills": kills,
-    "faults": faults,
-    "planted": bugs,
-    "models": models,
+class Part(NamedTuple):
+    run: Callable[[Scale, int, str], Result]  # with a seed, and the file of the sums
+    how_much: tuple[str, ...]  # fields of Scale
+
+
+PARTS = {
+    "latencies": Part(latencies, ("kills", "clients")),
+    "soak": Part(soaked, ("soak", "every")),
+    "steps": Part(steps, ("scenarios", "points")),
+    "sanitizers": Part(sanitizers, ("sanitized",)),
+    "kills": Part(kills, ("campaign", "profiles")),
+    "faults": Part(faults, ("faults", "long")),
+    "planted": Part(bugs, ("bugs", "core_bugs")),
+    "models": Part(models, ("models",)),
 }
 
 
@@ -207,16 +212,16 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
     """Run these parts, unless it is known what they find; whether all is known and good."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = str(folder / "sums.json")
-    much = json.loads(json.dumps(scale))
     for name in names:
         parts, here = load(folder), about()
+        much = json.loads(json.dumps([getattr(scale, field) for field in PARTS[name].how_much]))
         known = parts.get(name, {})
         if not again and known.get("core") == here["core"] and known["scale"] == much:
             print(f"{name}: known since {known['date']}", flush=True)
             continue
         print(f"{name} ...", flush=True)
         began = time.monotonic()
-        found = PARTS[name](scale, seed, sums)
+        found = PARTS[name].run(scale, seed, sums)
         took = round(time.monotonic() - began, 1)
         parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": much}}
         save(folder, parts)
