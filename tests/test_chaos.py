@@ -1,5 +1,6 @@
 """The promises about deaths, under load: seeds draw what is done to a pool, an oracle outside judges; see chaos/."""
 
+import json
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import processes
 import pytest
 import tasks
-from chaos import campaign, killer, observer, plan
+from chaos import campaign, killer, observer, oracle, plan, work
 from chaos.oracle import Verdict
 from chaos.plan import Event, Plan, batch
 
@@ -49,6 +50,25 @@ def test_the_same_while_somebody_outside_of_the_client_kills(capsys: pytest.Capt
     assert figures["kills"] >= 20
     assert figures["death records compared"] >= figures["kills"] / 2
     assert figures["killed: " + observer.UNSEEN] == 0
+
+
+@pytest.mark.parametrize(("why", "broken"), [("late", []), ("crashed", ["R3"])])
+def test_who_is_killed_while_condemned_dies_of_what_it_was_condemned_for(
+    why: str, broken: list[str], tmp_path: Path
+) -> None:
+    event = batch("submit", 0, 1, "late", timeout=0.05)
+    (number,) = work.numbers(0, 1, "late")
+    end = f"{why} {number if why == 'crashed' else ''}"
+    (tmp_path / "outcomes").write_text(
+        f"batch {json.dumps(event.details)}\ndeath {number} 42 {why}\nend {number} {end}\n"
+    )
+    (tmp_path / "kills").write_text(f"42 {observer.CONDEMNED}\n")
+    (tmp_path / "ledger").write_text(f"{number} 42 run\n")
+    crashes = int(why == "crashed")
+    rest = {"full": True, "unfinished": 0, "files left": 0, "in use": 0, "crashes": crashes, "healed": 0, "seconds": 1}
+    (tmp_path / "final.json").write_text(json.dumps(rest))
+    verdict = oracle.judge(str(tmp_path), Plan("hail", 1, 1, 0.01, False, [event], "shutdown"), 0, "")
+    assert [text.partition(":")[0] for text in verdict.wrong] == broken
 
 
 def test_an_observer_sees_what_each_worker_is_at(gate: tasks.Gate) -> None:
