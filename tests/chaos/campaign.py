@@ -107,6 +107,7 @@ class Hail:
                 client.pid, plan.kill_every, plan.seed, lambda pid, state: print(pid, state, file=kills), STATES,
                 plan.timing, self._counts,
             )  # fmt: skip
+            killer.hunting = plan.hunt
             for step in (killer.start, killer.stop):
                 if not client.stdout.readline():
                     break  # it has ended, and why is seen elsewhere

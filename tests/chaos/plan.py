@@ -44,8 +44,9 @@ class Event(NamedTuple):
 
 class Plan(NamedTuple):
     """``kill_every``: seconds between two kills of workers; 0: nobody is killed but by an event. ``hunt``: go on until
-    kills have met workers in every state. ``outside``: who kills is not the client but who has started it, in one of
-    TIMINGS. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are."""
+    kills have met workers in every state; from ``outside``: look for rare ones with every kill. ``outside``: who kills
+    is not the client but who has started it, in one of TIMINGS. ``tasks_per_worker``, ``units`` (of payload): 0: as
+    many as there are."""
 
     profile: str
     seed: int
@@ -99,7 +100,7 @@ def hail(seed: int, rounds: int, kill_every: float, timing: str, workers: int = 
             ("imap", 150, "plain", {}),
             ("chunks", 200, "plain", {}),
             ("chunks", 32, "large", {}),
-            ("slow chunks", 120, "plain", {}),
+            ("slow chunks", 160, "plain", {}),
             ("submit", 30, "large", {}),
             ("imap", 40, "late", {"timeout": 0.03}),
         ):
@@ -107,8 +108,8 @@ def hail(seed: int, rounds: int, kill_every: float, timing: str, workers: int = 
             first += count
         if k % 4 == 3:
             events.append(Event("restart", {}))
-    share = 5 if seed % 2 else 0
-    return Plan("hail", seed, workers, kill_every, False, events, "shutdown", True, timing, share, 320)
+    hunt, share = seed % 2 == 0, 5 if seed % 3 else 0
+    return Plan("hail", seed, workers, kill_every, hunt, events, "shutdown", True, timing, share, 320)
 
 
 def draw(profile: str, seed: int) -> Plan:

@@ -140,7 +140,7 @@ class Player:
                     _agree(BEGIN)
                 for event in plan.events:
                     getattr(self, event.what.replace(" ", "_"))(**event.details)
-                if plan.hunt:
+                if plan.hunt and not plan.outside:
                     self._hunt()
                 if plan.end == "shutdown":
                     self._collect(0)

@@ -37,7 +37,7 @@ def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> 
     sections = [
         "### Measured",
         figures.table(("figure", "measured", "of what"), rows),
-        _histogram(mine),
+        _histogram(mine, everything),
         _latencies(parts.get("latencies")),
         _slopes(parts.get("soak")),
         _about(parts, core),
@@ -141,17 +141,18 @@ def _left(parts: dict[str, Part]) -> Iterator[Row]:
 _ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (_faults, _steps, _models, _sanitizers, _planted, _left)
 
 
-def _histogram(sums: Counter[str]) -> str:
+def _histogram(mine: Counter[str], everything: Counter[str]) -> str:
     rows = []
     for state in (*STATES, UNSEEN):
-        count = sums["killed: " + state]
+        count, ever = mine["killed: " + state], everything["killed: " + state]
         few = "" if count >= ENOUGH or state == UNSEEN else f" (fewer than {ENOUGH:,})"
-        rows.append((state, f"{count:,}{few}"))
-    rows.append(("death records read and compared", f"{sums['death records compared']:,}"))
+        rows.append((state, f"{count:,}{few}", f"{ever:,}"))
+    compared = "death records compared"
+    rows.append((compared, f"{mine[compared]:,}", f"{everything[compared]:,}"))
     what = (
         "What the dead were at, as an observer outside of the pool has read it in shared memory while they stood still:"
     )
-    return f"{what}\n\n{figures.table(('killed while', 'kills'), rows)}"
+    return f"{what}\n\n{figures.table(('killed while', 'kills with this core', 'with all versions of it'), rows)}"
 
 
 def _latencies(part: Part | None) -> str:

@@ -58,7 +58,7 @@ def open_ledger(path: str, marker: str) -> None:
 
 def leave() -> None:
     """The workers' teardown: long enough to be met by a kill."""
-    _spin(0.001)
+    _spin(0.003)
 
 
 def numbers(first: int, count: int, mix: str) -> list[int]:
