@@ -2,8 +2,8 @@
 
 ``python -m chaos.soak [--seconds S] [--every S]`` lets a client work, kills its workers from outside, and every so many
 seconds has it rest, with all deaths settled and all workers there again. Then the file descriptors, mappings and memory
-of client and monitor, and the files, are counted. Exit code 0: no value was wrong, and at rest there were always as
-many descriptors, and files, as at first.
+of client and monitor, the client's Python objects (blocks of memory), and the files, are counted. Exit code 0: no value
+was wrong, and at rest there were always as many descriptors, and files, as at first.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _be_client() -> None:
                 if not sys.stdin.readline():
                     return
                 gc.collect()
-                print(json.dumps(seen), flush=True)
+                print(json.dumps({"tasks": seen, "blocks": sys.getallocatedblocks()}), flush=True)
                 while not select.select([sys.stdin], [], [], 0.02)[0]:
                     pool.submit(int, "7").result()  # the last deaths are settled by who uses the pool
                 if not sys.stdin.readline():
@@ -103,8 +103,9 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
                 records += killer.records
                 assert not killer.wrong_records, killer.wrong_records
                 print(file=client.stdin, flush=True)
-                seen = json.loads(client.stdout.readline())
-                samples.append({"kills": kills, **_at_rest(client.pid, folder)})
+                told = json.loads(client.stdout.readline())
+                seen = told["tasks"]
+                samples.append({"kills": kills, "client: blocks": told["blocks"], **_at_rest(client.pid, folder)})
                 print(file=client.stdin, flush=True)
             client.stdin.close()
             assert client.wait(60) == 0
