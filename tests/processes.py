@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ipc import process
@@ -100,8 +100,7 @@ def nothing_left() -> Iterator[None]:
         yield
         left = _leftovers(children)
     finally:
-        for pid in _leftovers(children, seconds=0.0):
-            os.kill(pid, signal.SIGKILL)
+        _wait(lambda: not _kill_all(_leftovers(children, seconds=0.0)), 5.0)  # the dead leave children, too
         prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     assert not left, f"processes left behind: {left}"
     # A pool that nobody holds is closed by its own thread, a moment after its processes are gone.
@@ -123,6 +122,15 @@ def _leftovers(before: set[int], seconds: float = 10.0) -> dict[int, str]:
 
     _wait(nobody_left, seconds)
     return {pid: _command(pid) for pid in left}
+
+
+def _kill_all(pids: Iterable[int]) -> bool:
+    """Whether there was anybody."""
+    found = list(pids)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return bool(found)
 
 
 def _command(pid: int) -> str:
