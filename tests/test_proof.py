@@ -11,7 +11,15 @@ from chaos import figures, planted, proof, report, soak
 from chaos.observer import STATES
 
 CORE = "0123456789ab"
-HERE = {"commit": "abcdef0", "core": CORE, "date": "2026-01-02", "seed": 5, "took": 7.4, "machine": "1 x A Computer"}
+HERE = {
+    "commit": "abcdef0",
+    "core": CORE,
+    "date": "2026-01-02",
+    "seed": 5,
+    "took": 7.4,
+    "machine": "1 x A Computer",
+    "load": 0.5,
+}
 
 
 # ---- numbers
@@ -177,7 +185,7 @@ def test_the_table() -> None:
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
     assert "| jitter" not in text
     assert "not run" not in text
-    assert "commit abcdef0, core 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer" in text
+    assert "commit abcdef0, core 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer; load 0.5 before it" in text
     assert report.is_good(good_parts(), sums(), CORE)
 
 

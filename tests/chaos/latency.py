@@ -201,11 +201,11 @@ def busy() -> Iterator[None]:
 
 
 def measured(kills: int, clients: int, seed: int) -> dict[str, Any]:
-    """All of it, on an idle machine and on a busy one: by condition the samples, with the jitter meanwhile; and what
-    clients that were killed have left."""
+    """All of it, on the machine as it is and on a busy one: by condition the samples, with the jitter meanwhile; and
+    what clients that were killed have left."""
     found: dict[str, Any] = {}
     left = {"processes": 0, "files": 0}
-    conditions: dict[str, Callable[[], Any]] = {"idle": contextlib.nullcontext, "busy": busy}
+    conditions: dict[str, Callable[[], Any]] = {"as it was": contextlib.nullcontext, "busy": busy}
     for name, condition in conditions.items():
         late: list[float] = []
         with condition(), jitter(late):

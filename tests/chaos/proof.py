@@ -41,7 +41,7 @@ class Scale(NamedTuple):
     campaign: float = 240.0  # seconds
     soak: float = 180.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
-    kills: int = 300  # for times, on an idle and on a busy machine
+    kills: int = 300  # for times, on the machine as it is and on a busy one
     clients: int = 50  # the same
     long: bool = False  # tests of faults
     faults: tuple[int, ...] = ()
@@ -196,7 +196,13 @@ def about() -> Result:
     kernel = re.match(r"[\d.]+", platform.release())
     python = f"{platform.python_implementation()} {platform.python_version()}"
     machine = f"{os.cpu_count()} x {models[0]}, Linux {kernel[0] if kernel else '?'}, {python}"
-    return {"commit": _commit(), "core": campaign.core(), "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": machine}
+    return {
+        "commit": _commit(),
+        "core": campaign.core(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": machine,
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def _commit() -> str:

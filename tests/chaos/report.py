@@ -189,7 +189,7 @@ def _slopes(part: Part | None) -> str:
 def _about(parts: dict[str, Part], core: str) -> str:
     lines = [
         f"- {name}: commit {part['commit']}, core {part['core']}{'' if part['core'] == core else ' (an older one)'},"
-        f" {part['date']}, seed {part['seed']}, {part['took']:.0f} s; {part['machine']}"
+        f" {part['date']}, seed {part['seed']}, {part['took']:.0f} s; {part['machine']}; load {part['load']} before it"
         for name, part in sorted(parts.items())
     ]
     proven = "A zero has its bound beside it (rule of three, 95 %). x86-64 only; aarch64 is unproven."
