@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_core_c
 from chaos import figures, planted, proof, report, soak
 from chaos.observer import STATES
 
@@ -151,13 +152,14 @@ def good_parts() -> dict[str, Any]:
             "bounds": "2 crashes", "good": True,
         },
         "sanitizers": {"passed": 5, "of": 5, "good": True},
-        "planted": {"chaos": [15, 15], "core": [75, 75], "good": True},
+        "planted": {"in chaos": [15, 15], "in core": [75, 75], "good": True},
         "latencies": {
             "samples": {"idle": times}, "left": {"processes": 0, "files": 0}, "clients": 300, "workers": 2,
         },
         "soak": {"samples": samples, "tasks": {"values": 5000}, "files left": 0, "good": True},
         "kills": {"good": True},
     }  # fmt: skip
+    assert not any(set(part) & set(HERE) for part in parts.values())
     return {name: {**part, **HERE} for name, part in parts.items()}
 
 
@@ -181,6 +183,7 @@ def test_the_table() -> None:
     assert cell(text, "tasks lost") == "0 (p ≤ 1.0e-4 per kill)"
     assert cell(text, "wrong values") == "0 (p ≤ 1.0e-6 per value)"
     assert cell(text, "bugs planted for the chaos runner: caught") == "15/15"
+    assert cell(text, "bugs planted in the C core: caught") == "75/75"
     assert cell(text, "condemned") == "2,000"
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
     assert "| jitter" not in text
@@ -266,7 +269,7 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cell(text, "planted faults found in the models") == "1/1"
     assert cell(text, "runs without a sanitizer's report") == "1/5"
     assert cell(text, "bugs planted for the chaos runner: caught") == f"1/{len(planted.PLANTED)}"
-    assert int(cell(text, "bugs planted in the C core: caught").split("/")[0]) == 1
+    assert cell(text, "bugs planted in the C core: caught") == f"1/{len(test_core_c.PLANTED)}"
     assert "not run" not in text
     assert all(f"- {name}: commit " in text for name in proof.PARTS)
     capsys.readouterr()

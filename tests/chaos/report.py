@@ -120,7 +120,7 @@ def _sanitizers(parts: dict[str, Part]) -> Iterator[Row]:
 
 def _planted(parts: dict[str, Part]) -> Iterator[Row]:
     part = parts.get("planted")
-    for name, what in (("chaos", "bugs planted for the chaos runner"), ("core", "bugs planted in the C core")):
+    for name, what in (("in chaos", "bugs planted for the chaos runner"), ("in core", "bugs planted in the C core")):
         found = "not run" if part is None else f"{part[name][0]}/{part[name][1]}"
         yield f"{what}: caught", found, "one after the other, each in a copy"
 
