@@ -51,7 +51,7 @@ def test_the_steps_of_each_side_are_found_and_make_up_all(counted: dict[str, Any
     for side, known in micro.STEPS.items():
         ways = [o for name, o in counted["operations"].items() if name.startswith(f"{side}: ")]
         for step in known.values():
-            assert max(o["steps"].get(step, 0) for o in ways) > 300
+            assert max(o["steps"].get(step, 0) for o in ways) > 100
         for o in ways:
             assert o["steps"][micro.REST] > 0
             assert sum(o["steps"].values()) == pytest.approx(o["instructions"])
