@@ -59,7 +59,7 @@ def _workload(workload: Workload, sizes: Sizes, rivals: list[str], say: Say) -> 
     result: dict[str, Any] = {
         "name": workload.name,
         "title": workload.title,
-        "metrics": workload.metrics,
+        "metrics": dict(workload.metrics),
         "higher_is_better": workload.higher,
         "not_asked": [name for name in rivals if name not in names],
         "cases": {},

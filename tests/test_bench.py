@@ -220,3 +220,10 @@ def test_small_steps_are_timed_by_pyperf(tmp_path: Path) -> None:
     found = {b.get_name(): b.mean() for b in pyperf.BenchmarkSuite.load(str(file)).get_benchmarks()}
     assert {name.split(":")[0] for name in found} == {"codec", "payload", "task", "wake"}
     assert all(1e-8 < seconds < 1 for seconds in found.values())
+
+
+def test_what_is_measured_of_every_workload_can_be_saved() -> None:
+    """A run of half an hour must not end with an error of json."""
+    for workload in WORKLOADS.values():
+        measured = suite._workload(workload, replace(TINY, runs=0), [], lambda _: None)
+        assert json.loads(json.dumps(measured))["metrics"] == dict(workload.metrics)

@@ -71,9 +71,10 @@ struct ipc_header {
     /* control: rarely written, read by all */
     _Alignas(IPC_LINE) _Atomic uint32_t deaths; /* monitor: +1 after each slot.reaped */
     _Atomic uint32_t stop;                      /* 1: workers claim nothing more and exit */
-    _Atomic uint32_t armed;                     /* client: tasks with a deadline or a memory limit in flight */
     _Atomic uint32_t monitor_idle;              /* monitor: 1 = it looks at no limit until it is told to */
     _Atomic uint32_t shortest_ms;               /* client: the shortest deadline it ever published, or time in which a memory limit may be reached */
+    /* armed: client only, with each task that has a limit. Not beside `stop`, which workers read at each claim. */
+    _Alignas(IPC_LINE) _Atomic uint32_t armed;  /* client: tasks with a deadline or a memory limit in flight */
     _Alignas(IPC_LINE) _Atomic uint32_t guard;  /* slot + 1 of the sleeper that looks at the ring every millisecond, 0 = nobody does */
     _Atomic uint32_t leaver;                    /* generation:16 (high) · slot + 1 of the retired worker that leaves or has left, 0 = one may leave */
     _Atomic uint32_t renewed;                   /* monitor: so many restarts that the client has asked for are complete */
