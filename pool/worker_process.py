@@ -281,6 +281,7 @@ def _loop(segment: object, recycle_after: int) -> bool:
                 fn, fn_id, fn_generation = functions.known(*claim[:2])
         else:
             code, items, args = _finish(segment, claim), 1, b""
+        claim = None  # what a task has returned or raised is not held while there is no other
         if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
             os._exit(0)
         if code < 0:
@@ -336,9 +337,9 @@ def _finish(segment: object, ran: Any) -> int:
     global _in_task
     if type(ran) is int:
         return ran
+    if type(ran) is not tuple:
+        return _forked_or(_core.complete, segment, *_encode_error(ran, 0))
     try:
-        if type(ran) is not tuple:
-            raise ran
         _in_task = True
         kind, data = codec.encode_value(ran[0])
         _in_task = False

@@ -195,6 +195,36 @@ def _dies(x: int) -> int:
     return x
 
 
+class _Traced:
+    """Says in a file when it goes."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __del__(self) -> None:
+        os.close(os.open(self.path, os.O_CREAT | os.O_WRONLY))
+
+    def __reduce__(self) -> Any:
+        return str, ("traced",)
+
+
+def _leaves(path: str) -> Any:
+    if path.endswith("returned"):
+        return _Traced(path)
+    if path.endswith("raised"):
+        traced = _Traced(path)
+        raise ValueError(str(traced is None))
+    return None
+
+
+@pytest.mark.parametrize("how", ["returned", "raised"])
+def test_an_idle_worker_holds_nothing_of_its_last_task(tmp_path: Path, how: str) -> None:
+    last = tmp_path / how
+    with Pool(1) as pool:
+        assert len(list(pool.imap(_leaves, ["", "", str(last)], chunksize=1, on_error="return"))) == 3
+        processes.wait_until(last.exists, "the last task's objects are gone, without another task")
+
+
 def test_deaths_and_deadlines_among_plain_items_name_them() -> None:
     with Pool(2, timeout=0.5) as pool:
         results = list(pool.imap(_dies, range(200), chunksize=1, on_error="return"))
