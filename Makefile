@@ -58,9 +58,9 @@ lint: $(VENV)/.extra-lint ## ruff, mypy and the floors of the imports
 	$(VENV)/bin/mypy --strict pool ipc
 	$(VENV)/bin/lint-imports
 
-bench: $(VENV)/.extra-bench ## compare with other pools
+bench: $(VENV)/.extra-bench ## compare with other pools (ARGS=--quick: three minutes; ARGS=--save: into benchmarks/results)
 	@$(MAKE) -s $(VENV)/.extra-bench-large || echo 'dask and ray do not install here: compared without them' >&2
-	$(PY) -m benchmarks
+	$(PY) -m benchmarks $(ARGS)
 
 micro: $(VENV)/.extra-bench debian-packages ## count the instructions of each step (callgrind)
 	$(PY) -m benchmarks micro

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import compare, guard, micro, plot, report, suite
 from benchmarks.micro import times
@@ -15,6 +17,7 @@ from benchmarks.sizes import FULL, QUICK, TINY, Sizes
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).parent / "results"
+KEPT = Path("build") / "bench.json"
 _COMMANDS = {"compare": compare.main, "guard": guard.main, "micro": micro.main, "times": times.main}
 
 
@@ -29,13 +32,14 @@ def main() -> int:
     if options.again:
         results = json.loads(Path(options.again).read_text())
     else:
-        results = suite.run(sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True))
+        kept = Path(options.json) if options.json else None if options.tiny else KEPT
+        results = suite.run(
+            sizes, only, rivals, lambda line: print(line, file=sys.stderr, flush=True), partial(_keep, kept)
+        )
     counts = RESULTS / "micro.json"
     text = report.markdown(results, json.loads(counts.read_text()) if counts.exists() else None)
     print(text)
     data = json.dumps(results, indent=1) + "\n"
-    if options.json:
-        Path(options.json).write_text(data)
     if options.save:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "latest.json").write_text(data)
@@ -47,6 +51,15 @@ def main() -> int:
     return 0
 
 
+def _keep(path: Path | None, results: dict[str, Any]) -> None:
+    """What has come so far is not lost if the run is broken off: --again shows it."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f"{path.name}.new")
+        new.write_text(json.dumps(results, indent=1) + "\n")
+        new.replace(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare the pool with others.")
     parser.add_argument("--quick", action="store_true", help="about three minutes instead of about forty")
@@ -54,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", metavar="WORKLOAD", help=f"some of: {', '.join(WORKLOADS)}")
     parser.add_argument("--rivals", metavar="NAMES", help=f"some of: {', '.join(RIVALS)}; ours always takes part")
     parser.add_argument("--runs", type=int, help="fresh processes for each figure")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument(
+        "--json", metavar="FILE", help=f"write all figures there, after each workload (default: {KEPT})"
+    )
     parser.add_argument(
         "--save",
         action="store_true",

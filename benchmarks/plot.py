@@ -53,11 +53,12 @@ def draw_scaling(results: dict[str, Any], path: Path) -> None:
             axes[row][column].plot([x for x, _ in told], middle, marker="o", markersize=4)
             axes[row][column].set_xscale("log", base=2)
             axes[row][column].set_xticks([x for x, _ in told], [f"{x:,}" for x, _ in told])
-            axes[row][column].set_ylim(bottom=0)
             axes[row][column].grid(color="#dddddd", linewidth=0.6)
             if column == 0:
                 axes[row][column].set_ylabel(label)
         axes[1][column].set_xlabel(what)
+    for row_of_both in axes:
+        row_of_both[0].set_ylim(bottom=0)  # when both are drawn: it keeps the upper end
     machine = results["machine"]
     title = f"No-op tasks one by one: {machine['cores']} cores, {machine['python']}, commit {machine['commit']}"
     figure.suptitle(title, fontsize=10)

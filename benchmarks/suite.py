@@ -25,10 +25,14 @@ from benchmarks.workloads import WORKLOADS, Workload
 _SECONDS = 180  # no measurement takes longer, unless it hangs
 _HEAVY_RUNS = 3
 Say = Callable[[str], None]
+Keep = Callable[[dict[str, Any]], None]
 
 
-def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: None) -> dict[str, Any]:
-    """Measure these workloads with these rivals. Returns what the JSON file holds."""
+def run(
+    sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: None, keep: Keep = lambda _: None
+) -> dict[str, Any]:
+    """Measure these workloads with these rivals. Returns what the JSON file holds; ``keep`` gets it after each
+    workload, as far as it has come."""
     described = machine.describe()  # first: the load average is that of before
     start = time.monotonic()
     measured: dict[str, Any] = {}
@@ -41,11 +45,18 @@ def run(sizes: Sizes, only: list[str], rivals: list[str], say: Say = lambda _: N
             begun = time.monotonic()
             measured[name] = _workload(WORKLOADS[name], sizes, rivals, say)
             measured[name]["seconds"] = round(time.monotonic() - begun, 1)
+            keep(_results(described, sizes, rivals, measured, time.monotonic() - start))
+    return _results(described, sizes, rivals, measured, time.monotonic() - start)
+
+
+def _results(
+    described: dict[str, Any], sizes: Sizes, rivals: list[str], measured: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     results = {
         "schema": 1,
         "machine": described,
         "sizes": replace(sizes, photos_folder="").as_dict(),  # a temporary folder, gone by now
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
         "rivals": {name: {"settings": RIVALS[name].settings, "missing": missing(RIVALS[name])} for name in rivals},
         "workloads": measured,
     }

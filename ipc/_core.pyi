@@ -3,7 +3,8 @@
 A segment is an opaque capsule, one a process. All parameters are positional. Roles: `open_client` makes a capsule the
 client's, `open_worker` a worker's; a call in the wrong role, or after `forget`, is a `ValueError`. A number
 that is negative or too large for its field (a row, a slot, 32 bits) is an `OverflowError`. `wait`, `claim` and
-large `commit` and `complete` let other threads run meanwhile; every other call is one step for Python threads.
+large `commit` and `complete` let other threads run meanwhile, and so may the user's code that `give`, `fill`, `claim`
+and `run_items` call; every other call is one step for Python threads.
 """
 
 from collections.abc import Callable, Iterator, Sized
@@ -266,7 +267,7 @@ def give(
     Raises what `source` raises. `given[0]` grows by how many were published, whatever happens."""
 
 def close_client(segment: _Segment, /) -> None:
-    """From now on `give` publishes nothing there."""
+    """From now on nothing is published there: `publish` finds no row, `give` hands back the item that it has read."""
 
 def count_into(segment: _Segment, tally: _Tally, /) -> None:
     """Count what `collect` and `settle` hand out from now on."""
@@ -410,7 +411,10 @@ def run_items(
     items."""
 
 def runs_item(_: None = None, /) -> bool:
-    """Whether `run_items` is calling the code of a task."""
+    """Whether `run_items` or `claim` is calling the code of a task."""
+
+def left_item(_: None = None, /) -> None:
+    """In a process that a task has forked, and that becomes a worker of its own pool: what it runs is not that task."""
 
 def fill(items: list[Any], source: Iterator[Any], most: int, /) -> int | tuple[Any]:
     """Append from `source` to `items` what nobody can change: numbers, strings, bytes, None, tuples of them. 0: there

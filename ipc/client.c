@@ -16,7 +16,7 @@ FUNCTION(open_client) {
     Py_RETURN_NONE;
 }
 
-FUNCTION(close_client) { /* from now on `give` publishes nothing */
+FUNCTION(close_client) { /* from now on `give` and `publish` publish nothing */
     VIEW(1, CLIENT);
     v->closed = 1;
     Py_RETURN_NONE;
@@ -46,7 +46,7 @@ FUNCTION(publish) { /* publish(segment, tasks, record, fn, generation, unit, len
     if (pieces_of(args[7], &pieces) < 0) return NULL;
     t.piece = pieces.piece;
     t.pieces = pieces.count;
-    int row = ipc_publish(v->client, &t);
+    int row = v->closed ? IPC_FULL : ipc_publish(v->client, &t);
     drop_pieces(&pieces);
     if (row >= 0) v->number[row] = counted_as;
     /* In the same call as the publication: a signal handler that raises cannot come between a row and its record. */
@@ -60,7 +60,8 @@ static int must_look(struct view *v) {
     return must;
 }
 
-/* A record like `like`, for another item: same type, same fields but for position, data and item. */
+/* A record like `like`, for another item: same type, same fields but for position, data and item. Not by calling the type, which takes ten times
+ * as long; nobody takes the hash of a record, which a version of Python may keep in it. */
 static PyObject *record_like(PyObject *like, long long position, const unsigned char *pickle, int length, PyObject *item) {
     Py_ssize_t fields = PyTuple_Size(like);
     PyObject *record = PyType_GenericAlloc(Py_TYPE(like), fields), *own[] = {PyLong_FromLongLong(position), PyBytes_FromStringAndSize((const char *)pickle, length)};

@@ -1,8 +1,9 @@
 #ifndef IPC_VIEW_H
 #define IPC_VIEW_H
 /* One process' view of a segment, for Python, in the limited API. One capsule a process and segment; functions check bounds and roles, nothing else
- * is decided here. The GIL is released only while waiting, and by workers while they copy what does not fit into a row; so every other call is atomic
- * for Python threads. Stubs and the meaning of each function: _core.pyi. */
+ * is decided here. The GIL is released only while waiting, and by workers while they copy what does not fit into a row; and `give`, `fill`,
+ * `run_items` and `claim` (a function, or signal handlers) call code of the user, which may let other threads run, fork, or close the segment. Every
+ * other call is atomic for Python threads. Stubs and the meaning of each function: _core.pyi. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -16,7 +16,6 @@ FUNCTION(open_worker) { /* open_worker(segment, slot, generation) */
     CHECK;
     if (!v->worker && !(v->worker = malloc(sizeof(*v->worker)))) return PyErr_NoMemory();
     ipc_worker_init(v->worker, &v->s, slot, generation);
-    in_item = 0; /* else that of the task whose pool this is */
     Py_RETURN_NONE;
 }
 
@@ -29,7 +28,7 @@ FUNCTION(set_phase) {
 }
 
 /* Publish what came of the claimed row, or of its running item. */
-static int give(struct view *v, uint32_t kind, const struct ipc_piece *piece, uint32_t count,
+static int store(struct view *v, uint32_t kind, const struct ipc_piece *piece, uint32_t count,
                 int (*how)(struct ipc_worker *, uint32_t, const struct ipc_piece *, uint32_t)) {
     struct ipc_worker *w = v->worker;
     w->keep = v->args || v->pinned; /* something still holds the arguments: they become ours when the row is done */
@@ -109,7 +108,7 @@ static PyObject *run_plain(struct view *v, PyObject *fn, PyObject *argument) {
     Py_DECREF(value);
     if (!length) return other ? other : raised();
     struct ipc_piece piece = {pickle, (uint64_t)length};
-    int code = give(v, VALUE, &piece, 1, ipc_complete);
+    int code = store(v, VALUE, &piece, 1, ipc_complete);
     return code == 0 ? NULL : PyLong_FromLong(code);
 }
 
@@ -122,12 +121,16 @@ FUNCTION(claim) { /* claim(segment, spin_us, timeout_ms, fn=None, id=0, generati
     CHECK;
     struct ipc_worker *w = v->worker;
     for (int left = RUN_MOST; left > 0; left--) {
+        if (PyErr_CheckSignals() < 0) return NULL; /* a signal that came between two tasks is not for the next one; what a handler that a task has left
+                                                       raises ends this worker, which holds no row here */
+        if (!v->control) return PyLong_FromLong(IPC_LOST); /* such a handler has forked, and this is its child */
         int code = ipc_claim(w);
         if (code == IPC_EMPTY) {
             Py_BEGIN_ALLOW_THREADS
-            code = ipc_worker_wait(w, spin, timeout);
+            ipc_worker_wait(w, spin, timeout);
             Py_END_ALLOW_THREADS
-            if (code == IPC_SIGNAL && PyErr_CheckSignals() < 0) return NULL;
+            if (PyErr_CheckSignals() < 0) return NULL; /* whatever has ended the wait */
+            if (!v->control) return PyLong_FromLong(IPC_LOST);
             code = ipc_claim(w);
         }
         if (code == IPC_STOP) Py_RETURN_FALSE;
@@ -176,7 +179,7 @@ static PyObject *give_object(PyObject *const *args, Py_ssize_t n, int (*how)(str
     CHECK;
     struct pieces pieces;
     if (pieces_of(args[2], &pieces) < 0) return NULL;
-    int code = give(v, kind, pieces.piece, pieces.count, how);
+    int code = store(v, kind, pieces.piece, pieces.count, how);
     drop_pieces(&pieces);
     return PyLong_FromLong(code);
 }
@@ -221,7 +224,7 @@ FUNCTION(run_items) { /* run_items(segment, fn, star, batch, decode, hand_back) 
         Py_DECREF(value);
         if (!length) return other;
         struct ipc_piece piece = {pickle, (uint64_t)length};
-        code = give(v, VALUE, &piece, 1, ipc_commit);
+        code = store(v, VALUE, &piece, 1, ipc_commit);
     }
     return PyLong_FromLong(code);
 }
@@ -229,6 +232,12 @@ FUNCTION(run_items) { /* run_items(segment, fn, star, batch, decode, hand_back) 
 FUNCTION(runs_item) {
     (void)module, (void)args, (void)n;
     return PyBool_FromLong(in_item);
+}
+
+FUNCTION(left_item) { /* in a process that an item has forked, and that is a worker itself */
+    (void)module, (void)args, (void)n;
+    in_item = 0;
+    Py_RETURN_NONE;
 }
 
 FUNCTION(fill) { /* fill(items, source, most) -> 0 so many are read, or time is up; 1: the source is exhausted; (item,): somebody could change it */
@@ -309,7 +318,7 @@ FUNCTION(busy) { /* busy(segment) -> (workers that run something, ((slot, progre
 
 PyMethodDef worker_methods[] = {
     ENTRY("open_worker", open_worker), ENTRY("set_phase", set_phase), ENTRY("claim", claim), ENTRY("arguments", arguments),
-    ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("run_items", run_items), ENTRY("runs_item", runs_item),
+    ENTRY("claimed_function", claimed_function), ENTRY("begin_items", begin_items), ENTRY("run_items", run_items), ENTRY("runs_item", runs_item), ENTRY("left_item", left_item),
     ENTRY("fill", fill), ENTRY("commit", commit), ENTRY("complete", complete), ENTRY("kept", kept), ENTRY("attempt", attempt),
     ENTRY("progress", progress), ENTRY("busy", busy), ENTRY("book", book),
     {NULL, NULL, 0, NULL},

@@ -37,6 +37,7 @@ class Chunk:
         items: what was read and can be encoded.
         failed: the item after these and its error, if it cannot.
         alone: or the item after these, encoded, with itself: it is so large that it should go without others.
+        buffered: buffers were copied into it.
         ended: the input is exhausted.
         error: what the input raised; what it gave before still counts.
     """
@@ -45,6 +46,7 @@ class Chunk:
         self.items: list[Any] = []
         self.failed: tuple[Any, Exception] | None = None
         self.alone: tuple[Any, Any] | None = None
+        self.buffered = False
         self.ended = True
         self.error: Exception | None = None
         self._parts: list[bytes | bytearray] | None = None
@@ -70,9 +72,11 @@ class Chunk:
             if type(data) is tuple and spill.size(data) > _MOST_BYTES:
                 self.alone, self.ended = (data, item), False
                 return
-            part = data if isinstance(data, bytes) else codec.join(data)
-            self._parts.append(part)
-            size += len(part)
+            if type(data) is tuple:
+                self.buffered = True
+                data = codec.join(data)
+            self._parts.append(data)
+            size += len(data)
             data = None  # the input may resize its bytearray, which it cannot while we look into it
             items.append(item)
             full = len(items) >= count or size > _MOST_BYTES

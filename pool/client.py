@@ -26,7 +26,7 @@ from concurrent.futures import BrokenExecutor
 
 from ipc import _core, process
 from ipc.memory import available_memory
-from pool import capture, codec, launch, monitor, spill
+from pool import capture, codec, messages, spill
 from pool.admission import may_begin
 from pool.delayed import Delayed
 from pool.functions import Function, FunctionStore
@@ -35,13 +35,14 @@ from pool.retry import Again
 from pool.tally import Snapshot, Tally, snapshot
 from pool.task import Death, Policy, Task, trim_stack
 from pool.waiting import Waiting
-from pool.worker_process import WorkerOptions
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from pool.codec import Inherited
+    from pool.launch import Running
 
 OPEN, DRAINING, CLOSED = range(3)
 _MOST = 512  # results collected in one turn
@@ -99,7 +100,7 @@ class Client(Waiting):
         self.reserve = 0  # bytes of memory below which no task begins beside others; 0: it does not matter
         self._look_again, self._is_short = 0.0, False
         self.large = sys.maxsize  # bytes of arguments that may need more than a look
-        self._running: launch.Running | None = None
+        self._running: Running | None = None
         self._owner = os.getpid()
         self._left: Any = None
         self._pumping = False
@@ -113,6 +114,8 @@ class Client(Waiting):
         that is being imported by a worker."""
         if self._running is not None:
             return
+        from pool import launch  # with the code of monitor and worker
+
         with PutOff():  # a pool that is half there could not even be stopped
             self._running = running = launch.start(self.workers, self.options, self.tally.counts)
             self.inherited = running.inherited
@@ -150,7 +153,7 @@ class Client(Waiting):
             _core.forget(self.segment)
             self.segment = None
         if self._running is not None:
-            launch.forget(self._running)
+            self._running.forget()
             self._running = None
         self.lock, self.functions_lock = threading.RLock(), threading.RLock()
         self.state = CLOSED
@@ -242,7 +245,7 @@ class Client(Waiting):
             self.functions.close()
             self.tally.ended(running.segment, self.workers, now := time.monotonic_ns())
         self.announce()
-        launch.stop(running, kill)
+        running.stop(kill)
         self.tally.ended(running.segment, self.workers, now)  # again: now it is known what the dead have used
 
     def _break(self, error: BaseException) -> None:
@@ -253,19 +256,17 @@ class Client(Waiting):
         self.state = CLOSED
         if running is not None:
             self.tally.ended(running.segment, self.workers, time.monotonic_ns())
-            launch.sweep_up(running)  # first: who sees the error may start anew, beside nobody
+            running.sweep_up()  # first: who sees the error may start anew, beside nobody
         self._fail_all(self.error)
         self._leave_segment()
         self.tell_loops()
 
     def _leave_segment(self) -> None:
-        """At once: maps publish without the lock."""
-        if self.segment is not None:
-            _core.close_client(self.segment)
+        """Let go of it: its memory goes back when nobody holds results in it any more."""
         self.tasks, self.segment = [], None
 
     def _fail_all(self, error: BaseException | None) -> None:
-        tasks = self._published_tasks() + [(task, 0) for task in self._unpublished()]
+        tasks = self._end_publishing() + [(task, 0) for task in self._unpublished()]
         self.tasks = [None] * len(self.tasks)
         self.queue.clear()
         self.delayed = Delayed()
@@ -276,8 +277,11 @@ class Client(Waiting):
         for task, drained in tasks:
             task.sink.fail(task, error, drained)
 
-    def _published_tasks(self) -> list[tuple[Task, int]]:
-        """What has a row, and how many items of each have arrived (of a chunk that waited for room)."""
+    def _end_publishing(self) -> list[tuple[Task, int]]:
+        """Publish nothing to this segment any more, and return what has a row, with how many items of each have arrived
+        (of a chunk that waited for room). Maps publish without the lock: what came later would not be told its end."""
+        if self.segment is not None:
+            _core.close_client(self.segment)
         return [(task, _core.drained(self.segment, k)) for k, task in enumerate(self.tasks) if task is not None]
 
     def restart(self, wait: bool) -> None:
@@ -294,7 +298,7 @@ class Client(Waiting):
 
         while not number and not ended():
             with self.lock, contextlib.suppress(OSError):  # full of commands, or the monitor is dead: the wait finds it
-                ours.commands.send(monitor.RESTART)
+                ours.commands.send(messages.RESTART)
                 number = ours.restarts = ours.restarts + 1
             if not number:
                 self.wait_for(ended, 0.01)
@@ -425,7 +429,7 @@ class Client(Waiting):
 
     def tell_monitor_to_look(self) -> None:
         """At the limits of what has just been published: it may sleep for longer."""
-        self._command(monitor.LOOK)
+        self._command(messages.LOOK)
 
     # ---- collect and settle
 
@@ -516,14 +520,14 @@ class Client(Waiting):
                 message = self._running.commands.recv(1 << 18)
             except OSError:
                 return
-            if (what := message[:1]) in (monitor.NOTICE, monitor.OUTPUT):
-                slot, generation = monitor.WHO.unpack_from(message, 1)
-                rest = message[1 + monitor.WHO.size :]
-                of = self.notices if what == monitor.NOTICE else self.last_words
+            if (what := message[:1]) in (messages.NOTICE, messages.OUTPUT):
+                slot, generation = messages.WHO.unpack_from(message, 1)
+                rest = message[1 + messages.WHO.size :]
+                of = self.notices if what == messages.NOTICE else self.last_words
                 for key in [k for k in of if k[0] == slot and k[1] < generation - _core.DEATHS]:
                     del of[key]
                 of[slot, generation] = rest.decode(errors="replace") if of is self.notices else capture.text_of(rest)
-            elif what == monitor.FAILED:
+            elif what == messages.FAILED:
                 from pool.errors import PoolStartError
 
                 reason, _, text = message[1:].decode(errors="replace").partition("\0")
@@ -535,7 +539,7 @@ class Client(Waiting):
         """After a wait that ended empty: is the monitor alive? And look once at all rows, in case a hint was lost."""
         if self._running is None:
             return
-        if launch.monitor_is_dead(self._running):
+        if self._running.is_dead():
             self._read_messages()
             self._break(self.error or _why_gone(self._running))
             return
@@ -551,11 +555,11 @@ class Client(Waiting):
 
         with PutOff():
             self._deliver()  # what was collected before the damage was found counts
-        tasks = self._published_tasks()
+        tasks = self._end_publishing()
         self._leave_segment()
         running, self._running = self._running, None
         if running is not None:
-            launch.stop(running, kill=True)
+            running.stop(kill=True)
         error = SegmentCorrupt(f"shared memory was damaged, probably by native code in a task: {damage}")
         for task, drained in tasks:
             task.sink.fail(task, error, drained)
@@ -584,9 +588,9 @@ class Client(Waiting):
 
     def tell_terminal(self, path: str) -> None:
         """Whose scroll region the monitor is to end if this process is killed; empty: none."""
-        if len(name := os.fsencode(path)) <= monitor.LONGEST_PATH:
+        if len(name := os.fsencode(path)) <= messages.LONGEST_PATH:
             with self.lock:
-                self._command(monitor.TERMINAL + name)
+                self._command(messages.TERMINAL + name)
 
     # ---- for insights
 
@@ -627,7 +631,7 @@ class Client(Waiting):
             state, _, _, _, word = _core.row_word(self.segment, sink.row)
             if state != _core.RUNNING or not _core.condemn(self.segment, sink.row, word):
                 return False
-            self._command(monitor.LOOK)
+            self._command(messages.LOOK)
             return True
 
     def drop(self, sink: Any) -> None:
@@ -648,7 +652,7 @@ class Client(Waiting):
             self._publish_queue()
 
 
-def _why_gone(running: launch.Running) -> BaseException:
+def _why_gone(running: Running) -> BaseException:
     """The error of a pool whose monitor is dead and has not said why."""
     if running.is_importing():
         from pool.errors import PoolStartError

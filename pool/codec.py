@@ -61,6 +61,14 @@ _LONG = 32 * 1024  # bytes that are worth it
 _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Large arguments come and go in the caller's heap. glibc gives its top back to the system with each that goes,
+    until the process has freed a block that was larger; then each page of the next one costs a fault, which took up to
+    a third of the time of arrays of 1 MiB. This is such a block, never touched: up to 16 MiB are kept from then on."""
+    bytes(8 << 20)
+
+
 class _MainNames:
     """What travels by reference where nobody says for which pool."""
 

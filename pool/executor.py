@@ -15,7 +15,7 @@ from pool.cpus import available_cpus
 from pool.output import output
 from pool.retry import Backoff
 from pool.task import Policy
-from pool.worker_process import WorkerOptions
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

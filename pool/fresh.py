@@ -25,7 +25,7 @@ from ipc import _core
 from ipc.segment import Segment
 from pool import codec, monitor, worker_process
 from pool.preparation import Preparation
-from pool.worker_process import WorkerOptions
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -269,7 +269,7 @@ class FunctionCache:
         return fn
 
     def known(self, id: int, generation: int) -> tuple[Callable[..., Any] | None, int, int]:
-        """The same with its key, if it is remembered; else None."""
+        """The same with its key; without it (None) if it is not remembered."""
         found = self._known.get(id)
         return (found[1] if found is not None and found[0] == generation else None), id, generation
 

@@ -24,7 +24,7 @@ from pool.context import Worker, playing
 from pool.functions import Function
 from pool.tally import Snapshot, snapshot
 from pool.task import Task
-from pool.worker_process import WorkerOptions
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from ipc import _core, process
 from ipc.segment import Segment
 from pool import codec, monitor, spill, worker_process
 from pool.cpus import available_cpus
-from pool.worker_process import WorkerOptions
+from pool.messages import KILL_ALL, STOP
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +71,71 @@ class Running:
     def is_importing(self) -> bool:
         """Whether the monitor is a new interpreter that has not come to forking workers, and reads no commands."""
         return self.fresh and not any(self.worker_pids())
+
+    def forget(self) -> None:
+        """In a forked child of the client: close our copies of its descriptors."""
+        self.commands.close()
+        for end in self.wire:
+            end.close()
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
+    def is_dead(self) -> bool:
+        """Whether the monitor has ended, however the host program treats its children."""
+        return self._await_monitor(0)
+
+    def _await_monitor(self, seconds: float) -> bool:
+        if self.pidfd is not None:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        end = time.monotonic() + seconds
+        while not process.has_exited(self.pid):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def stop(self, kill: bool) -> None:
+        """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is
+        killed too."""
+        self.commands.settimeout(_STOP_SECONDS)  # a socket full of other commands is soon read
+        with contextlib.suppress(OSError):
+            self.commands.send(KILL_ALL if kill else STOP)
+        if kill and self.is_importing():  # a worker that it forks just now dies with it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        if not self._await_monitor(_STOP_SECONDS + self.grace):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            self._await_monitor(_STOP_SECONDS)
+        if process.reap(self.pid) != 0:  # it was killed, perhaps long ago, or has failed
+            self._kill_what_is_left()
+        self._close()
+
+    def sweep_up(self) -> None:
+        """After the monitor's death: kill what its workers had started."""
+        process.reap(self.pid)
+        self._kill_what_is_left()
+        self._close()
+
+    def _close(self) -> None:
+        spill.remove_folder(self.folder)  # the monitor has, unless it was killed
+        _core.retire(self.segment)  # values that the program still holds go on living in it
+        self.forget()
+
+    def _kill_what_is_left(self) -> None:
+        """Everybody who has a mark of this pool. The workers die with the monitor, but not what they had started.
+
+        Where marks are not possible, their sessions name the rest; what has left these escapes."""
+        # The numbers come from shared memory: not our own session, whatever a task has written there.
+        sessions = {pid for pid in self.worker_pids() if pid > 1} - {os.getsid(0)}
+        end = time.monotonic() + _SWEEP_SECONDS
+        with contextlib.suppress(OSError):  # no file descriptor left: we cannot look
+            while time.monotonic() < end:
+                if not (process.kill_marked(self.marks) | process.kill_sessions(sessions)):
+                    return
 
 
 def start(workers: int, options: WorkerOptions, counts: object) -> Running:
@@ -211,76 +277,4 @@ def _warn_about_threads() -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
-def forget(running: Running) -> None:
-    """In a forked child of the client: close our copies of its descriptors."""
-    running.commands.close()
-    for end in running.wire:
-        end.close()
-    if running.pidfd is not None:
-        os.close(running.pidfd)
-        running.pidfd = None
-
-
-def monitor_is_dead(running: Running) -> bool:
-    """Whether the monitor has ended, however the host program treats its children."""
-    return _await_monitor(running, 0)
-
-
-def _await_monitor(running: Running, seconds: float) -> bool:
-    if running.pidfd is not None:
-        poll = select.poll()
-        poll.register(running.pidfd, select.POLLIN)
-        return bool(poll.poll(seconds * 1000))
-    end = time.monotonic() + seconds
-    while not process.has_exited(running.pid):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.002)
-    return True
-
-
-def stop(running: Running, kill: bool) -> None:
-    """Have the monitor end everything: workers leave when idle, or are killed. A monitor that does not answer is
-    killed too."""
-    running.commands.settimeout(_STOP_SECONDS)  # a socket full of other commands is soon read
-    with contextlib.suppress(OSError):
-        running.commands.send(monitor.KILL_ALL if kill else monitor.STOP)
-    if kill and running.is_importing():  # a worker that it forks just now dies with it
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGKILL)
-    if not _await_monitor(running, _STOP_SECONDS + running.grace):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGKILL)
-        _await_monitor(running, _STOP_SECONDS)
-    if process.reap(running.pid) != 0:  # it was killed, perhaps long ago, or has failed
-        _kill_what_is_left(running)
-    _close(running)
-
-
-def sweep_up(running: Running) -> None:
-    """After the monitor's death: kill what its workers had started."""
-    process.reap(running.pid)
-    _kill_what_is_left(running)
-    _close(running)
-
-
-def _close(running: Running) -> None:
-    spill.remove_folder(running.folder)  # the monitor has, unless it was killed
-    _core.retire(running.segment)  # values that the program still holds go on living in it
-    forget(running)
-
-
-def _kill_what_is_left(running: Running) -> None:
-    """Everybody who has a mark of this pool. The workers die with the monitor, but not what they had started.
-
-    Where marks are not possible, their sessions name the rest; what has left these escapes."""
-    # The numbers come from shared memory: not our own session, whatever a task has written there.
-    sessions = {pid for pid in running.worker_pids() if pid > 1} - {os.getsid(0)}
-    end = time.monotonic() + _SWEEP_SECONDS
-    with contextlib.suppress(OSError):  # no file descriptor left: we cannot look
-        while time.monotonic() < end:
-            if not (process.kill_marked(running.marks) | process.kill_sessions(sessions)):
-                return
-
-
-__all__ = ["Running", "forget", "monitor_is_dead", "start", "stop", "sweep_up"]
+__all__ = ["Running", "start"]

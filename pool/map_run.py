@@ -33,7 +33,8 @@ _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it o
 _CHUNK_MOST = 2048
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _SMALL = 4096  # bytes of an item that need no such care
-_FLYING_BYTES = 4 << 20  # of arguments or results on their way, but at least 3 items a worker
+_FLYING_BYTES = 1 << 20  # of arguments or results on their way, but at least 3 items a worker
+_BATCH_BYTES = 4 << 20  # of arguments that are given away between two looks at what has come back
 _NAP_SECONDS, _LEAST_NAP = 0.002, 0.0001
 _NAP_SHARE = 4  # part of what is given away that may be done when the caller looks again
 _NAP_RESULTS = 2  # at least so many are worth a nap
@@ -99,6 +100,7 @@ class MapRun:
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
         self.auto = chunksize is None
+        self.buffered = False  # what was given away last had buffers, which a chunk would only copy once more
         self._flags = call << 8 | policy.flags
         self._timeout_ms = policy.timeout_ms
         self._buffersize = client.ahead or buffersize
@@ -140,7 +142,7 @@ class MapRun:
                 each /= max(1, len(data) if type(data) is tuple else len(data) // 2)
             self._item_us = each if self._item_us == 0 else 0.8 * self._item_us + 0.2 * each
         if length > _SMALL or self._item_bytes > _SMALL:
-            self._item_bytes = 0.8 * self._item_bytes + 0.2 * (length / (task.items or 1))
+            self._mix_in(length / (task.items or 1))
 
     def take(self, entries: list[Any], plain: bool) -> list[Any]:
         """Let what the caller has collected itself arrive; single values only if not ``plain``. Returns the rest."""
@@ -149,6 +151,8 @@ class MapRun:
             for entry in entries:
                 if not plain or entry[1] not in _VALUES or entry[0].items:
                     self.arrive(*entry)
+        if self.auto and rest and (rest[-1][3] > _SMALL or self._item_bytes > _SMALL):
+            self._mix_in(rest[-1][3])
         self.came(len(rest))
         self.landed += len(rest)
         return rest
@@ -324,7 +328,7 @@ class MapRun:
         now = time.monotonic()
         rate = self._came / max(now - self._since, 1e-6)
         self._came, self._since, self._rate = 0, now, rate
-        if self.auto and self._item_us < _CHUNK_US / 2:
+        if self.auto and self._item_us < _CHUNK_US / 2 and not self.buffered:
             best = int(_CHUNK_US / max(self._item_us, 1.0))
             best = min(best, int(_CHUNK_BYTES / max(self._item_bytes, 1.0)))
             self.chunksize = max(1, min(best, _CHUNK_MOST, 4 * self.chunksize))
@@ -361,7 +365,9 @@ class MapRun:
         number = function.number
         index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
-        note, packers = buffers.append, {} if self.policy.retries else codec.PACKERS
+        buffered = False
+        note, packed = buffers.append, not self.policy.retries
+        packers = codec.PACKERS if packed else {}
         try:
             what: Any = ()
             if segment is not None and not client.reserve:
@@ -387,15 +393,20 @@ class MapRun:
                         if kind in packers:
                             bare = packers[kind](item)
                         data = bare or _dumps(item, 5, buffer_callback=note)
+                        if buffers and packed and data.find(_MAIN) < 0:
+                            data = bare = codec.pack(data, buffers)
+                            buffers.clear()
                 except Exception:
                     data = b""
                 if kind in _SCALARS:
                     kept, how = data, flags
-                elif bare is not None and len(bare[1]) <= large:
-                    kept, how = len(bare[1]), flags | _core.PACKED
+                elif bare is not None and (taken := spill.size(bare)) <= large:
+                    kept, how = taken, flags | _core.PACKED
                     size += kept
+                    buffered = True
                     self._saw(kept)
                 elif not data or bare or buffers or len(data) > large or data.find(_MAIN) >= 0:
+                    buffered = buffered or bool(bare or buffers)
                     buffers.clear()
                     if not self._give_one(index + given - 1, item):
                         return False
@@ -418,10 +429,12 @@ class MapRun:
                         return False  # no room for large arguments: more of the input would only wait in memory
                 elif watched and must_look(segment):
                     client.tell_monitor_to_look()
-                if size > _FLYING_BYTES:
+                if size > _BATCH_BYTES:
                     return False
                 bare = data = None  # the input may resize its bytearray, which it cannot while we look into it
         finally:
+            if given + counts[0]:
+                self.buffered = buffered
             self.flying += given + counts[0]
             self.given += given + counts[0]
         return given + counts[0] < count
@@ -432,7 +445,10 @@ class MapRun:
         index, items, tasks = self.given, chunk.items, []
         if items:
             data, flags = chunk.encoded()
-            self._item_bytes = max(self._item_bytes, len(data) / len(items))
+            self._item_bytes = max(0.8 * self._item_bytes, len(data) / len(items))  # large ones are forgotten in time
+            self.buffered = chunk.buffered
+            if self.auto and chunk.buffered:
+                self.chunksize = 1
             tasks.append(self._task(index, data, items, len(items), flags=flags))
         if chunk.alone is not None:
             data, item = chunk.alone
@@ -461,7 +477,14 @@ class MapRun:
 
     def _saw(self, size: int) -> None:
         """The size of an item's arguments, which decides how many may be on their way."""
-        self._item_bytes = max(self._item_bytes, size)
+        if size > self._item_bytes:
+            self._item_bytes = size
+            if size > _SMALL:
+                codec.keep_freed_memory()
+
+    def _mix_in(self, size: float) -> None:
+        """The size of a result: as ``_saw``, but small ones make large ones forgotten in time."""
+        self._item_bytes = 0.8 * self._item_bytes + 0.2 * size
 
     def _fail_early(self, index: int, item: Any, error: Exception) -> None:
         """It never became a task."""

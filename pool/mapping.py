@@ -81,8 +81,9 @@ def run_map(
     early: dict[int, tuple[int, Any, Any, Account | None]] = {}
     own: list[Any] = []
     hand: list[Any] = []  # a value on its way to the caller: no name of ours may hold it while the caller has it
-    plain = not ordered and not run.auto and not run.numbered  # values may be yielded straight from what was collected,
-    values: list[Any] | None = [] if plain else None  # and these are decoded
+    straight = not ordered and not run.numbered  # values may be yielded straight from what was collected,
+    plain = straight and not run.auto  # if nobody has to know how long the tasks take
+    values: list[Any] | None = [] if plain else None  # decoded
     try:
         while True:
             if not ended and client.state != OPEN:
@@ -108,7 +109,7 @@ def run_map(
                 if values:
                     run.came(len(values))
                     run.landed += len(values)
-                own = run.take(own, plain)
+                own = run.take(own, plain or (straight and run.buffered))
             if client.to_notify or client.to_call or client._followers:
                 client.announce()
             run.measure()
@@ -182,6 +183,8 @@ def run_map(
                 if failed is not None:
                     raise failed
                 return
+            if client.segment is None and not ready:  # in this order: when a pool ends, all sinks are told before
+                client.check_open()  # it has ended, and what was given too late never comes back
             if dry and aside is None and client.segment is None:  # without workers there is nothing to wait for
                 time.sleep(_ASK_SECONDS)
                 continue

@@ -20,15 +20,16 @@ import math
 import os
 import select
 import signal
-import struct
 import sys
 import time
 
 from ipc import _core, memory, process
-from pool import capture, codec, output, spill, worker_process
+from pool import capture, codec, spill, worker_process
+from pool.messages import FAILED, KILL_ALL, LONGEST_PATH, LOOK, NOTICE, OUTPUT, RESTART, STOP, TERMINAL, WHO
+from pool.output import remove_unfinished  # not the module: in the package, `output` is the function
 from pool.restart import Restarts
 from pool.task import trim_stack
-from pool.worker_process import WorkerOptions
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,17 +37,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from pool.preparation import Preparation
-
-STOP, KILL_ALL, LOOK, TERMINAL, RESTART = b"S", b"K", b"L", b"T", b"R"
-"""Commands of the client. LOOK: at the deadlines, and for rows that the client has condemned. A LOOK that finds the
-socket full need not be sent: what is in there is read later, and then the monitor looks. TERMINAL, with a path or
-nothing: if the client is killed, end the scroll region that it had there (pool/terminal.py). RESTART: replace all
-workers that live now; when that is done, `_core.renewed` is the number of RESTARTs so far."""
-LONGEST_PATH = 200
-NOTICE, OUTPUT, FAILED = b"n", b"o", b"f"
-"""Messages to the client: a dead worker's log, and what it has printed (each after a packed WHO); and why the pool
-cannot start workers."""
-WHO = struct.Struct("<II")  # slot, generation
 
 _DUMP_SECONDS = 0.02  # a stack dump from a signal handler takes well under a millisecond,
 _DUMP_MOST = 0.06  # but on a busy machine the worker may not run for a while
@@ -405,7 +395,7 @@ class Monitor:
             self._tell(NOTICE + WHO.pack(w.slot, w.generation) + log.encode())
         if said := capture.last_words(w.said):
             self._tell(OUTPUT + WHO.pack(w.slot, w.generation) + said)
-        output.remove_unfinished(w.outputs, w.pid)
+        remove_unfinished(w.outputs, w.pid)
         w.pid, w.status = 0, None
         self._plan_restart(w, log)
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason, w.peak)
@@ -543,7 +533,7 @@ class Monitor:
                     _core.book_usage(self._segment, w.slot, *process.used(usage))
         for w in self._workers:
             if w.pid:
-                output.remove_unfinished(w.outputs, w.pid)
+                remove_unfinished(w.outputs, w.pid)
         spill.remove_folder(self._options.folder)
 
 

@@ -20,12 +20,11 @@ from ipc import _core
 from pool import capture, chunks, codec, context, spill
 from pool.functions import FunctionCache
 from pool.output import record_to
+from pool.worker_options import WorkerOptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
-
-    from pool.preparation import Preparation
 
 DUMP_SIGNAL = signal.SIGRTMAX - 1
 """Makes a worker write the Python stack of all its threads into its log, from C, so also while an endless C loop holds
@@ -39,36 +38,6 @@ _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
 _IDLE_MS = 1000
 _NOT_READY: tuple[Callable[..., Any] | None, int, int] = None, 0, 0
-
-
-class WorkerOptions:
-    """What every worker of a pool is told; see ``Pool``."""
-
-    def __init__(
-        self,
-        name: str = "pool",
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        max_tasks_per_child: int | None = None,
-        threads_per_worker: int = 1,
-        nice: int | None = None,
-        cpu_affinity: bool = False,
-        start_method: str = "fork",
-        teardown: Callable[[], object] | None = None,
-        teardown_timeout: float = 5.0,
-    ) -> None:
-        self.preparation: Preparation | None = None  # in a monitor and in workers that were not forked from the client
-        self.folder = ""  # of spilled values; new at each start
-        self.name = name
-        self.initializer = initializer
-        self.initargs = initargs
-        self.max_tasks_per_child = max_tasks_per_child
-        self.threads_per_worker = threads_per_worker
-        self.nice = nice
-        self.cpu_affinity = cpu_affinity
-        self.start_method = start_method
-        self.teardown = teardown
-        self.grace = 0.0 if teardown is None else teardown_timeout  # seconds that a worker may need to leave
 
 
 class _Process:
@@ -141,6 +110,7 @@ def _isolate(segment: object, slot: int, generation: int, log_fd: int, monitor: 
     # A pool inside a task: its monitor is a child that the task forked, its worker is a worker.
     global _in_task
     _Process.forked = _in_task = False
+    _core.left_item()
     _core.open_worker(segment, slot, generation)
     _core.dont_fork(segment)
     os.register_at_fork(before=_core.forked, after_in_child=lambda: _forked(segment))
@@ -277,11 +247,16 @@ def _loop(segment: object, recycle_after: int) -> bool:
         if type(claim) is tuple and len(claim) == 6:
             _, _, call, items, args, _ = claim
             code = (_run_chunk if items else _run_one)(segment, functions, claim)
-            if call == codec.CALL_ONE and not items and not recycle_after:
-                fn, fn_id, fn_generation = functions.known(*claim[:2])
+            single = call == codec.CALL_ONE and not items and not recycle_after
+            fn, fn_id, fn_generation = functions.known(*claim[:2]) if single else _NOT_READY
+        elif type(claim) is int:
+            code, items, args = claim, 1, b""
         else:
-            code, items, args = _finish(segment, claim), 1, b""
-        claim = None  # what a task has returned or raised is not held while there is no other
+            items, args = 1, b""
+            kind, data = _encoded(claim)
+            claim = None  # what its finalisers do belongs to the task, its time and its deadline
+            code = _forked_or(_core.complete, segment, kind, data)
+        claim = data = None  # nothing of a task is held while there is no other
         if _Process.forked:  # a child of a task has come back to our loop: it must not touch anything of ours
             os._exit(0)
         if code < 0:
@@ -322,6 +297,7 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
         fn = functions.get(fn_id, generation) if fn_id else None
         value = _call(fn, call, codec.loads(args) if args is not None else _arguments(segment, flags))
         kind, data = codec.encode_value(value)
+        value = None  # as what a task raises: its finalisers belong to the task (but buffers on their way hold theirs)
         _in_task = False
     except BaseException as error:
         _in_task = False
@@ -332,13 +308,11 @@ def _run_one(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) 
     return _forked_or(_core.complete, segment, kind, data)
 
 
-def _finish(segment: object, ran: Any) -> int:
-    """Complete the task that `claim` has run, if it has not: ``ran`` is (value,), what was raised, or a code."""
+def _encoded(ran: Any) -> tuple[int, Any]:
+    """The result of a task that `claim` has run: ``ran`` is (value,), or what it raised."""
     global _in_task
-    if type(ran) is int:
-        return ran
     if type(ran) is not tuple:
-        return _forked_or(_core.complete, segment, *_encode_error(ran, 0))
+        return _encode_error(ran, 0)
     try:
         _in_task = True
         kind, data = codec.encode_value(ran[0])
@@ -346,7 +320,7 @@ def _finish(segment: object, ran: Any) -> int:
     except BaseException as error:
         _in_task = False
         kind, data = _encode_error(error, 1)
-    return _forked_or(_core.complete, segment, kind, data)
+    return kind, data
 
 
 def _run_chunk(segment: object, functions: FunctionCache, claim: tuple[Any, ...]) -> int:

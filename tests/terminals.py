@@ -71,7 +71,10 @@ class Terminal:
         return [line for line in [*top, *self.lines()] if line]
 
     def wait_for(self, condition: Callable[[list[str]], Any]) -> Any:
-        return processes.wait_until(lambda: condition(self.lines()), f"the screen is {self.lines()}", 20)
+        try:
+            return processes.wait_until(lambda: condition(self.lines()), "what is waited for", 20)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the screen is {self.lines()}") from None
 
     def type(self, keys: str) -> None:
         os.write(self.fd, keys.encode())

@@ -2,12 +2,14 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import processes
 import pyperf
 import pytest
 
@@ -173,6 +175,19 @@ def test_a_rival_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPat
     results = suite.run(TINY, ["start_up"], ["mpire"])
     assert results["workloads"]["start_up"]["cases"][""]["rivals"]["mpire"] == {"missing": "mpire is not installed"}
     assert "mpire is not installed" in report.markdown(results)
+
+
+def test_what_has_come_is_kept_if_a_run_is_broken_off(tmp_path: Path) -> None:
+    """A full run takes half an hour."""
+    file = tmp_path / "kept.json"
+    command = [sys.executable, "-m", "benchmarks", "--tiny", "--rivals", RIVAL, "--json", str(file)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        processes.wait_until(file.exists, "one workload is done")
+        process.send_signal(signal.SIGINT)
+    assert process.returncode != 0
+    shown = subprocess.run([*command[:3], "--again", str(file)], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert WORKLOADS["noop"].title in shown.stdout
 
 
 def test_a_measurement_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

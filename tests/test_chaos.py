@@ -222,4 +222,4 @@ def test_when_the_monitor_is_killed_all_unfinished_ends_as_broken_and_nothing_is
             pool.submit(int, "1")
         began = time.monotonic()
         pool.shutdown()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 4.0  # not the 5 s for a monitor that does not answer

@@ -128,10 +128,10 @@ def test_completion_knows_commands_options_and_functions() -> None:
 def test_completion_in_bash(terminal: Callable[..., Terminal]) -> None:
     """In a real shell: it breaks words at the colon, and replaces only what follows."""
     bash = terminal(["bash", "--norc", "--noprofile", "-i"], PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    bash.type('PS1=; eval "$(pool completion bash)"; clear; echo ready\n')
-    bash.wait_for(lambda lines: "ready" in lines)
+    bash.type('PS1="> "; eval "$(pool completion bash)"; clear\n')
+    bash.wait_for(lambda lines: lines[0] == ">")  # before that, the terminal itself would show what is typed, too
     bash.type("pool map tasks:some_f\t")
-    bash.wait_for(lambda lines: "pool map tasks:some_fail" in lines)
+    bash.wait_for(lambda lines: "> pool map tasks:some_fail" in lines)
     bash.type("a b; echo $COMP_WORDBREAKS | grep -c :\n")
     bash.wait_for(lambda lines: {"a", "b", "1"} <= set(lines))
 

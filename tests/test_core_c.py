@@ -625,15 +625,15 @@ PLANTED = [
                 "        if (now < tail) ipc_wake_workers(s, 1);\n",
             )
         ],
-        "threads",
-        "-w 2 -t 5 guard",
+        "steps",
+        "who_ends_its_guard_wakes_a_worker_for_each_ready_task",
     ),
     Planted(
         "the flush wakes one worker for many rows",
         "client.c",
         [("uint64_t most = ready; /*", "uint64_t most = 1; /*")],
-        "threads",
-        "-w 2 -t 5 sleep8",
+        "steps",
+        "a_flush_wakes_a_worker_for_each_ready_task",
     ),
     Planted(
         "the monitor rings only who says that it sleeps",

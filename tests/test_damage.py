@@ -1,8 +1,11 @@
 """A task that writes into the shared memory hurts what was published, and nothing else."""
 
 import ctypes
+import itertools
 import re
+import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import tasks
 
 from ipc import _core
 from pool import Pool, errors
+from pool.client import Client
 
 HEADER_WORDS = slice(128, 640)  # tail, head, done map's summary and the client's bell
 
@@ -65,3 +69,42 @@ def test_what_was_collected_before_the_damage_was_found_counts() -> None:
         assert set(kinds) <= {type(None), errors.SegmentCorrupt}
         assert kinds[type(None)] >= 1
         assert client.unfinished == 0
+
+
+@pytest.mark.filterwarnings("ignore:the pool forks while other threads run")
+def test_what_a_map_gives_while_the_segment_is_replaced_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps publish without the lock: also behind the look at what was published, which then fails."""
+    asked = threading.Semaphore(0)
+    stop = threading.Event()
+
+    def source() -> Iterator[int]:
+        for k in itertools.count():
+            if stop.is_set():
+                return
+            asked.release()
+            yield k
+
+    def leave(client: Client) -> None:
+        while asked.acquire(blocking=False):
+            pass
+        asked.acquire(timeout=0.2)  # the map goes on meanwhile, if it can
+        asked.acquire(timeout=0.2)
+        leave_at_once(client)
+
+    leave_at_once = Client._leave_segment
+    results: list[object] = []
+    with Pool(2) as pool:
+        run = pool.imap_unordered(tasks.identity, source(), chunksize=1, on_error="return")
+        results.append(next(run))
+        reader = threading.Thread(target=lambda: results.extend(run))
+        reader.start()
+        monkeypatch.setattr(Client, "_leave_segment", leave)
+        for _ in range(3):
+            with pool._client.lock:
+                pool._client._replace_segment(_core.Damaged("planted"))
+        monkeypatch.undo()
+        stop.set()
+        reader.join(20)
+        assert not reader.is_alive()
+    found = Counter(x if isinstance(x, int) else x.item for x in results)  # type: ignore[attr-defined]
+    assert found == Counter(range(len(results)))

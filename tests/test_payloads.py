@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import payloads
@@ -25,7 +25,7 @@ import tasks
 from payloads import MIB, UNIT, array, digest, settle, small_pool, units, views
 
 from ipc._core import INLINE as _INLINE
-from pool import Failure, Pool
+from pool import Failure, Pool, chunks, map_run
 from pool.errors import PayloadTooLarge, WorkerCrashed
 
 pytestmark = pytest.mark.timeout(60)
@@ -979,3 +979,103 @@ def test_a_bytearray_may_be_resized_as_soon_as_submit_returns() -> None:
             data.extend(b"more")
         for k, future in enumerate(futures):
             assert future.result() == bytes([k % 256]) * 40_000
+
+
+class _Watched(chunks.Chunk):
+    """Every chunk, by whether buffers were copied into it."""
+
+    made: ClassVar[list[bool]] = []
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.made.append(self.buffered)
+
+
+@pytest.mark.parametrize("kind", ["array", "pair", "bytearray"])
+def test_automatic_chunks_are_for_what_has_no_buffers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk would copy them twice more. Where they end, and where they begin again, it is noticed."""
+
+    def item(k: int) -> Any:
+        if kind == "bytearray":
+            return bytearray(k % 256 for _ in range(40_000))
+        numbers = np.full(200, k)
+        return (numbers, k) if kind == "pair" else numbers
+
+    monkeypatch.setattr(map_run.chunks, "Chunk", _Watched)
+    items = [*map(item, range(1000)), *range(20_000), *map(item, range(1000))]
+    with Pool(2) as pool:
+        _Watched.made.clear()
+        found = list(pool.imap(tasks.identity, iter(items)))
+    assert all(pickle.dumps(a, 5) == pickle.dumps(b, 5) for a, b in zip(found, items, strict=True))
+    assert 1 < len(_Watched.made) < 1000
+    assert sum(_Watched.made) <= 1  # that in which they began again
+
+
+def test_a_map_of_arrays_beside_others_gives_what_each_of_them_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, in pieces: nothing may be pickled twice, and what the input changes afterwards is its own."""
+    pickled: list[int] = []
+
+    class Counted:
+        def __init__(self, k: int) -> None:
+            self.k = k
+
+        def __reduce__(self) -> Any:
+            pickled.append(self.k)
+            return int, (self.k,)
+
+    def source() -> Iterator[Any]:
+        again, other = np.zeros(5000), np.zeros(30)
+        for k in range(300):
+            again[:], other[:] = k, -k
+            yield again, Counted(k), {"other": other}
+
+    with Pool(2) as pool:
+        for values, k, rest in pool.imap_unordered(tasks.identity, source(), chunksize=1):
+            assert len(values) == 5000
+            assert set(values) == {k}
+            assert set(rest["other"]) == {-k}
+    assert pickled == list(range(300))
+
+
+def test_large_results_are_few_on_their_way_also_from_small_arguments() -> None:
+    """Else they would cost cold memory, however fast they come."""
+    given = 0
+
+    def source() -> Iterator[Any]:
+        nonlocal given
+        for given in itertools.count(1):  # noqa: B007
+            yield np.zeros(3)
+
+    with Pool(2) as pool, contextlib.closing(pool.imap_unordered(_large, source())) as results:
+        ahead = [given - taken for taken, _ in enumerate(itertools.islice(results, 2000), 1)]
+    assert max(ahead[1000:]) <= 32
+
+
+def _large(_: object) -> Any:
+    return np.zeros(1 << 16, np.uint8)
+
+
+_FAULTS = """
+import resource
+import numpy
+from pool import Pool
+
+def work(array):
+    return array + 1
+
+def faults(pool):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    kept = []
+    for result in pool.imap_unordered(work, (numpy.full(1 << 17, 1.0) for _ in range(400))):
+        kept = [result, *kept[:7]]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+with Pool(2) as pool:
+    faults(pool)
+    print(faults(pool) / 400)
+"""
+
+
+def test_the_memory_of_arguments_is_used_again(tmp_path: Path) -> None:
+    """It does not go back to the system with each array, to come again page by page."""
+    assert float(scripts.run(tmp_path, _FAULTS).stdout) < 10

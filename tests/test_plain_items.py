@@ -1,5 +1,6 @@
 """Numbers and short strings one by one: published, run and taken without a step in Python, and nobody can tell."""
 
+import asyncio
 import contextlib
 import itertools
 import math
@@ -10,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import processes
 import pytest
 import tasks
 
-from pool import Failure, Pool
-from pool.errors import TaskTimeout, WorkerCrashed
+from pool import Failure, Pool, worker
+from pool.errors import PoolClosed, TaskTimeout, WorkerCrashed
 from pool.mapping import NotYet
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("idle_afterwards")]
@@ -91,21 +93,27 @@ def test_an_input_that_raises_in_the_middle(pool: Pool, error: Exception) -> Non
     assert results == [*range(1, 40), *(range(41, 101) if isinstance(error, NotYet) else ())]
 
 
-def test_an_input_that_closes_the_pool(pool: Pool) -> None:
+@pytest.mark.parametrize("how", ["imap", "with progress", "amap"])
+def test_an_input_that_closes_the_pool(how: str) -> None:
+    """What it gives afterwards is not waited for: nobody runs it."""
+
     def source(own: Pool) -> Iterator[int]:
         yield from range(10)
         own.shutdown()
         yield from range(10, 20)
 
+    results = []
+
+    async def main(own: Pool) -> None:
+        async for x in own.amap(tasks.identity, source(own), chunksize=1):
+            results.append(x)
+
     with Pool(2) as own:
-        results, errors = [], []
-        try:
-            for x in own.imap_unordered(tasks.identity, source(own), chunksize=1):
-                results.append(x)
-        except Exception as error:
-            errors.append(error)
-        assert sorted(results) == list(range(10))
-        assert [type(e).__name__ for e in errors] == ["PoolClosed"]
+        progress = (lambda _: None) if how == "with progress" else False
+        each = own.imap_unordered(tasks.identity, source(own), chunksize=1, progress=progress)
+        with pytest.raises(PoolClosed):
+            asyncio.run(main(own)) if how == "amap" else [results.append(x) for x in each]
+    assert sorted(results) == list(range(10))
 
 
 def test_an_input_that_forks(tmp_path: Path) -> None:
@@ -223,6 +231,99 @@ def test_an_idle_worker_holds_nothing_of_its_last_task(tmp_path: Path, how: str)
     with Pool(1) as pool:
         assert len(list(pool.imap(_leaves, ["", "", str(last)], chunksize=1, on_error="return"))) == 3
         processes.wait_until(last.exists, "the last task's objects are gone, without another task")
+
+
+class _Hanging:
+    """Its end has none."""
+
+    def __del__(self) -> None:
+        while True:
+            pass
+
+    def __reduce__(self) -> Any:
+        return str, ("hanging",)
+
+
+def _leaves_a_hanging_end(x: int, how: str) -> Any:
+    if x != 3:
+        return x
+    hanging = _Hanging()
+    if how == "returned":
+        return hanging
+    raise ValueError(str(hanging is None))
+
+
+@pytest.mark.parametrize("chunksize", [0, 1, 6])
+@pytest.mark.parametrize("how", ["returned", "raised"])
+def test_what_the_objects_of_a_task_do_at_their_end_is_under_its_deadline(how: str, chunksize: int) -> None:
+    fn = partial(_leaves_a_hanging_end, how=how)
+    with Pool(1, timeout=0.5) as pool:
+        if not chunksize:
+            futures = [pool.submit(fn, x) for x in range(6)]
+            results = [future.exception() or future.result() for future in futures]
+        else:
+            results = list(pool.imap(fn, range(6), chunksize=chunksize, on_error="return"))
+            results[3] = results[3].error
+    assert type(results[3]) is TaskTimeout
+    assert results[:3] + results[4:] == [0, 1, 2, 4, 5]
+
+
+def test_an_interrupt_of_an_idle_worker_is_not_for_its_next_task() -> None:
+    with Pool(1) as pool:
+        pid = pool.submit(tasks.pid).result()
+
+        def source() -> Iterator[int]:
+            yield from range(5)
+            processes.wait_until(lambda: processes.sleeps(pid), "the worker has nothing to do")
+            os.kill(pid, signal.SIGSTOP)
+            processes.wait_until(lambda: processes.is_stopped(pid), "it is stopped")
+            yield 5  # published, so its wait ends with a task, and with the signal
+            os.kill(pid, signal.SIGINT)
+            os.kill(pid, signal.SIGCONT)
+            yield 6
+
+        assert list(pool.imap(tasks.identity, source(), chunksize=1, on_error="return")) == list(range(7))
+
+
+def _leaves_a_handler_that_forks(path: str) -> None:
+    def fork(number: int, frame: object) -> None:
+        if child := os.fork():
+            Path(path).write_text(str(os.waitpid(child, 0)[1]))
+
+    signal.signal(signal.SIGUSR1, fork)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_child_of_a_handler_that_a_task_has_left_ends_by_itself(tmp_path: Path, busy: bool) -> None:
+    """It comes back to where the worker claims its tasks, and the memory is not the child's."""
+    path = tmp_path / "status"
+    with Pool(1) as pool:
+        pid = pool.submit(_leaves_a_handler_that_forks, str(path)).result() or pool.submit(tasks.pid).result()
+        if not busy:
+            processes.wait_until(lambda: processes.sleeps(pid), "the worker has nothing to do")
+        os.kill(pid, signal.SIGUSR1)
+        for _ in pool.imap(tasks.identity, itertools.count(), chunksize=1) if busy else ():
+            if path.exists():
+                break
+        processes.wait_until(lambda: path.exists() and path.read_text() != "", "the child has ended")
+        assert path.read_text() == "0"
+        assert pool.submit(tasks.pid).result() == pid
+
+
+def _uses_a_pool_of_its_own(x: int) -> tuple[int, int, str]:
+    with Pool(0) as inner:
+        inner.submit(abs, x).result()
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        return x, worker().attempt, "interrupted"
+    return x, worker().attempt, "not interrupted"
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_a_task_that_uses_a_pool_without_workers_is_still_a_task(pool: Pool, chunksize: int) -> None:
+    found = list(pool.imap(_uses_a_pool_of_its_own, range(6), chunksize=chunksize))
+    assert found == [(x, 1, "interrupted") for x in range(6)]
 
 
 def test_deaths_and_deadlines_among_plain_items_name_them() -> None:

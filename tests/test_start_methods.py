@@ -27,7 +27,7 @@ from test_damage import overwrite
 
 from pool import Pool, output
 from pool.compat import multiprocessing as ours
-from pool.errors import PoolBroken, PoolStartError, SegmentCorrupt, TaskTimeout, WorkerCrashed
+from pool.errors import PoolBroken, PoolStartError, ResultNotPicklable, SegmentCorrupt, TaskTimeout, WorkerCrashed
 
 METHODS = ["fork", "forkserver", "spawn"]
 FRESH = ["forkserver", "spawn"]
@@ -188,7 +188,8 @@ def test_damaged_memory(method: str) -> None:
     with processes.nothing_left(), Pool(2, multiprocessing.get_context(method), _set_up, ("again",)) as pool:
         futures = [pool.submit(overwrite, "all"), *(pool.submit(tasks.square, x) for x in range(3000))]
         kinds = {type(future.exception(30)) for future in futures}
-        assert SegmentCorrupt in kinds <= {type(None), SegmentCorrupt}
+        # A result may be hurt in the very moment in which it is read, after its row was found to be right.
+        assert SegmentCorrupt in kinds <= {type(None), SegmentCorrupt, ResultNotPicklable}
         assert pool.submit(_word).result(30) == "again"
 
 

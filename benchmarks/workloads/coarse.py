@@ -69,6 +69,8 @@ class Thumbnails(Workload):
 
         Image.init()  # as a program that makes thumbnails has it imported before it makes its pool
         photos = sorted(map(str, Path(sizes.photos_folder).glob("*.jpg")))
+        if not photos:
+            raise RuntimeError("no photographs: they need Pillow and scikit-image")
         paths = [photos[k % len(photos)] for k in range(sizes.photos)]
         start = time.perf_counter()
         rival.start(sizes.workers)

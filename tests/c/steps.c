@@ -14,15 +14,16 @@ static struct driver D;
 static struct ipc_worker A, B; /* slot 0 and slot 1, generation 0 */
 static struct desk desk;
 
-static void begin(uint32_t rows, uint32_t units) {
+static void begin_with(uint32_t slots, uint32_t rows, uint32_t units) {
     ipc_failpoint = NULL;
     if (S.header) munmap(S.header, ipc_segment_size(S.rows, S.slots, S.units)), munmap(S.payload, (size_t)S.units * IPC_UNIT_SIZE);
     memset(&S, 0, sizeof(S));
-    fresh_segment(&S, rows, 2, units, 2);
+    fresh_segment(&S, rows, slots, units, 2);
     driver_open(&D, &S, D.last_id);
     ipc_worker_init(&A, &S, 0, 0);
     ipc_worker_init(&B, &S, 1, 0);
 }
+static void begin(uint32_t rows, uint32_t units) { begin_with(2, rows, units); }
 
 static uint32_t publish(struct job j) {
     int row = driver_submit(&D, j);
@@ -744,16 +745,29 @@ static void a_worker_that_leaves_passes_its_wake_on(void) {
     atomic_store(&S.header->sleepers[0], 0);
 }
 
+static void publish_three(void) {
+    for (int k = 0; k < 3; k++) publish(small);
+}
 static void a_flush_wakes_a_worker_for_each_ready_task(void) {
-    begin(4, 4);
-    atomic_store(&S.header->sleepers[0], 3);
-    publish(small);
-    publish(small);
-    uint32_t zero = atomic_load(&S.slot[0].bell), one = atomic_load(&S.slot[1].bell);
-    CHECK(zero == 1 && one == 0, "while publishing one, because nobody was awake");
+    begin_with(3, 8, 4);
+    atomic_store(&S.header->sleepers[0], 7);
+    publish_three();
+    CHECK(atomic_load(&S.slot[0].bell) == 1 && atomic_load(&S.header->sleepers[0]) == 6, "one while publishing, because nobody was awake");
     ipc_flush_wakes(&D.c);
-    CHECK(atomic_load(&S.header->sleepers[0]) == 0 && atomic_load(&S.slot[1].bell) == 1, "then the other");
-    CHECK(atomic_load(&S.slot[0].bell) == 1, "nobody is woken twice");
+    CHECK(atomic_load(&S.header->sleepers[0]) == 0, "then the others");
+    for (uint32_t slot = 0; slot < 3; slot++) CHECK(atomic_load(&S.slot[slot].bell) == 1, "nobody is woken twice");
+}
+
+static void who_ends_its_guard_wakes_a_worker_for_each_ready_task(void) {
+    struct ipc_worker last;
+    begin_with(4, 8, 4);
+    atomic_store(&S.header->sleepers[0], 7);
+    ipc_worker_init(&last, &S, 3, 0);
+    last.worked = 1; /* else it would not stand guard */
+    at("guard:set", publish_three);
+    CHECK(ipc_worker_wait(&last, 0, SECOND) == 0 && act == NULL, "it sees them");
+    CHECK(atomic_load(&S.header->sleepers[0]) == 0 && atomic_load(&S.header->guard) == 0, "nobody sleeps beside three tasks, nobody is on guard");
+    for (uint32_t slot = 0; slot < 3; slot++) CHECK(atomic_load(&S.slot[slot].bell) == 1, "each was woken, once");
 }
 
 static void a_heal_finds_what_lost_its_hint(void) {
@@ -1147,7 +1161,7 @@ static const struct { const char *name; void (*run)(void); } tests[] = {
     TEST(a_worker_that_is_retired_before_it_sleeps_leaves), TEST(a_worker_that_is_retired_behind_its_look_at_the_bell_leaves),
     TEST(a_worker_that_is_retired_behind_its_bit_leaves), TEST(retired_workers_leave_one_at_a_time_between_tasks),
     TEST(a_worker_whose_turn_comes_while_it_goes_to_sleep_leaves), TEST(a_worker_that_leaves_passes_its_wake_on),
-    TEST(a_heal_finds_what_lost_its_hint), TEST(a_word_that_nobody_would_move_on_is_damage),
+    TEST(who_ends_its_guard_wakes_a_worker_for_each_ready_task), TEST(a_heal_finds_what_lost_its_hint), TEST(a_word_that_nobody_would_move_on_is_damage),
     TEST(a_claim_without_its_start_time_is_timed_from_first_sight),
     TEST(what_an_item_says_of_itself_is_not_said_of_the_next_one),
     TEST(a_start_is_never_that_of_an_earlier_task), TEST(the_start_of_each_item_stands_in_its_row), TEST(a_death_charges_what_was_not_used_before),

@@ -187,8 +187,8 @@ PLANTED = [
         "pool/launch.py",
         [
             (
-                "    _kill_what_is_left(running)\n    _close(running)\n\n\ndef _close",
-                "    _close(running)\n\n\ndef _close",
+                "        self._kill_what_is_left()\n        self._close()\n\n    def _close",
+                "        self._close()\n\n    def _close",
             )
         ],
         "ends",

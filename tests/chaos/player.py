@@ -364,6 +364,7 @@ def _arrays(plan: Plan) -> dict[str, Any]:
 
 def main(folder: str, hang: float) -> None:
     faulthandler.dump_traceback_later(2 * hang, exit=True)  # a hang is a failure
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in a shell's background has it ignored
     with open(os.path.join(folder, "plan.json")) as file:
         plan = Plan.of(file.read())
     retry.MOST_CRASHES = MANY  # whoever is killed here is innocent, however often

@@ -3,7 +3,7 @@
 ``python -m chaos.soak [--seconds S] [--every S]`` lets a client work, kills its workers from outside, and every so many
 seconds has it rest, with all deaths settled and all workers there again. Then the file descriptors, mappings and memory
 of client and monitor, the client's Python objects (blocks of memory), and the files, are counted. Exit code 0: no value
-was wrong, and at rest there were always as many descriptors, and files, as at first.
+was wrong, and at rest there were always as many descriptors, and files, as at first, and no more and more blocks.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ BATCH = 300
 LENGTHS = (10, 1000, 100_000)
 KILL_EVERY = 0.012
 FEWEST = 8  # samples that have a slope
+LONG = 4000  # kills: after the half of so many, nothing is made for the first time
 WARM_UP = 0.5  # of the samples: what is made once and kept is there by then
 
 
@@ -55,6 +56,9 @@ def _be_client() -> None:
                 if not sys.stdin.readline():
                     return
                 gc.collect()
+                # It keeps up to 4,096 names that attributes were looked up by: each new string `repr_int` that reprlib
+                # makes for the text of a death takes a place, so the blocks would grow by it until it is full.
+                sys._clear_type_cache()
                 print(json.dumps({"tasks": seen, "blocks": sys.getallocatedblocks()}), flush=True)
                 while not select.select([sys.stdin], [], [], 0.02)[0]:
                     pool.submit(int, "7").result()  # the last deaths are settled by who uses the pool
@@ -144,11 +148,11 @@ def _used(pid: int) -> dict[str, int]:
     }
 
 
-def grown(samples: list[dict[str, int]]) -> dict[str, str]:
+def grown(samples: list[dict[str, int]]) -> dict[str, figures.Slope]:
     """By what was counted: how much more it is per 1,000 kills, after the warm-up."""
     late = samples[int(len(samples) * WARM_UP) :]
     names = [name for name in samples[0] if name != "kills"]
-    return {name: str(figures.slope([(at["kills"], at[name]) for at in late])) for name in names}
+    return {name: figures.slope([(at["kills"], at[name]) for at in late]) for name in names}
 
 
 def main() -> int:
@@ -175,6 +179,9 @@ def sound(found: dict[str, Any]) -> bool:
     samples = found["samples"]
     steady = [name for name in samples[0] if name == "files" or name.endswith("descriptors")]
     flat = all(at[name] <= samples[0][name] for at in samples for name in steady)
+    if samples[-1]["kills"] >= LONG and len(samples) >= FEWEST:
+        blocks = grown(samples)["client: blocks"]
+        flat = flat and blocks.per_thousand < 1 + blocks.error  # what a death leaves behind, a thousand leave 1,000 of
     return (
         flat and not found["files left"] and not found["tasks"].get("wrong", 0) and found["tasks"].get("values", 0) > 0
     )
