@@ -100,7 +100,7 @@ class MapRun:
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
         self.auto = chunksize is None
-        self.buffered = False  # what was given away last had buffers, which a chunk would only copy once more
+        self.buffered = False  # what was given away last had buffers, which a chunk would only copy more often
         self._flags = call << 8 | policy.flags
         self._timeout_ms = policy.timeout_ms
         self._buffersize = client.ahead or buffersize

@@ -993,7 +993,7 @@ class _Watched(chunks.Chunk):
 
 @pytest.mark.parametrize("kind", ["array", "pair", "bytearray"])
 def test_automatic_chunks_are_for_what_has_no_buffers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk would copy them twice more. Where they end, and where they begin again, it is noticed."""
+    """A chunk would copy them more often. Where they end, and where they begin again, it is noticed."""
 
     def item(k: int) -> Any:
         if kind == "bytearray":

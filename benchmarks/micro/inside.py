@@ -1,7 +1,7 @@
 """What Python does, many times, under callgrind: ``python -m benchmarks.micro.inside MARKS EXTENSION``, with a library
 that writes the counts out, and ``ipc._core`` as it was built for this.
 
-A pool with one worker, as any program uses it. Both sides count for themselves: what the client does between two of its
+A pool with one worker, as any program uses it. Each side counts for itself: what the client does between two of its
 marks, and the worker between two tasks that make marks. Most is done several times, and the cheapest counts: how
 the two meet is chance. Cyclic garbage is not collected meanwhile.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.util
+import os
 import sys
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from typing import Any
 _TIMES = 4
 _LAYOUTS = 10
 _ROUNDS, _FLYING = 8, 256
+_gate = os.pipe()  # where the worker, which is forked later, is held
 _marks: Any = None
 
 
@@ -68,25 +70,41 @@ def tasks() -> None:
 
     with Pool(1) as pool:
         for name, fn in (("one by one", noop), ("one by one, a tuple back", pair)):
-            _begin(pool)
             _one_by_one(pool, name, fn)
-            _end(pool, name, _FLYING * (_ROUNDS + 1))
+            for _ in range(_TIMES):
+                _waiting_for_the_worker(pool, name, fn)
         for name, run, n in (("futures", _futures, 300), ("chunks of 100", _chunks, 5000)):
             run(pool, n)
             for _ in range(_TIMES):
-                _begin(pool)
+                pool.submit(mark, "between").result()
                 mark("between")
                 run(pool, n)
                 mark(f"client: {name}={n}")
-                _end(pool, name, n)
+                pool.submit(mark, f"worker: {name}={n}").result()
 
 
-def _begin(pool: Any) -> None:
-    pool.submit(mark, "between").result()
+def _waiting_for_the_worker(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
+    """Counted with all tasks there, and nobody who waits for a result: else it would be chance how often the worker
+    finds nothing or has to wake somebody, and either is dear."""
+    gate = pool.submit(wait_at_gate)
+    results = pool.map(fn, range(_FLYING), chunksize=1)
+    last = pool.submit(mark, f"worker: {name}={_FLYING}")
+    os.write(_gate[1], b".")
+    _let_it_work(pool)
+    for future in (gate, last):
+        future.result()
+    deque(results, maxlen=0)
 
 
-def _end(pool: Any, name: str, n: int) -> None:
-    pool.submit(mark, f"worker: {name}={n}").result()
+def wait_at_gate() -> None:
+    os.read(_gate[0], 1)
+    mark("between")
+
+
+def _let_it_work(pool: Any) -> None:
+    segment = pool._client.segment
+    while _core().counters(segment)["ready"] or _core().busy(segment)[0]:
+        time.sleep(0.01)
 
 
 def _one_by_one(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
@@ -95,8 +113,7 @@ def _one_by_one(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
     results = pool.imap_unordered(fn, range(_FLYING * (_ROUNDS + 1)), chunksize=1, buffersize=_FLYING)
     next(results)
     for _ in range(_ROUNDS):
-        while _core().counters(pool._client.segment)["ready"] or _core().busy(pool._client.segment)[0]:
-            time.sleep(0.01)
+        _let_it_work(pool)
         mark("between")
         deque(islice(results, _FLYING), maxlen=0)
         mark(f"client: {name}+={_FLYING}")
