@@ -30,10 +30,11 @@ _LEAST = 2.0  # instructions that may always be added
 _TOLERANCE = (
     ("core: ", 0.02),
     ("codec: ", 0.05),
-    ("worker: futures", 0.15),  # how many come in one turn is chance, and a turn is dear
+    ("client: futures", 0.15),  # how many come in one turn is chance, and a turn is dear
+    ("worker: futures", 0.15),
+    ("client: chunks", 0.1),
+    ("client: ", 0.05),
     ("worker: ", 0.05),
-    ("client: one by one", 0.3),
-    ("client: ", 0.15),
 )
 RATIOS = (
     ("noop", "multiprocessing", 0.6),

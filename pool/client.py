@@ -315,7 +315,11 @@ class Client(Waiting):
         if not queue and self._publish(task):
             return
         if type(task.data) is tuple:  # pieces of what is the caller's to change after this
-            task = task._replace(data=codec.snapshot(task.data))
+            try:
+                task = task._replace(data=codec.snapshot(task.data))
+            except MemoryError as error:
+                task.sink.fail(task, error)
+                return
         queue.append(task)
         if len(queue) & 63 == 0:
             self.pump()

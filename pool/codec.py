@@ -9,6 +9,7 @@ class at each load.)
 from __future__ import annotations
 
 import array as arrays
+import contextlib
 import functools
 import io
 import pickle
@@ -63,10 +64,13 @@ _NUMBERS = frozenset("?bBhHiIlLqQefdgFDG")  # dtype.char
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Large arguments come and go in the caller's heap. glibc gives its top back to the system with each that goes,
-    until the process has freed a block that was larger; then each page of the next one costs a fault, which took up to
-    a third of the time of arrays of 1 MiB. This is such a block, never touched: up to 16 MiB are kept from then on."""
-    bytes(8 << 20)
+    """Large arguments come and go in the caller's heap. glibc gives its top back to the system with each that goes, and
+    maps each of the largest by itself, until the process has freed a mapped block that was larger; then each page of
+    the next argument costs a fault, which took up to a third of the time of arrays of 1 MiB. This is such a block,
+    never touched: from then on what is smaller comes from the heap, of which up to 16 MiB of free top are kept, and
+    what is free below something that lives."""
+    with contextlib.suppress(MemoryError):
+        bytes(8 << 20)
 
 
 class _MainNames:

@@ -273,4 +273,13 @@ class Future(concurrent.futures.Future["Any"]):
         return f"<{type(self).__name__} at {id(self):#x} state={state}>"
 
 
+def _show_attributes(future: Future) -> None:
+    """The interpreter lays the attributes of a class's instances out by what it has seen set on the first few of them;
+    what comes later costs each future a dict. Outcomes come later, wherever many tasks are submitted first."""
+    for name in ("_client", "policy", "encode_ns", "_fate", "_raw", "_name", "_facts", "_result", "_exception"):
+        setattr(future, name, None)
+
+
+_show_attributes(Future.__new__(Future))
+
 __all__ = ["Future"]

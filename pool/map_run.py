@@ -33,6 +33,7 @@ _CHUNK_US = 1000.0  # run time of a chunk: long against the cost of handing it o
 _CHUNK_MOST = 2048
 _CHUNK_BYTES = 1 << 16  # of its arguments or results: large ones gain nothing by being handed over together
 _SMALL = 4096  # bytes of an item that need no such care
+_LARGE = 1 << 15  # from here on what an item leaves free is worth keeping
 _FLYING_BYTES = 1 << 20  # of arguments or results on their way, but at least 3 items a worker
 _BATCH_BYTES = 4 << 20  # of arguments that are given away between two looks at what has come back
 _NAP_SECONDS, _LEAST_NAP = 0.002, 0.0001
@@ -100,7 +101,7 @@ class MapRun:
             False  # everything is given away at once and counts as pending futures do: it runs even if nobody iterates
         )
         self.auto = chunksize is None
-        self.buffered = False  # what was given away last had buffers, which a chunk would only copy more often
+        self.buffered = False  # what was given away last had larger buffers, which a chunk would only copy more often
         self._flags = call << 8 | policy.flags
         self._timeout_ms = policy.timeout_ms
         self._buffersize = client.ahead or buffersize
@@ -365,7 +366,7 @@ class MapRun:
         number = function.number
         index, given, size, large = self.given, 0, 0, client.large
         buffers: list[Any] = []
-        buffered = False
+        buffered = 0  # bytes of arguments that have buffers
         note, packed = buffers.append, not self.policy.retries
         packers = codec.PACKERS if packed else {}
         try:
@@ -403,12 +404,15 @@ class MapRun:
                 elif bare is not None and (taken := spill.size(bare)) <= large:
                     kept, how = taken, flags | _core.PACKED
                     size += kept
-                    buffered = True
+                    buffered += kept
                     self._saw(kept)
                 elif not data or bare or buffers or len(data) > large or data.find(_MAIN) >= 0:
-                    buffered = buffered or bool(bare or buffers)
+                    has_buffers = bool(bare or buffers)
+                    bare = None
                     buffers.clear()
-                    if not self._give_one(index + given - 1, item):
+                    taken = self._give_one(index + given - 1, item)
+                    buffered += has_buffers * taken
+                    if client.queue or taken > _SMALL:  # it waits for room, or others might have to
                         return False
                     continue
                 else:
@@ -434,7 +438,7 @@ class MapRun:
                 bare = data = None  # the input may resize its bytearray, which it cannot while we look into it
         finally:
             if given + counts[0]:
-                self.buffered = buffered
+                self.buffered = buffered > _SMALL * (given + counts[0])
             self.flying += given + counts[0]
             self.given += given + counts[0]
         return given + counts[0] < count
@@ -446,8 +450,8 @@ class MapRun:
         if items:
             data, flags = chunk.encoded()
             self._item_bytes = max(0.8 * self._item_bytes, len(data) / len(items))  # large ones are forgotten in time
-            self.buffered = chunk.buffered
-            if self.auto and chunk.buffered:
+            self.buffered = chunk.buffered and len(data) > _SMALL * len(items)
+            if self.auto and self.buffered:
                 self.chunksize = 1
             tasks.append(self._task(index, data, items, len(items), flags=flags))
         if chunk.alone is not None:
@@ -464,22 +468,23 @@ class MapRun:
             raise chunk.error
         return chunk.ended
 
-    def _give_one(self, index: int, item: Any) -> bool:
-        """False if it has to wait for a row or for room, or is so large that others might have to."""
+    def _give_one(self, index: int, item: Any) -> int:
+        """The size of its arguments; 0 if they cannot be encoded."""
         try:
             task = self._task(index, codec.encode_args(item, self.client.inherited), item)
         except Exception as error:
             self._fail_early(index, item, error)
-            return True
-        self._saw(spill.length(task.data))
+            return 0
+        size = spill.length(task.data)
+        self._saw(size)
         self._offer(task)
-        return not self.client.queue and self._item_bytes <= _SMALL
+        return size
 
     def _saw(self, size: int) -> None:
         """The size of an item's arguments, which decides how many may be on their way."""
         if size > self._item_bytes:
             self._item_bytes = size
-            if size > _SMALL:
+            if size >= _LARGE:
                 codec.keep_freed_memory()
 
     def _mix_in(self, size: float) -> None:

@@ -906,6 +906,60 @@ pool.shutdown()
     assert out[1:] == ["5"]
 
 
+_NO_MEMORY_LEFT = """
+import os, resource
+import numpy as np
+from pool import Pool
+
+gate, arrays = os.pipe(), [np.full(1 << 16, k) for k in range(100)]
+
+def first(array):
+    return int(array[0])
+
+def hold(_):
+    return os.read(gate[0], 1)
+
+def leave(more):
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+
+def given():
+    leave(6 << 20)
+    for array in arrays:
+        yield array[:5000]
+"""
+
+
+def test_a_client_without_memory_fails_what_it_cannot_keep_and_nothing_else(tmp_path: Path) -> None:
+    # No room for the arguments is left while the worker is held, and none to keep them where they are.
+    code = """
+from payloads import small_pool
+with small_pool(1, units=128) as pool:
+    pool.submit(hold, 0)
+    leave(6 << 20)
+    futures = [pool.submit(first, array) for array in arrays]
+    os.write(gate[1], b".")
+    ended = [future.exception(20) for future in futures]
+    leave(1 << 30)
+    print(len(arrays) - ended.count(None), {type(error).__name__ for error in ended if error})
+    print(all(future.result() == k for k, future in enumerate(futures) if ended[k] is None))
+    print(pool.submit(abs, -5).result(20))
+"""
+    failed, *rest = scripts.run(tmp_path, _NO_MEMORY_LEFT + code).stdout.split()
+    assert 2 < int(failed) < 98
+    assert rest == ["{'MemoryError'}", "True", "5"]
+
+
+@pytest.mark.parametrize("chunksize", [1, "auto"])
+def test_a_map_of_arrays_in_a_client_with_little_memory_comes_to_its_end(tmp_path: Path, chunksize: Any) -> None:
+    code = f"""
+with Pool(1) as pool:
+    print(list(pool.imap(first, given(), chunksize={chunksize!r})) == list(range(100)))
+"""
+    assert scripts.run(tmp_path, _NO_MEMORY_LEFT + code).stdout == "True\n"
+
+
 def test_too_few_file_descriptors_at_the_start_are_an_error_and_leave_none_open() -> None:
     code = """
 import os, resource

@@ -6,11 +6,13 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
+from pathlib import Path
 from typing import Any
 
 import payloads
 import processes
 import pytest
+import scripts
 import tasks
 
 from pool import Future, Pool, errors
@@ -150,6 +152,28 @@ def test_outcomes_that_nobody_reads_are_not_kept() -> None:
             processes.wait_until(pool._client.idle_or_closed, "all has run, though nobody waits for it", 60)
             sizes.append(payloads.rss())
     assert sizes[-1] - sizes[1] < 10 << 20, sizes  # the first ones leave free memory for the others
+
+
+def test_a_future_needs_no_dict_though_its_outcome_came_when_there_were_many(tmp_path: Path) -> None:
+    # A new interpreter: how it lays attributes out is settled by the first futures.
+    done = scripts.run(
+        tmp_path,
+        """
+        import tracemalloc
+        from pool import Pool
+
+        def read(count):
+            futures = [pool.submit(abs, k) for k in range(count)]
+            return sum(future.result() for future in futures), futures
+
+        with Pool(1) as pool:
+            read(100)
+            tracemalloc.start()
+            total, futures = read(5000)
+            print(tracemalloc.get_traced_memory()[0] / len(futures))
+        """,
+    )
+    assert 100 < float(done.stdout) < 600  # bytes; with a dict 820
 
 
 def test_a_pool_with_buffersize_lets_submit_wait() -> None:

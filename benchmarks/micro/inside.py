@@ -15,8 +15,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from itertools import islice, repeat
+from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from typing import Any
 
 _TIMES = 4
@@ -38,6 +38,16 @@ def pair(item: Any) -> Any:
     return item, item
 
 
+def noop_or_wait(item: int) -> Any:
+    if item == 0:
+        os.read(_gate[0], 1)
+    return item
+
+
+def pair_or_wait(item: int) -> Any:
+    return noop_or_wait(item), item
+
+
 def codecs() -> None:
     """Each call by itself, without the loop around it."""
     from pool import codec
@@ -54,7 +64,8 @@ def codecs() -> None:
 def _count(name: str, n: int, call: Callable[[Any], Any], argument: Any) -> None:
     held = []
     for k in range(_LAYOUTS):
-        held.append([bytes(97 * k * j % 5000) for j in range(50)])  # what malloc takes depends on what it has
+        held.append([bytes(97 * k * j % 5000) for j in range(50)])  # what malloc takes depends on what it has,
+        held.append([bytes(size) for size in range(0, 480, 16)])  # and what Python's own does on whether a pool is full
         mark("between")
         if call is int:
             for _ in repeat(None, n):
@@ -69,10 +80,8 @@ def tasks() -> None:
     from pool import Pool
 
     with Pool(1) as pool:
-        for name, fn in (("one by one", noop), ("one by one, a tuple back", pair)):
-            _one_by_one(pool, name, fn)
-            for _ in range(_TIMES):
-                _waiting_for_the_worker(pool, name, fn)
+        _one_by_one(pool, "one by one", noop_or_wait)
+        _one_by_one(pool, "one by one, a tuple back", pair_or_wait)
         for name, run, n in (("futures", _futures, 300), ("chunks of 100", _chunks, 5000)):
             run(pool, n)
             for _ in range(_TIMES):
@@ -81,18 +90,19 @@ def tasks() -> None:
                 run(pool, n)
                 mark(f"client: {name}={n}")
                 pool.submit(mark, f"worker: {name}={n}").result()
+        for _ in range(_TIMES):
+            _waiting_for_the_worker(pool, "one by one", noop)
+            _waiting_for_the_worker(pool, "one by one, a tuple back", pair)
 
 
 def _waiting_for_the_worker(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
     """Counted with all tasks there, and nobody who waits for a result: else it would be chance how often the worker
     finds nothing or has to wake somebody, and either is dear."""
-    gate = pool.submit(wait_at_gate)
+    pool.submit(wait_at_gate)
     results = pool.map(fn, range(_FLYING), chunksize=1)
-    last = pool.submit(mark, f"worker: {name}={_FLYING}")
+    pool.submit(mark, f"worker: {name}={_FLYING}")
     os.write(_gate[1], b".")
     _let_it_work(pool)
-    for future in (gate, last):
-        future.result()
     deque(results, maxlen=0)
 
 
@@ -102,22 +112,27 @@ def wait_at_gate() -> None:
 
 
 def _let_it_work(pool: Any) -> None:
+    """Until it has done all that is there."""
     segment = pool._client.segment
     while _core().counters(segment)["ready"] or _core().busy(segment)[0]:
         time.sleep(0.01)
 
 
 def _one_by_one(pool: Any, name: str, fn: Callable[[Any], Any]) -> None:
-    """Counted are rounds that begin with all results there: else it would be chance how many come in one turn of the
-    client, and a turn is dear. What one round has not given away the next one does, so all of them count."""
-    results = pool.imap_unordered(fn, range(_FLYING * (_ROUNDS + 1)), chunksize=1, buffersize=_FLYING)
-    next(results)
-    for _ in range(_ROUNDS):
+    """Counted are rounds of the client, each with all results there and the worker held by the first task: else it
+    would be chance how many come in one turn, and a turn is dear."""
+    n = _FLYING - 1
+
+    def between(nth: int) -> Iterator[int]:
+        if nth > 0:
+            mark(f"client: {name}+={n}")
+        os.write(_gate[1], b".")
         _let_it_work(pool)
         mark("between")
-        deque(islice(results, _FLYING), maxlen=0)
-        mark(f"client: {name}+={_FLYING}")
-    deque(results, maxlen=0)
+        yield from ()
+
+    items = chain.from_iterable(pieces for k in range(_ROUNDS + 1) for pieces in (range(n), between(k)))
+    deque(pool.imap_unordered(fn, items, chunksize=1, buffersize=_FLYING), maxlen=0)
 
 
 def _core() -> Any:
