@@ -39,10 +39,13 @@ class Record:
         self.deaths: dict[int, list[tuple[int, str]]] = defaultdict(list)
         self.decoding: set[int] = set()
         self.asked: set[int] = set()
+        self.continued: set[int] = set()
         self.refused = False
         for line in _lines(folder, "outcomes"):
             self._read(line)
         self.kills = {int(pid): state for pid, state in (line.split(" ", 1) for line in _lines(folder, "kills"))}
+        for pid in self.continued & self.kills.keys():  # what it was at when it was stopped may not be where it died
+            self.kills[pid] = UNSEEN
         self.lines = [line.split() for line in _lines(folder, "ledger")]
         self.final: dict[str, Any] | None = None
         if os.path.exists(path := os.path.join(folder, "final.json")):
@@ -65,6 +68,8 @@ class Record:
             self.decoding.add(int(words[0]))
         elif what == "asked":
             self.asked.add(int(words[0]))
+        elif what == "continued":
+            self.continued.add(int(words[0]))
         else:
             assert what == "refused", line
             self.refused = True

@@ -244,6 +244,7 @@ class Player:
                 self._send(victim, signal.SIGKILL)
             self.batch("submit", first, count, "plain", MANY)
         finally:
+            self.note("continued", pid)  # perhaps between the killer's look at it and its death
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
