@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ def nested_backend(_: object) -> tuple[str, list[int], int]:
 
 
 def nested_pool(_: object) -> list[int]:
+    # Threads of an earlier call in this worker: joblib tells them to end, and does not wait for them.
+    processes.wait_until(lambda: threading.active_count() == 1, "no other thread runs")
     values: list[int] = Parallel(n_jobs=2, backend="pool")(delayed(tasks.square)(x) for x in range(3))
     return values
 
