@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import ctypes
+import gc
 import os
 import random
 import signal
@@ -54,6 +56,13 @@ def check_spoilt(number: int, outcome: tuple[int, Any, Any]) -> None:
     assert payloads.digest(part) == payloads.digest(wanted[: number % 1000]), f"part {number} has wrong bytes"
 
 
+def _in_use() -> int:
+    """Our memory, without what malloc keeps for later: large arrays that come and go leave much of that."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return payloads.rss()
+
+
 def storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
     """Workers are killed while arrays go to and fro, until there were so many kills. The figures.
 
@@ -93,16 +102,18 @@ def storm(kills: int, seed: int, every: float = 0.015) -> dict[str, Any]:
                     check_spoilt(number, outcome)
                 given += 300
                 if early == 0 and count >= kills // 4:
-                    early = payloads.rss()
+                    futures, outcomes, outcome, pairs = [], [], None, []
+                    held.clear()
+                    early = _in_use()
         finally:
             stop.set()
             killer.join()
-        grown = payloads.rss() - early
+        futures, outcomes, outcome, pairs = [], [], None, []
+        held.clear()
+        grown = _in_use() - early
         assert grown < 64 << 20, f"the client has grown by {grown >> 20} MiB"
         more = payloads.rss(processes.monitor_pid(pool)) - monitor
         assert more < 16 << 20, f"the monitor has grown by {more >> 20} MiB"
-        futures, outcomes, outcome = [], [], None
-        held.clear()
         assert pool.submit(int, "7").result(60) == 7
         for pid in processes.worker_pids(pool):  # with what they have kept
             with contextlib.suppress(ProcessLookupError):  # it was killed a moment ago, or has left by itself
