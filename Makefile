@@ -97,7 +97,7 @@ faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.m
 soak: $(VENV)/.extra-test ## one pool under load and kills for SECONDS=600: does anything grow?
 	PYTHONPATH=tests $(PY) -m chaos.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
-proof: $(VENV)/.extra-test debian-packages ## all of that, and the table in docs/reliability.md (ARGS=--help: how much, which parts)
+proof: $(VENV)/.extra-test $(VENV)/.extra-bench debian-packages ## all of that, and the table in docs/reliability.md (ARGS=--help: how much, which parts)
 	PYTHONPATH=tests $(PY) -m chaos.proof $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 peers: $(VENV)/.extra-bench ## what other pools make of killed workers (KILLS=1000)

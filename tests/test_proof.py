@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import test_core_c
-from chaos import figures, planted, proof, report, soak
+from chaos import figures, peers, planted, proof, report, soak
 from chaos.observer import STATES
 
 CORE = "0123456789ab"
@@ -20,6 +20,7 @@ HERE = {
     "took": 7.4,
     "machine": "1 x A Computer",
     "load": 0.5,
+    "scale": [1000, 120.0],
 }
 
 
@@ -139,6 +140,30 @@ def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:
     assert figures.moments("small kill 300 instructions\n") == {"moments": 0, "missed": 0}
 
 
+def test_the_inputs_of_a_fuzzer_that_has_not_come_to_its_end_count_nothing() -> None:
+    printed = "#8192\tpulse  cov: 900 ft: 9\n#20481\tDONE   cov: 951 ft: 3921 corp: 512/90Kb lim: 400 exec/s: 170\n"
+    assert figures.fuzzed(printed) == {"executions": 20481, "edges": 951}
+    assert figures.fuzzed(printed.partition("\n")[0]) == {"executions": 0, "edges": 0}
+
+
+OURS = {"kills": 9, "tasks": 100, "values": 91, "wrong": 0, "failed": 9, "lost": 0, "doubled": 0, "rebuilt": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "fair"),
+    [
+        ({}, True),
+        ({"values": 92, "failed": 8}, True),
+        ({"values": 90, "failed": 10}, False),
+        ({"values": 90}, False),
+        *(({name: 1}, False) for name in ("wrong", "lost", "doubled", "rebuilt")),
+    ],
+)
+def test_our_own_line_among_the_other_pools_is_judged(change: dict[str, int], fair: bool) -> None:
+    assert peers.is_fair(OURS | change) == fair
+    assert not peers.is_fair({"kills": "hung as a whole"})
+
+
 # ---- the page
 
 
@@ -155,6 +180,8 @@ def good_parts() -> dict[str, Any]:
             "bounds": "2 crashes", "good": True,
         },
         "sanitizers": {"passed": 5, "of": 5, "good": True},
+        "fuzz": {"executions": 30_000, "edges": 900, "good": True},
+        "peers": {"results": {peers.OURS: OURS, "another": {**OURS, "lost": 7}}, "good": True},
         "planted": {"in chaos": [15, 15], "in core": [75, 75], "good": True},
         "latencies": {
             "samples": {"idle": times}, "left": {"processes": 0, "files": 0}, "clients": 300, "workers": 2,
@@ -187,6 +214,8 @@ def test_the_table() -> None:
     assert cell(text, "wrong values") == "0 (p ≤ 1.0e-6 per value)"
     assert cell(text, "bugs planted for the chaos runner: caught") == "15/15"
     assert cell(text, "bugs planted in the C core: caught") == "75/75"
+    assert cell(text, "inputs of the fuzzer that led a reader astray") == "0 (p ≤ 1.0e-4 per input)"
+    assert cell(text, "another") == "9"
     assert cell(text, "condemned") == "2,000"
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
     assert "| jitter" not in text
@@ -202,6 +231,7 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
         "steps": "deaths at every instruction",
         "models": "states of the models explored",
         "sanitizers": "runs without a sanitizer's report",
+        "fuzz": "inputs of the fuzzer that led a reader astray",
         "planted": "bugs planted in the C core: caught",
         "latencies": "left after SIGKILL of the client",
     }
@@ -222,6 +252,12 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     for k, at in enumerate(parts["soak"]["samples"]):
         at["client: blocks"] += 10 * k
     yield parts, sums(), "client: blocks", "10"
+    parts = good_parts()
+    parts["fuzz"]["good"] = False
+    yield parts, sums(), "inputs of the fuzzer that led a reader astray", "FAILED"
+    parts = good_parts()
+    parts["peers"]["good"] = False
+    yield parts, sums(), peers.OURS, "9"
     yield good_parts(), sums(lost=1, violations=1), "tasks lost", "1"
     yield good_parts(), sums(violations=2), "any other invariant broken", "2"
     yield good_parts(), {"of another core": Counter(kills=10)}, "random kills, core 0123456789ab", "0"
@@ -275,6 +311,8 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert int(cell(text, "deaths at every instruction").split()[0].replace(",", "")) > 1000
     assert cell(text, "planted faults found in the models") == "1/1"
     assert cell(text, "runs without a sanitizer's report") == "1/5"
+    assert int(cell(text, peers.OURS)) >= 3
+    assert int(text.partition(" inputs, ")[0].split()[-1].replace(",", "")) > 0
     assert cell(text, "bugs planted for the chaos runner: caught") == f"1/{len(planted.PLANTED)}"
     assert cell(text, "bugs planted in the C core: caught") == f"1/{len(test_core_c.PLANTED)}"
     assert "not run" not in text

@@ -122,6 +122,12 @@ def moments(printed: str) -> dict[str, int]:
     return {"moments": int(match[1]), "missed": int(match[2])} if match else {"moments": 0, "missed": 0}
 
 
+def fuzzed(printed: str) -> dict[str, int]:
+    """Of libFuzzer: executions, and edges of the program that they have reached."""
+    match = re.search(r"^#(\d+)\s+DONE\s+cov: (\d+)", printed, re.M)
+    return {"executions": int(match[1]), "edges": int(match[2])} if match else {"executions": 0, "edges": 0}
+
+
 # ---- the page
 
 

@@ -2,7 +2,7 @@
 
 ``python -m chaos.peers [--kills N] [--seconds S] [--only NAMES]`` (it needs the extra "bench") plays each pool in a
 process of its own: tasks of 1 ms on two workers, in batches, one random worker killed every 50 ms. Nobody asks for a
-task to be run again. The table:
+task to be run again. ``make proof`` writes the table into docs/reliability.md:
 
     kills       workers killed, each while it had run tasks before
     values      tasks that ended with their value, all of them the right one
@@ -29,10 +29,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from chaos import campaign
+from chaos import campaign, figures
 
 WORKERS, BATCH, TASK_SECONDS, KILL_EVERY, HANG = 2, 100, 0.001, 0.05, 5.0
 LEDGER = "CHAOS_PEERS_LEDGER"  # variable of the environment: it reaches every kind of worker
@@ -107,9 +107,10 @@ def _get(handle: Any, timeout: float) -> Any:
     return handle.get(timeout)
 
 
+OURS = "this pool"
 Way = tuple[Callable[[], Any], Callable[[Any, int], Any], Callable[[Any, float], Any], Callable[[Any], object]]
 POOLS: dict[str, Way] = {
-    "this pool": (_ours, _submit, _result, lambda pool: pool.kill_workers()),
+    OURS: (_ours, _submit, _result, lambda pool: pool.kill_workers()),
     "ProcessPoolExecutor": (_stdlib, _submit, _result, lambda pool: pool.shutdown(wait=False)),
     "loky": (_loky, _submit, _result, lambda pool: pool.shutdown(wait=False, kill_workers=True)),
     "multiprocessing.Pool": (_multiprocessing, _apply, _get, lambda pool: pool.terminate()),
@@ -240,13 +241,38 @@ def _is_broken(error: BaseException) -> bool:
     return isinstance(error, PoolBroken) or (isinstance(error, BrokenExecutor) and not isinstance(error, WorkerCrashed))
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def is_fair(found: dict[str, Any]) -> bool:
+    """Whether every task of this pool has ended once, and no more of them with an error than workers were killed."""
+    spoilt = any(found.get(name, 1) for name in ("wrong", "lost", "doubled", "rebuilt"))
+    return not spoilt and found["values"] + found["failed"] == found["tasks"] and found["failed"] <= found["kills"]
+
+
+def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
+    """The table, and what it shows."""
+    what = (
+        f"The same kills for other pools: {WORKERS} workers, one of them killed every {KILL_EVERY * 1e3:.0f} ms, tasks"
+        f" of {TASK_SECONDS * 1e3:.0f} ms that nobody asks to be run again; at most {seconds:.0f} s for each pool."
+        " *failed*: tasks that ended with an error, *innocent*: those of them that no killed worker had begun; *lost*:"
+        f" that never ended (nothing came for {HANG:.0f} s); *rebuilt*: a pool that refused to go on, or hung, was made"
+        " anew; *recovery*: from a kill until a new worker begins a task."
+    )
     names = list(next(iter(results.values())))
-    lines = ["| pool | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    lines += [
-        f"| {pool} | " + " | ".join(str(figures.get(n, "")) for n in names) + " |" for pool, figures in results.items()
-    ]
-    return "\n".join(lines)
+    rows = [(pool, *(found.get(name, "") for name in names)) for pool, found in results.items()]
+    return f"{what}\n\n{figures.table(('pool', *names), rows)}"
+
+
+def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
+    """What each of these pools has made of so many kills, or of those of so many seconds."""
+    results = {}
+    for name in names:
+        with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+            command = [sys.executable, "-m", "chaos.peers", "--kills", str(kills), "--seed", str(seed)]
+            path = os.path.join(folder, "ledger")
+            command += ["--seconds", str(seconds), "--one", name, path]
+            environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
+            results[name] = _one(command, path, environment, seconds)
+        print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
+    return results
 
 
 def _one(command: list[str], path: str, environment: dict[str, str], seconds: float) -> dict[str, Any]:
@@ -279,21 +305,12 @@ def main() -> int:
         os.environ[LEDGER] = path
         with open(path, "w"):
             pass
-        figures = Run(name, path, options.seed).play(options.kills, options.seconds)
+        found = Run(name, path, options.seed).play(options.kills, options.seconds)
         with open(path + ".json", "w") as file:
-            json.dump(figures, file)
+            json.dump(found, file)
         os._exit(0)  # without waiting for threads of a pool that hangs
-    results = {}
-    for name in options.only.split(","):
-        with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-            command = [sys.executable, "-m", "chaos.peers", "--kills", str(options.kills), "--seed", str(options.seed)]
-            path = os.path.join(folder, "ledger")
-            command += ["--seconds", str(options.seconds), "--one", name, path]
-            environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
-            results[name] = _one(command, path, environment, options.seconds)
-        print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
-    print(f"seed {options.seed}, {WORKERS} workers, a kill every {KILL_EVERY:g} s, tasks of {TASK_SECONDS * 1e3:g} ms")
-    print(table(results))
+    results = compared(options.only.split(","), options.kills, options.seconds, options.seed)
+    print(text(results, options.seconds))
     return 0
 
 

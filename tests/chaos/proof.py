@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import test_core_c
 
-from chaos import campaign, figures, latency, planted, soak
+from chaos import campaign, figures, latency, peers, planted, soak
 from chaos.campaign import TESTS
 from chaos.report import is_good, report
 
@@ -42,7 +42,11 @@ class Scale(NamedTuple):
     soak: float = 180.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
     kills: int = 300  # for times, on the machine as it is and on a busy one
-    clients: int = 50  # the same
+    clients: int = 500  # the same
+    peer_kills: int = 1000  # for each pool that is compared
+    peer_seconds: float = 120.0  # at most
+    peers: tuple[str, ...] = ()
+    fuzz: float = 120.0  # seconds
     long: bool = False  # tests of faults
     faults: tuple[int, ...] = ()
     profiles: tuple[str, ...] = ("hail", "hail", "")  # of campaigns, in equal parts; "": what a seed draws
@@ -61,7 +65,8 @@ class Scale(NamedTuple):
 
 
 BRIEF = Scale(
-    campaign=0.0, soak=1.0, every=0.1, kills=2, clients=1, faults=(9,), profiles=("storm",), scenarios=("small",),
+    campaign=0.0, soak=1.0, every=0.1, kills=2, clients=1, peer_kills=3, peer_seconds=5.0, peers=(peers.OURS,),
+    fuzz=1.0, faults=(9,), profiles=("storm",), scenarios=("small",),
     points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL",
     bugs=("cancelled, and run nonetheless",), core_bugs="planted and rounded",
 )  # fmt: skip
@@ -109,9 +114,24 @@ def steps(scale: Scale, _: int, __: str) -> Result:
     return {**found, "scenarios": scenarios, "steps": len(done), "named": named, "good": good}
 
 
-def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def fuzz(scale: Scale, _: int, __: str) -> Result:
+    """Inputs for the readers of shared memory. What is new in them is kept for the next time, as ``make fuzz`` does."""
+    kept = test_core_c.HERE / "build" / "inputs"
+    kept.mkdir(parents=True, exist_ok=True)
+    options = (
+        f"-max_total_time={scale.fuzz:.0f}",
+        "-max_len=400",
+        "-len_control=0",
+        f"-artifact_prefix={kept.parent}/",
+    )
+    ran = _run("fuzz", *options, str(kept), str(test_core_c.HERE / "found"), timeout=scale.fuzz + 300)
+    found = figures.fuzzed(ran.stderr)
+    return {**found, "good": ran.returncode == 0 and found["executions"] > 0}
+
+
+def _run(program: str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     path = test_core_c.build(test_core_c.CORE, test_core_c.HERE / "build", program)
-    ran = test_core_c.run(path, *arguments, timeout=300)
+    ran = test_core_c.run(path, *arguments, timeout=timeout)
     if ran.returncode:
         print(program, *arguments, ran.stdout[-2000:], ran.stderr[-4000:])
     return ran
@@ -153,6 +173,14 @@ def latencies(scale: Scale, seed: int, _: str) -> Result:
     return {**found, "workers": latency.WORKERS, "good": not any(found["left"].values())}
 
 
+def compared(scale: Scale, seed: int, _: str) -> Result:
+    """The same kills for other pools. Only what ours makes of them is judged."""
+    names = scale.peers or tuple(peers.POOLS)
+    results = peers.compared(names, scale.peer_kills, scale.peer_seconds, seed)
+    good = len(names) == len(peers.POOLS) and peers.is_fair(results[peers.OURS])
+    return {"results": results, "good": good}
+
+
 def soaked(scale: Scale, seed: int, _: str) -> Result:
     found = soak.soak(scale.soak, scale.every, seed)
     return {**found, "good": soak.sound(found)}
@@ -165,9 +193,11 @@ class Part(NamedTuple):
 
 PARTS = {
     "latencies": Part(latencies, ("kills", "clients")),
+    "peers": Part(compared, ("peer_kills", "peer_seconds", "peers")),
     "soak": Part(soaked, ("soak", "every")),
     "steps": Part(steps, ("scenarios", "points")),
     "sanitizers": Part(sanitizers, ("sanitized",)),
+    "fuzz": Part(fuzz, ("fuzz",)),
     "kills": Part(kills, ("campaign", "profiles")),
     "faults": Part(faults, ("faults", "long")),
     "planted": Part(bugs, ("bugs", "core_bugs")),
@@ -243,12 +273,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--again", action="store_true", help="also what is known")
     parser.add_argument("--brief", action="store_true", help="the least of each part, to see that all of it works")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 20), help="by default a new one")
-    for name in ("campaign", "soak", "kills", "clients"):
-        kind = type(Scale._field_defaults[name])
-        parser.add_argument(f"--{name}", type=kind, default=Scale._field_defaults[name], help="see Scale")
+    numbers = ("campaign", "soak", "kills", "clients", "peer_kills", "fuzz")
+    for name in numbers:
+        usual = Scale._field_defaults[name]
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(usual), default=usual, help="see Scale")
     parser.add_argument("--long", action="store_true", help="the long form of the faults' tests")
     options = parser.parse_args(arguments)
-    chosen = {name: getattr(options, name) for name in ("campaign", "soak", "kills", "clients", "long")}
+    chosen = {name: getattr(options, name) for name in (*numbers, "long")}
     scale = BRIEF if options.brief else Scale(**chosen)
     names = options.only.split(",") if options.only else list(PARTS)
     good = prove(options.folder, names, scale, options.seed, options.again)

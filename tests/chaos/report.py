@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from chaos import figures
+from chaos import figures, peers
 from chaos.figures import none_of
 from chaos.observer import STATES, UNSEEN
 from chaos.soak import FEWEST, grown, sound
 
 ENOUGH = 1000  # kills in each state
+_JUDGED = ("faults", "steps", "models", "sanitizers", "fuzz", "planted", "peers")  # by themselves
 Row = tuple[str, str, str]
 Part = dict[str, Any]
 _TIMES = (
@@ -40,6 +41,7 @@ def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> 
         _histogram(mine, everything),
         _latencies(parts.get("latencies")),
         _slopes(parts.get("soak")),
+        _peers(parts.get("peers")),
         _about(parts, core),
     ]
     return "\n\n".join(section for section in sections if section)
@@ -49,7 +51,7 @@ def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) ->
     """Whether every part has run, and has found what it should. How long it took to get there is not judged."""
     latencies, soaked = parts.get("latencies"), parts.get("soak")
     return (
-        all(parts.get(name, {}).get("good") for name in ("faults", "steps", "models", "sanitizers", "planted"))
+        all(parts.get(name, {}).get("good") for name in _JUDGED)
         and latencies is not None
         and not any(latencies["left"].values())
         and soaked is not None
@@ -118,6 +120,16 @@ def _sanitizers(parts: dict[str, Part]) -> Iterator[Row]:
     yield "runs without a sanitizer's report", "not run" if part is None else f"{part['passed']}/{part['of']}", what
 
 
+def _fuzz(parts: dict[str, Part]) -> Iterator[Row]:
+    part, name = parts.get("fuzz"), "inputs of the fuzzer that led a reader astray"
+    if part is None:
+        yield name, "not run", ""
+        return
+    found = none_of(0, part["executions"], "input") if part["good"] else "FAILED"
+    what = "damaged shared memory, before and during calls of client, monitor and workers, under the same sanitizers"
+    yield name, found, f"{part['executions']:,} inputs, {part['edges']:,} edges: {what}"
+
+
 def _planted(parts: dict[str, Part]) -> Iterator[Row]:
     part = parts.get("planted")
     for name, what in (("in chaos", "bugs planted for the chaos runner"), ("in core", "bugs planted in the C core")):
@@ -138,7 +150,9 @@ def _left(parts: dict[str, Part]) -> Iterator[Row]:
         )
 
 
-_ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (_faults, _steps, _models, _sanitizers, _planted, _left)
+_ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (
+    _faults, _steps, _models, _sanitizers, _fuzz, _planted, _left,
+)  # fmt: skip
 
 
 def _histogram(mine: Counter[str], everything: Counter[str]) -> str:
@@ -184,6 +198,12 @@ def _slopes(part: Part | None) -> str:
         f" {len(samples)} times at rest, and the slope (95 %) of the second half:"
     )
     return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
+
+
+def _peers(part: Part | None) -> str:
+    if part is None:
+        return "The same kills for other pools: not run."
+    return peers.text(part["results"], part["scale"][1])
 
 
 def _about(parts: dict[str, Part], core: str) -> str:
