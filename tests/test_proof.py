@@ -224,6 +224,25 @@ def test_the_table() -> None:
     assert report.is_good(good_parts(), sums(), CORE)
 
 
+def test_the_gist_of_it() -> None:
+    def said(parts: Any, found: Any) -> dict[str, str]:
+        lines = report.summary(parts, found, CORE).splitlines()[2:]
+        return {what: measured for what, measured in (line.strip("| ").split(" | ") for line in lines)}
+
+    good = said(good_parts(), sums())
+    assert good["faults that a pool in memory can meet: survived"] == "33/33"
+    assert good["workers killed at random moments"] == "30,000"
+    assert good["tasks lost by that"] == "0 (p ≤ 1.0e-4 per kill)"
+    assert good["bugs planted for all this to find: found"] == "90/90"
+    assert good["a killed worker's task has failed after"] == "1.0 ms, p99 2.0 ms"
+    assert good["left of a script that was killed with SIGKILL"] == "0 processes and files, 300 runs"
+    assert said(good_parts(), sums(lost=2))["tasks lost by that"] == "2"
+    nothing = said({}, {})
+    assert nothing["workers killed at random moments"] == "0"
+    assert sum(measured == "not run" for measured in nothing.values()) == 7
+    assert not any(measured.startswith("0 (p") for measured in nothing.values())
+
+
 def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str]]:
     """Results that are not good, a figure, and what it must say."""
     figures_of = {
@@ -300,9 +319,11 @@ def test_only_what_is_between_the_marks_is_replaced() -> None:
 
 @pytest.mark.timeout(110)
 def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{figures.BEGIN}\n{figures.END}\nafter\n")
-    arguments = ["--brief", "--folder", str(tmp_path / "proof"), "--page", str(page), "--seed", "3"]
+    page, readme = tmp_path / "page.md", tmp_path / "readme.md"
+    for path in (page, readme):
+        path.write_text(f"before\n{figures.BEGIN}\n{figures.END}\nafter\n")
+    arguments = ["--brief", "--folder", str(tmp_path / "proof"), "--page", str(page), "--readme", str(readme)]
+    arguments += ["--seed", "3"]
     assert proof.main(arguments) == 1, "the least is never enough"
     text = page.read_text()
     assert cell(text, "faults survived") == "1/33"
@@ -315,7 +336,8 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert int(text.partition(" inputs, ")[0].split()[-1].replace(",", "")) > 0
     assert cell(text, "bugs planted for the chaos runner: caught") == f"1/{len(planted.PLANTED)}"
     assert cell(text, "bugs planted in the C core: caught") == f"1/{len(test_core_c.PLANTED)}"
-    assert "not run" not in text
+    assert "not run" not in text + readme.read_text()
+    assert cell(readme.read_text(), "faults that a pool in memory can meet: survived").startswith("1/33")
     assert all(f"- {name}: commit " in text for name in proof.PARTS)
     capsys.readouterr()
     assert proof.main(arguments) == 1

@@ -1,4 +1,4 @@
-"""Everything that can be shown, with one command, and the table of it in docs/reliability.md.
+"""Everything that can be shown, with one command, and the table of it in docs/reliability.md; the README has the gist.
 
 ``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a
 folder, so a run that was broken off goes on where it was: a part is run again only if the core has changed, if more
@@ -28,10 +28,10 @@ import test_core_c
 
 from chaos import campaign, figures, latency, peers, planted, soak
 from chaos.campaign import TESTS
-from chaos.report import is_good, report
+from chaos.report import is_good, report, summary
 
 ROOT = TESTS.parent
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE, README = ROOT / "docs" / "reliability.md", ROOT / "README.md"
 Result = dict[str, Any]
 
 
@@ -269,6 +269,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="proof", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "proof", help="where results are kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="what the table is written into")
+    parser.add_argument("--readme", type=Path, default=README, help="what the shorter one is written into")
     parser.add_argument("--only", default="", help=f"parts, with commas between them: {', '.join(PARTS)}")
     parser.add_argument("--again", action="store_true", help="also what is known")
     parser.add_argument("--brief", action="store_true", help="the least of each part, to see that all of it works")
@@ -283,9 +284,10 @@ def main(arguments: list[str]) -> int:
     scale = BRIEF if options.brief else Scale(**chosen)
     names = options.only.split(",") if options.only else list(PARTS)
     good = prove(options.folder, names, scale, options.seed, options.again)
-    sums = campaign.load(str(options.folder / "sums.json"))
-    text = report(load(options.folder), sums, campaign.core())
-    options.page.write_text(figures.put(options.page.read_text(), text))
+    known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), campaign.core())
+    text = report(*known)
+    for path, part in ((options.page, text), (options.readme, summary(*known))):
+        path.write_text(figures.put(path.read_text(), part))
     print(text)
     return 0 if good else 1
 

@@ -1,4 +1,5 @@
-"""The table of docs/reliability.md out of the results of the parts of ``proof``. Pure: the same results, the same text.
+"""The tables of docs/reliability.md and of the README out of the results of the parts of ``proof``. Pure: the same
+results, the same text.
 
 A part that was not run says so; nothing of it is left out.
 """
@@ -45,6 +46,41 @@ def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> 
         _about(parts, core),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> str:
+    """The least that one should know, for the README."""
+    mine = sums.get(core, Counter())
+    steps, latencies, planted = (parts.get(name) for name in ("steps", "latencies", "planted"))
+    tried = {figure: measured for figure, measured, _ in _faults(parts)}
+    lost, doubled = (none_of(mine[name], mine["kills"], "kill") for name in ("lost", "doubled"))
+    wrong = none_of(mine["wrong values"], mine["ended: value"], "value")
+    rows = [
+        ("faults that a pool in memory can meet: survived", tried["faults survived"]),
+        ("workers killed at random moments", f"{mine['kills']:,}"),
+        ("tasks lost by that", lost),
+        ("tasks run twice, or charged with another's death", doubled),
+        ("wrong values", wrong),
+        ("deaths at every instruction of the protocol", _moments(steps) if steps else "not run"),
+        ("bugs planted for all this to find: found", _found(planted) if planted else "not run"),
+        ("a killed worker's task has failed after", _time(latencies, "noticed")),
+        ("the next task has begun in its place after", _time(latencies, "next")),
+        ("a task that is over its `timeout` has failed after the timeout and", _time(latencies, "deadline")),
+        ("left of a script that was killed with SIGKILL", _leftovers(latencies)),
+    ]
+    return figures.table(("", "measured"), rows)
+
+
+def _time(part: Part | None, name: str) -> str:
+    if part is None:
+        return "not run"
+    samples = next(iter(part["samples"].values()))[name]
+    half, most = (figures.milliseconds(figures.percentile(samples, share)) for share in (0.5, 0.99))
+    return f"{half} ms, p99 {most} ms"
+
+
+def _leftovers(part: Part | None) -> str:
+    return "not run" if part is None else f"{sum(part['left'].values())} processes and files, {part['clients']:,} runs"
 
 
 def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> bool:
@@ -95,11 +131,14 @@ def _steps(parts: dict[str, Part]) -> Iterator[Row]:
     if part is None:
         yield "deaths at every instruction", "not run", ""
         return
-    text = f"{part['moments']:,} moments ({part['missed']} missed), 0 lost, 0 doubled" if part["moments"] else "FAILED"
     what = "of claim, complete, store, take, free, sleep: killed, alone and beside another; stopped; condemned"
-    yield "deaths at every instruction", text, f"{what} ({part['scenarios']})"
+    yield "deaths at every instruction", _moments(part), f"{what} ({part['scenarios']})"
     done = f"{part['steps']}/{part['named']}"
     yield "deaths at every named step of the core", done, "0 lost, 0 doubled at each of them, else it does not count"
+
+
+def _moments(part: Part) -> str:
+    return f"{part['moments']:,} moments ({part['missed']} missed), 0 lost, 0 doubled" if part["moments"] else "FAILED"
 
 
 def _models(parts: dict[str, Part]) -> Iterator[Row]:
@@ -135,6 +174,11 @@ def _planted(parts: dict[str, Part]) -> Iterator[Row]:
     for name, what in (("in chaos", "bugs planted for the chaos runner"), ("in core", "bugs planted in the C core")):
         found = "not run" if part is None else f"{part[name][0]}/{part[name][1]}"
         yield f"{what}: caught", found, "one after the other, each in a copy"
+
+
+def _found(part: Part) -> str:
+    found, planted = (sum(counts) for counts in zip(part["in chaos"], part["in core"], strict=True))
+    return f"{found}/{planted}"
 
 
 def _left(parts: dict[str, Part]) -> Iterator[Row]:
