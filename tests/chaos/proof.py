@@ -77,7 +77,9 @@ def faults(scale: Scale, _: int, __: str) -> Result:
     """The tests that the page names."""
     named = figures.named_tests(PAGE.read_text())
     tried = {number: tests for number, tests in named.items() if not scale.faults or number in scale.faults}
-    results = _pytest(sorted({test for tests in tried.values() for test in tests}), POOL_LONG="1" if scale.long else "")
+    tests = sorted({test for tests in tried.values() for test in tests})
+    patient = ("-o", "faulthandler_timeout=1190") if scale.long else ()  # no stacks of what takes long, and may
+    results = _pytest(tests, *patient, POOL_LONG="1" if scale.long else "")
     survived = figures.survived(tried, results)
     cases: Counter[str] = sum(results.values(), Counter())
     form = "long" if scale.long else "short"
