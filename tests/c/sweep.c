@@ -58,6 +58,12 @@ static struct desk desk;
 static struct { _Atomic uint32_t ended; _Atomic int code; } *tracee;
 static uint32_t first_row; /* of the job that the tracee is meant to do */
 
+/* A clock of our own, with the linker's help. By the machine's the way is another each time: what took longer is counted elsewhere, and
+ * clock_gettime itself begins again now and then; then moments that were traced do not come in the run that is to die there. */
+static uint64_t now_ns = SECOND;
+uint64_t __real_ipc_now(void);
+uint64_t __wrap_ipc_now(void) { return now_ns += 1000; }
+
 /* ---- the tracee */
 
 static const struct scenario *scene;
@@ -103,7 +109,8 @@ static void be_traced(const struct job *j) {
 #define LONGEST 20000u
 static uint64_t address[LONGEST]; /* of the instruction that comes next at moment k */
 static uint32_t moments, sleeping_at; /* how many; the moment of the futex wait, 0 = none */
-static uint64_t missed, adopted;
+static uint64_t adopted;
+static int missed; /* the moment did not come: the kernel said something else, as that it has not slept */
 
 /* 1 stopped, 0 ended */
 static int wait_stop(pid_t pid) {
@@ -186,7 +193,7 @@ static int go_to(pid_t pid, uint32_t k) {
         if (asleep) publish_the_job();
         CHECK(!wait_stop(pid), "it runs to its end");
     }
-    missed += k < moments; /* a loop that ran once more when it was traced, as clock_gettime has one */
+    missed = k < moments;
     return 0;
 }
 
@@ -330,14 +337,15 @@ static void condemned_at(pid_t pid, int within) {
 
 static void published_at(pid_t pid, int within) {
     if (driver_live(&D) == 0) publish_the_job();
-    uint64_t start = ipc_now();
-    CHECK(let_it_end(pid, within) == 0 && ipc_now() - start < SECOND, "a task published at this moment is not slept over");
+    uint64_t start = __real_ipc_now();
+    CHECK(let_it_end(pid, within) == 0 && __real_ipc_now() - start < SECOND, "a task published at this moment is not slept over");
     CHECK(driver_collect(&D) == 1, "and done");
 }
 
 static void at(enum manner manner, uint32_t k) {
     trying("%s, %s at instruction %u", scene->name, manner_names[manner], k);
     pid_t pid = stage();
+    missed = 0;
     int within = go_to(pid, k);
     if (manner == CONDEMN) condemned_at(pid, within);
     else if (manner == PUBLISH) published_at(pid, within);
@@ -347,7 +355,7 @@ static void at(enum manner manner, uint32_t k) {
 }
 
 int main(int argc, char **argv) {
-    uint64_t points = 0;
+    uint64_t points = 0, never = 0;
     cpu_set_t one;
     alarm(170);
     setlinebuf(stdout);
@@ -365,12 +373,19 @@ int main(int argc, char **argv) {
         for (int manner = 0; manner < MANNERS; manner++) {
             if (!(scene->manners >> manner & 1)) continue;
             trying("%s, traced", scene->name);
-            uint32_t shortest = UINT32_MAX; /* clock_gettime begins again now and then: a way with fewer instructions is always gone */
-            for (int tries = 0; tries < 4 || moments > shortest; tries++) {
-                trace(stage());
-                if (moments < shortest) shortest = moments;
+            uint32_t gone = 1; /* moments that never came: what was traced was a way that is rarely gone */
+            for (int round = 0; gone && round < 5; round++) {
+                uint32_t before = gone = moments = 0;
+                do before = moments, trace(stage());
+                while (moments != before);
+                for (uint32_t k = 0; k <= moments; k++) { /* the last one is past the end */
+                    int tries = 0;
+                    do at((enum manner)manner, k);
+                    while (missed && ++tries < 20);
+                    gone += (uint32_t)missed;
+                }
             }
-            for (uint32_t k = 0; k <= moments; k++) at((enum manner)manner, k); /* the last one is past the end */
+            never += gone;
             printf("%-8s %-8s %5u instructions\n", scene->name, manner_names[manner], moments);
             points += moments;
         }
@@ -390,7 +405,7 @@ int main(int argc, char **argv) {
             CHECK(met[k].count, "tasks are condemned");
         }
     }
-    CHECK(missed * 100 <= points, "the tracee does the same each time");
-    printf("sweep: %llu moments (%llu missed), 0 lost, 0 double\n", (unsigned long long)points, (unsigned long long)missed);
+    CHECK(never * 100 <= points, "the tracee does the same each time");
+    printf("sweep: %llu moments (%llu missed), 0 lost, 0 double\n", (unsigned long long)points, (unsigned long long)never);
     return points == 0;
 }

@@ -112,7 +112,7 @@ def steps(scale: Scale, _: int, __: str) -> Result:
     done = [step for step in scale.points if _run("failpoints", step).returncode == 0]
     named = len(test_core_c.STEPS)
     scenarios = ", ".join(scale.scenarios) or "all scenarios"
-    good = not scale.scenarios and bool(found["moments"]) and len(done) == named
+    good = not scale.scenarios and bool(found["moments"]) and not found["missed"] and len(done) == named
     return {**found, "scenarios": scenarios, "steps": len(done), "named": named, "good": good}
 
 
