@@ -239,7 +239,7 @@ def _slopes(part: Part | None) -> str:
     rows = [(name, f"{first[name]:,}", f"{last[name]:,}", more.get(name, "too few samples")) for name in names]
     what = (
         f"One pool, {last['kills']:,} kills, {tasks['values']:,} right values, {tasks['wrong']:,} wrong ones; counted"
-        f" {len(samples)} times at rest, and the slope (95 %) of the second half. RSS has pages of libraries in it, which"
+        f" {len(samples)} times at rest, and the slope (95 %) of the second half. RSS has pages of libraries in it that"
         " come when their code runs for the first time; what is a process' own is anonymous:"
     )
     return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
