@@ -91,7 +91,7 @@ chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECON
 	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
 
 faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.md names, many times longer, and all planted bugs
-	POOL_LONG=1 $(PY) -m pytest -o faulthandler_timeout=1190 $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))
+	CI=true POOL_LONG=1 $(PY) -m pytest -o faulthandler_timeout=1190 $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))
 	PYTHONPATH=tests $(PY) -m chaos.planted
 
 soak: $(VENV)/.extra-test ## one pool under load and kills for SECONDS=600: does anything grow?

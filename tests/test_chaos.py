@@ -71,6 +71,25 @@ def test_who_is_killed_while_condemned_dies_of_what_it_was_condemned_for(
     assert [text.partition(":")[0] for text in verdict.wrong] == broken
 
 
+@pytest.mark.parametrize("second", ["", "death {other} 42 crashed\n", "decoding 42\n"])
+def test_a_death_is_charged_once(second: str, tmp_path: Path) -> None:
+    """That both tasks by themselves could have ended so is not enough."""
+    event = batch("submit", 0, 2, "plain", retries=1)
+    number, other = work.numbers(0, 2, "plain")
+    ends = "".join(f"end {n} value {work.digest_of(n)}\n" for n in (number, other))
+    told = f"batch {json.dumps(event.details)}\ndeath {number} 42 crashed\n" + second.format(other=other) + ends
+    (tmp_path / "outcomes").write_text(told)
+    (tmp_path / "kills").write_text(f"42 {observer.SINGLE}\n")
+    (tmp_path / "ledger").write_text(f"{number} 42 run\n{number} 43 run\n{other} 43 run\n")
+    crashes = 1 + bool(second)
+    rest = {"full": True, "unfinished": 0, "files left": 0, "in use": 0, "crashes": crashes, "healed": 0, "seconds": 1}
+    (tmp_path / "final.json").write_text(json.dumps(rest))
+    verdict = oracle.judge(str(tmp_path), Plan("hail", 1, 1, 0.01, False, [event], "shutdown"), 0, "")
+    assert [text.partition(":")[0] for text in verdict.wrong] == ["I4"] * bool(second)
+    assert verdict.figures["kills judged"] == 1
+    assert verdict.figures["values compared"] == 2
+
+
 def test_an_observer_sees_what_each_worker_is_at(gate: tasks.Gate) -> None:
     with Pool(2) as pool:
         future = pool.submit(tasks.hold, gate.path)
@@ -161,7 +180,10 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     monkeypatch.setattr(campaign, "play", lambda *_, **__: (verdicts.pop(0), "what it said"))
     assert campaign.campaign(7, 0, "calm", sums)["kills"] == 2
     assert campaign.campaign(8, 100, "calm", sums, slicing=0)["violations"] == 1
-    assert campaign.load(sums)[campaign.core()]["kills"] == 9
+    known = campaign.load(sums)[campaign.core()]
+    assert known["kills"] == 9
+    assert known["seed 7:calm"] == 1
+    assert known["seed 8:calm"] == 4
     told = capsys.readouterr().out
     assert "episode 8:3:calm" in told
     assert "I5: twice" in told

@@ -195,10 +195,14 @@ def good_parts() -> dict[str, Any]:
 
 def sums(**more: int) -> dict[str, Counter[str]]:
     found = Counter(
-        {"kills": 30_000, "episodes": 30, "ended: value": 3_000_000, "seed 5": 30, "milliseconds": 3_600_000}
-    )
+        {
+            "kills": 120_000, "kills judged": 30_000, "episodes": 30, "values compared": 3_000_000, "seed 5": 20,
+            "seed 5:hail": 10, "milliseconds": 3_600_000,
+        }
+    )  # fmt: skip
     found.update({"killed: " + state: 2000 for state in STATES})
-    return {CORE: found + Counter(more)}
+    found.update(more)
+    return {CORE: found}
 
 
 def cell(text: str, figure: str) -> str:
@@ -210,6 +214,8 @@ def cell(text: str, figure: str) -> str:
 def test_the_table() -> None:
     text = report.report(good_parts(), sums(), CORE)
     assert cell(text, "faults survived") == "33/33"
+    assert "| random kills, core 0123456789ab | 120,000 | 30 episodes, 1 seeds, 1.00 hours |" in text
+    assert "(missed)" not in text
     assert cell(text, "tasks lost") == "0 (p ≤ 1.0e-4 per kill)"
     assert cell(text, "wrong values") == "0 (p ≤ 1.0e-6 per value)"
     assert cell(text, "bugs planted for the chaos runner: caught") == "15/15"
@@ -231,7 +237,7 @@ def test_the_gist_of_it() -> None:
 
     good = said(good_parts(), sums())
     assert good["faults that a pool in memory can meet: survived"] == "33/33"
-    assert good["workers killed at random moments"] == "30,000"
+    assert good["workers killed at random moments"] == "120,000"
     assert good["tasks lost by that"] == "0 (p ≤ 1.0e-4 per kill)"
     assert good["bugs planted for all this to find: found"] == "90/90"
     assert good["a killed worker's task has failed after"] == "1.0 ms, p99 2.0 ms"
@@ -247,7 +253,7 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     """Results that are not good, a figure, and what it must say."""
     figures_of = {
         "faults": "faults survived",
-        "steps": "deaths at every instruction",
+        "steps": "at every instruction of a worker's steps",
         "models": "states of the models explored",
         "sanitizers": "runs without a sanitizer's report",
         "fuzz": "inputs of the fuzzer that led a reader astray",
@@ -277,6 +283,11 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts = good_parts()
     parts["peers"]["good"] = False
     yield parts, sums(), peers.OURS, "9"
+    parts = good_parts()
+    parts["latencies"]["samples"]["idle"]["noticed"] = [0.001, 0.051]
+    yield parts, sums(), "kill of a worker until its task's error is known", "idle"
+    yield good_parts(), sums(kills=-20_001), "random kills, core 0123456789ab", "99,999"
+    yield good_parts(), sums(**{"killed: leaving": -1001}), "leaving", "999 (fewer than 1,000)"
     yield good_parts(), sums(lost=1, violations=1), "tasks lost", "1"
     yield good_parts(), sums(violations=2), "any other invariant broken", "2"
     yield good_parts(), {"of another core": Counter(kills=10)}, "random kills, core 0123456789ab", "0"
@@ -299,8 +310,8 @@ def test_states_that_were_met_too_rarely_and_parts_of_an_older_core_are_marked()
 
 def test_older_cores_are_summed_apart() -> None:
     text = report.report(good_parts(), {**sums(), "old": Counter(kills=5, lost=1)}, CORE)
-    assert cell(text, f"random kills, core {CORE}") == "30,000"
-    assert cell(text, "random kills, all 2 versions of the core") == "30,005"
+    assert cell(text, f"random kills, core {CORE}") == "120,000"
+    assert cell(text, "random kills, all 2 versions of the core") == "120,005"
     lost = re.findall(r"^\| tasks lost \| (.*?) \|", text, re.M)
     assert lost == ["0 (p ≤ 1.0e-4 per kill)", "1"]
 
@@ -329,7 +340,7 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cell(text, "faults survived") == "1/33"
     assert int(cell(text, f"random kills, core {proof.about()['core']}")) > 0
     assert cell(text, "deaths at every named step of the core") == "1/20"
-    assert int(cell(text, "deaths at every instruction").split()[0].replace(",", "")) > 1000
+    assert int(cell(text, "at every instruction of a worker's steps").split()[0].replace(",", "")) > 1000
     assert cell(text, "planted faults found in the models") == "1/1"
     assert cell(text, "runs without a sanitizer's report") == "1/5"
     assert int(cell(text, peers.OURS)) >= 3

@@ -1,4 +1,4 @@
-"""Faults of docs/reliability.md that no other test shows. `make faults` repeats each many times more (POOL_LONG=1)."""
+"""Faults of docs/reliability.md that no other test shows. `make faults` repeats some many times more (POOL_LONG=1)."""
 
 import contextlib
 import ctypes

@@ -184,20 +184,22 @@ def add(path: str, figures: Counter[str]) -> None:
 
 def show(sums: Counter[str]) -> str:
     lines = [f"{name:>46}: {count:,}" for name, count in sorted(sums.items()) if count and not name.startswith("seed ")]
-    if sums["kills"] and not sums["violations"]:
-        lines.append(f"{'lost or doubled, at 95 % fewer than':>46}: {3 / sums['kills']:.1e} per kill")
+    if sums["kills judged"] and not sums["violations"]:
+        lines.append(f"{'lost or doubled, at 95 % fewer than':>46}: {3 / sums['kills judged']:.1e} per kill")
     return "\n".join(lines)
 
 
 def campaign(seed: int, seconds: float, profile: str = "", sums_path: str = "", slicing: float = 60.0) -> Counter[str]:
-    """Episodes until the time is over, at least one; the sums of this campaign. It ends with the first that fails."""
+    """Episodes until the time is over, at least one; the sums of this campaign. It ends with the first that fails. With
+    sums it begins behind the last episode that is in them."""
     total: Counter[str] = Counter()
     known = load(sums_path).get(core(), Counter()) if sums_path else Counter()
-    end, number = time.monotonic() + seconds, 0
-    while not number or time.monotonic() < end:
+    played = f"seed {seed}" + (f":{profile}" if profile else "")
+    end, number = time.monotonic() + seconds, known[played]
+    while not total or time.monotonic() < end:
         the_plan = plan.draw(profile, seed * 1_000_003 + number) if profile else plan.drawn(seed, number)
         verdict, said = play(the_plan, counts=killed(known + total))
-        figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1, f"seed {seed}": 1})
+        figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1, played: 1})
         total += figures
         if sums_path:
             add(sums_path, figures)

@@ -1,7 +1,16 @@
 """Judges an episode by what tasks have written, what the client was told, and who was killed. It knows tasks, attempts
 and deaths, and nothing of how tasks travel.
 
-The names of the invariants are those of docs/reliability.md.
+The names of the invariants:
+
+    I2 one end for each task that was given     I11 all workers are there again at the end
+    I3 who was killed stays so                  I12 no memory and no descriptor is left without an owner
+    I4 as many attempts as there were, each     I14 nothing hangs, nothing is left unfinished
+       death charged once, to whom it belongs   I15 no process and no file is left
+    I5 never two executions at the same time    G2 who had not claimed a task is charged with none
+    I6 no more attempts than a task may have    G6 late only with a limit
+    I7 the right value                          R3 condemned for what it has done
+    I10 the pool counts its crashes as I do     R7 no hint is lost where nobody dies
 """
 
 from __future__ import annotations
@@ -115,7 +124,12 @@ def judge(folder: str, plan: Plan, exit_code: int, left: str) -> Verdict:
         wrong += _rest(record, plan, calm)
     if told and calm:
         wrong += _deaths(record)
-    return Verdict(wrong, _figures(record, tasks, wrong))
+    figures = _figures(record, tasks, wrong)
+    if told and not rogue:
+        figures["values compared"] = figures["ended: value"]
+    if told and calm:
+        figures["kills judged"] = figures["kills"]  # by what they were charged with
+    return Verdict(wrong, figures)
 
 
 def _attempts(record: Record, number: int) -> Attempts:
@@ -217,11 +231,18 @@ def _ends(record: Record) -> list[str]:
 
 def _deaths(record: Record) -> list[str]:
     """Each death was settled as what the dead was at; and nobody has died of nothing."""
-    charged = {pid: (number, why) for number, deaths in record.deaths.items() for pid, why in deaths}
+    charges: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for number, deaths in record.deaths.items():
+        for pid, why in deaths:
+            charges[pid].append((number, why))
+    charged = {pid: tasks[0] for pid, tasks in charges.items()}
     themselves = {
         pid for number, pids in record.runs.items() if work.kind_of(number) in work.KILL_THEMSELVES for pid in pids
     }
-    wrong = []
+    wrong = [
+        f"I4: the death of worker {pid} was charged to {tasks}" for pid, tasks in charges.items() if len(tasks) > 1
+    ]
+    wrong += [f"I4: the death of worker {pid}, who decoded, was charged" for pid in record.decoding & charged.keys()]
     for pid, state in record.kills.items():
         if state in CHARGED and pid not in charged:
             wrong.append(f"I4: worker {pid} was killed while {state}, and no task was charged")

@@ -25,11 +25,12 @@ TIMINGS = ("even", "poisson", "bursts")
 """A kill every so many seconds; as often, but as chance will have it; all workers at once, and then a pause."""
 ENDS = ("client", "monitor", "terminate", "interrupt")
 SIGNALS = {
-    # What a worker dies of is a death that nobody has looked at; the others change nothing.
+    # What a worker dies of is a death that nobody has looked at; HARMLESS ones change nothing.
     "worker": (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH, signal.SIGCHLD),
     "monitor": (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGWINCH),
     "client": (signal.SIGUSR1, signal.SIGCHLD, signal.SIGWINCH),
 }
+HARMLESS = (signal.SIGCHLD, signal.SIGWINCH)
 
 
 class Event(NamedTuple):

@@ -35,7 +35,7 @@ from tasks import SlowToDecode
 from chaos import work
 from chaos.killer import Killer
 from chaos.observer import UNSEEN
-from chaos.plan import MANY, Plan, batch
+from chaos.plan import HARMLESS, MANY, Plan, batch
 from ipc import _core, segment
 from pool import Failure, Pool, errors, retry
 from pool.futures import Future
@@ -269,7 +269,7 @@ class Player:
     def _send(self, pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-            if pid in processes.worker_pids(self.pool):
+            if number not in HARMLESS and pid in processes.worker_pids(self.pool):
                 self._killed(pid, UNSEEN)
 
     # ---- ends

@@ -38,8 +38,8 @@ Result = dict[str, Any]
 class Scale(NamedTuple):
     """How much of each part. An empty tuple, or text, chooses all."""
 
-    campaign: float = 240.0  # seconds
-    soak: float = 180.0  # seconds
+    campaign: float = 1800.0  # seconds
+    soak: float = 1800.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
     kills: int = 300  # for times, on the machine as it is and on a busy one
     clients: int = 500  # the same
@@ -47,7 +47,7 @@ class Scale(NamedTuple):
     peer_seconds: float = 120.0  # at most
     peers: tuple[str, ...] = ()
     fuzz: float = 120.0  # seconds
-    long: bool = False  # tests of faults
+    long: bool = True  # tests of faults
     faults: tuple[int, ...] = ()
     profiles: tuple[str, ...] = ("hail", "hail", "")  # of campaigns, in equal parts; "": what a seed draws
     scenarios: tuple[str, ...] = ()  # of the sweep
@@ -65,8 +65,8 @@ class Scale(NamedTuple):
 
 
 BRIEF = Scale(
-    campaign=0.0, soak=1.0, every=0.1, kills=2, clients=1, peer_kills=3, peer_seconds=5.0, peers=(peers.OURS,),
-    fuzz=1.0, faults=(9,), profiles=("storm",), scenarios=("small",),
+    campaign=0.0, soak=1.0, every=0.1, long=False, kills=2, clients=1, peer_kills=3, peer_seconds=5.0,
+    peers=(peers.OURS,), fuzz=1.0, faults=(9,), profiles=("storm",), scenarios=("small",),
     points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL",
     bugs=("cancelled, and run nonetheless",), core_bugs="planted and rounded",
 )  # fmt: skip
@@ -280,7 +280,7 @@ def main(arguments: list[str]) -> int:
     for name in numbers:
         usual = Scale._field_defaults[name]
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(usual), default=usual, help="see Scale")
-    parser.add_argument("--long", action="store_true", help="the long form of the faults' tests")
+    parser.add_argument("--long", action=argparse.BooleanOptionalAction, default=True, help="form of the faults' tests")
     options = parser.parse_args(arguments)
     chosen = {name: getattr(options, name) for name in (*numbers, "long")}
     scale = BRIEF if options.brief else Scale(**chosen)
