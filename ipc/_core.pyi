@@ -66,6 +66,8 @@ UNREADY: Final = 6
 """It ended by itself before it was ready."""
 RESTARTED: Final = 7
 """It was retired, and left by itself."""
+CHANGED: Final = 8
+"""A task had left its process changed, and it left before the next one."""
 
 # ---- phases of a worker, see `set_phase`
 

@@ -22,6 +22,7 @@ __all__ = [
     "FIRST_MARK",
     "UNKNOWN_STATUS",
     "Facts",
+    "Usage",
     "children_of",
     "facts_of",
     "group_is_empty",
@@ -126,18 +127,34 @@ def used(usage: resource.struct_rusage) -> tuple[int, int]:
     return int((usage.ru_utime + usage.ru_stime) * 1e9), usage.ru_maxrss * 1024
 
 
-def usage_of(pid: int) -> tuple[int, int, int]:
-    """(ns of CPU time, bytes of memory at the peak, bytes of memory now) of a process that runs, CPU time with the
-    children that it has waited for. What is not known is 0."""
+class Usage(namedtuple("Usage", "cpu_ns peak rss threads stopped", defaults=(0, 0, 0, 0, False))):
+    """What a process that runs has and does. What is not known is 0."""
+
+    __slots__ = ()
+    cpu_ns: int  # with the children that it has waited for
+    peak: int  # bytes of memory, the most that it ever was
+    rss: int  # bytes of memory now
+    threads: int
+    stopped: bool  # by a signal (SIGSTOP, Ctrl-Z) or a debugger
+
+
+def usage_of(pid: int) -> Usage:
+    """What the kernel says of it now."""
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     status = _read(pid, "status")
     ticks = sum(map(int, fields[11:15])) if len(fields) > 15 else 0
-    return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"), _bytes(status, b"VmHWM:"), _bytes(status, b"VmRSS:")
+    return Usage(
+        ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK"),
+        _number(status, b"VmHWM:") * 1024,
+        _number(status, b"VmRSS:") * 1024,
+        _number(status, b"Threads:"),
+        fields[:1] in ([b"T"], [b"t"]),
+    )
 
 
-def _bytes(status: bytes, name: bytes) -> int:
+def _number(status: bytes, name: bytes) -> int:
     words = status.partition(name)[2].split(None, 1)
-    return int(words[0]) * 1024 if words and words[0].isdigit() else 0
+    return int(words[0]) if words and words[0].isdigit() else 0
 
 
 def mark(number: int) -> None:

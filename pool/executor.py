@@ -42,13 +42,15 @@ class Pool(Calls):
             ``PoolStartError``. teardown: called without arguments in each worker that leaves, at the pool's end or to
             be replaced; not after a crash or a kill. If it raises, or takes more than teardown_timeout seconds (default
             5; then it is killed), that is shown on stderr and nothing else happens. max_tasks_per_child: a worker is
-            replaced after so many tasks. Default: never. timeout, retries, backoff, memory_limit, capture_output: as in
-            ``options()``, for everything that does not say otherwise. buffersize: let ``submit`` wait while so many
-            futures are unfinished. Default: it never blocks. memory_reserve: bytes, as a number or as ``"2G"``: while
-            less than that is available, no further task begins until those that run have ended; and what has failed for
-            want of memory, and has ``retries`` left, runs alone then. Default: none. See docs/limits.md. cpu_affinity:
-            pin worker k to the k-th CPU of this process. nice: added to the workers' niceness. threads_per_worker:
-            threads of BLAS and OpenMP in each worker, default 1. name: shown in process titles.
+            replaced after so many tasks. Default: never. recycle_changed: a worker whose task has left its process
+            changed (working directory, umask, signals, limits, environment, threads: see docs/workers.md) is replaced
+            before the next one. Default: it goes on as it is. timeout, retries, backoff, memory_limit, capture_output:
+            as in ``options()``, for everything that does not say otherwise. buffersize: let ``submit`` wait while so
+            many futures are unfinished. Default: it never blocks. memory_reserve: bytes, as a number or as ``"2G"``:
+            while less than that is available, no further task begins until those that run have ended; and what has
+            failed for want of memory, and has ``retries`` left, runs alone then. Default: none. See docs/limits.md.
+            cpu_affinity: pin worker k to the k-th CPU of this process. nice: added to the workers' niceness.
+            threads_per_worker: threads of BLAS and OpenMP in each worker, default 1. name: shown in process titles.
 
     Workers start at first use, so that functions and imports made after ``Pool()`` are there; ``start()`` starts them
     at once. ``with`` waits for everything at its end, but kills the workers on KeyboardInterrupt and SystemExit."""
@@ -58,7 +60,7 @@ class Pool(Calls):
         initargs: tuple[Any, ...] = (), *, max_tasks_per_child: int | None = None, timeout: float | None = None,
             retries: int = 0, backoff: float | Backoff | None = None, memory_limit: int | str | None = None,
             capture_output: bool = False, teardown: Callable[[], object] | None = None, teardown_timeout: float = 5.0,
-            buffersize: int | None = None, memory_reserve: int | str | None = None,
+            buffersize: int | None = None, memory_reserve: int | str | None = None, recycle_changed: bool = False,
             cpu_affinity: bool = False, nice: int | None = None, threads_per_worker: int = 1, name: str = "pool",
     ) -> None:  # fmt: skip
         workers = available_cpus() if max_workers is None else max_workers
@@ -92,7 +94,7 @@ class Pool(Calls):
         self._buffersize = buffersize
         worker_options = WorkerOptions(
             name, initializer, tuple(initargs), max_tasks_per_child, threads_per_worker, nice, cpu_affinity,
-            _start_method(mp_context), teardown, teardown_timeout,
+            _start_method(mp_context), teardown, teardown_timeout, bool(recycle_changed),
         )  # fmt: skip
         self._client = _client_for(workers, worker_options)
         self._client.reserve = size("memory_reserve", memory_reserve)

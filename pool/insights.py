@@ -37,13 +37,16 @@ _DOING = {
 _POINTS = 180  # in time, of the utilisation: as many as a slot has spans
 
 
-class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait idle tasks restarts rss peak_rss cpu")):
+class WorkerInsight(
+    namedtuple("WorkerInsight", "slot pid state start busy wait idle tasks restarts rss peak_rss cpu threads")
+):
     """One worker, that is one slot with all processes that have lived in it one after the other.
 
     Attributes:
         slot: its number.
         pid: process id; 0: it is being replaced, or the pool has ended.
-        state: ``"idle"``, ``"busy"``, ``"waiting"``, ``"starting"``, ``"leaving"``, ``"replaced"``, ``"ended"``.
+        state: ``"idle"``, ``"busy"``, ``"waiting"``, ``"starting"``, ``"leaving"``, ``"replaced"``,
+            ``"stopped"`` (the process itself: SIGSTOP, a debugger), ``"ended"``.
         start: seconds without a worker that was ready: from the pool's start, or a death, until the initializer was
             through.
         busy: seconds in tasks: decoding, running, encoding and storing, also of attempts that came to no end.
@@ -52,10 +55,12 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
         tasks: items finished.
         restarts: how its processes ended, and how often: a signal's name, ``"exit code 3"``, ``"timeout"``,
             ``"memory limit"``, ``"OOM"``, ``"killed"`` (by ``Future.kill()``), ``"recycled"``
-            (``max_tasks_per_child``), ``"restarted"`` (``Pool.restart()``), ``"not ready"`` (a failed start).
+            (``max_tasks_per_child``), ``"changed"`` (``recycle_changed``), ``"restarted"`` (``Pool.restart()``), ``"not
+            ready"`` (a failed start).
         rss: resident memory now in bytes, with the shared pages that it has touched.
         peak_rss: the most that it ever was, in any of the processes.
         cpu: seconds of CPU time, with those of children that tasks have started and waited for.
+        threads: that the process has now: its first one, those of libraries, those that tasks have left behind.
     """
 
     __slots__ = ()
@@ -71,6 +76,7 @@ class WorkerInsight(namedtuple("WorkerInsight", "slot pid state start busy wait 
     rss: int
     peak_rss: int
     cpu: float
+    threads: int
 
 
 class FunctionInsight(
@@ -271,20 +277,21 @@ def _worker(snapshot: Snapshot, slot: int, ends: dict[str, int]) -> WorkerInsigh
         parts.append(min(times[name], left))
         left -= parts[-1]
     busy, start, wait = (ns / 1e9 for ns in parts)
-    cpu_ns, peak, rss = (0, 0, 0) if snapshot.ended or times["pid"] <= 0 else process.usage_of(times["pid"])
+    use = process.Usage() if snapshot.ended or times["pid"] <= 0 else process.usage_of(times["pid"])
     return WorkerInsight(
         slot=slot,
         pid=0 if snapshot.ended else times["pid"],
-        state="ended" if snapshot.ended else _DOING[times["doing"]],
+        state="ended" if snapshot.ended else "stopped" if use.stopped else _DOING[times["doing"]],
         start=start,
         busy=busy,
         wait=wait,
         idle=left / 1e9,
         tasks=times["tasks"],
         restarts=ends,
-        rss=rss,
-        peak_rss=max(peak, times["used_most"]),
-        cpu=(cpu_ns + times["used_ns"]) / 1e9,
+        rss=use.rss,
+        peak_rss=max(use.peak, times["used_most"]),
+        cpu=(use.cpu_ns + times["used_ns"]) / 1e9,
+        threads=use.threads,
     )
 
 

@@ -49,6 +49,7 @@ _READY_SECONDS = 0.01  # while workers are replaced, how often to look whether a
 _LOG_LIMIT = 64 * 1024
 _SAID_LIMIT = 4000  # bytes: so much goes into any pipe that takes something at all
 _REST = 10  # after a thorough look at memory, only fast ones for so many times as long as it took
+_CHANGES = 100  # that tasks have left in their workers are told
 _TRIM_SECONDS = 0.04  # between two looks at how much tasks have printed
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -97,6 +98,7 @@ class Monitor:
         self._restarts = Restarts(len(self._workers))
         self._stop_by: float | None = None
         self._restarts_asked = self._restarts_done = 0
+        self._changes: set[str] = set()  # that are told
         self._terminal = ""
         self._quiet_since: float | None = -_QUIET_SECONDS - 1  # idle from the start
         self._oom_kills = memory.oom_kills()
@@ -379,11 +381,17 @@ class Monitor:
         phase = _core.slot_info(self._segment, w.slot)["phase"]
         log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == worker_process.DEADLINE_SIGNAL
+        changed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == worker_process.LEFT_CHANGED
         leaving = phase == _core.LEAVING and w.reason == _core.DIED
-        if leaving and self._options.grace and (log or status):
-            self._report_teardown(w, f"took longer than {self._options.grace:g} s" if late else "failed", log)
+        if leaving and self._options.recycle_changed:
+            log = self._report_changed(w, log)
+        if leaving and self._options.grace and (log or (status and not changed)):
+            how = f"took longer than {self._options.grace:g} s" if late else "failed"
+            self._report(f"the teardown of worker {w.slot} (pid {w.pid}) {how}\n{trim_stack(log).strip()}")
             log = ""
-        if leaving and (status == 0 or late):
+        if leaving and changed:
+            w.reason = _core.CHANGED
+        elif leaving and (status == 0 or late):
             w.reason = _core.RESTARTED if w.generation < w.retire else _core.RECYCLED
         elif w.reason == _core.DIED and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             w.reason = self._who_killed()
@@ -401,9 +409,19 @@ class Monitor:
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason, w.peak)
         w.generation += 1
 
-    def _report_teardown(self, w: _Worker, how: str, log: str) -> None:
+    def _report_changed(self, w: _Worker, log: str) -> str:
+        """What a task has left changed, once for each function and change; the rest of the log."""
+        said, _, rest = log.partition("\n")
+        if worker_process.HAS_LEFT not in said:
+            return log
+        if said not in self._changes and len(self._changes) < _CHANGES:
+            self._changes.add(said)
+            self._report(f"{said}; worker {w.slot} (pid {w.pid}) is replaced, as others will be (said once)")
+        return rest
+
+    def _report(self, text: str) -> None:
         """To stderr, as the traceback of a thread: no task is concerned. Not if that would block."""
-        text = f"{self._options.name}: the teardown of worker {w.slot} (pid {w.pid}) {how}\n{trim_stack(log).strip()}"
+        text = f"{self._options.name}: {text}"
         poll = select.poll()
         poll.register(2, select.POLLOUT)
         if any(event & select.POLLOUT for _, event in poll.poll(0)):

@@ -202,13 +202,14 @@ _REASONS = {
     _core.RECYCLED: "recycled",
     _core.UNREADY: "not ready",
     _core.RESTARTED: "restarted",
+    _core.CHANGED: "changed",
 }
 
 
 def how_it_ended(status: int, reason: int) -> str:
     """A worker's end in one or two words: a signal's name, ``exit code 3``, ``timeout``, ``memory limit``, ``OOM`` (the
     kernel wanted its memory), ``killed`` (by Future.kill()), ``recycled`` (it had done its share), ``restarted`` (by
-    Pool.restart()), ``not ready`` (a failed start), ``unknown``."""
+    Pool.restart()), ``changed`` (a task had left its process so), ``not ready`` (a failed start), ``unknown``."""
     if reason in _REASONS:
         return _REASONS[reason]
     if status == process.UNKNOWN_STATUS:

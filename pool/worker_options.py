@@ -25,6 +25,7 @@ class WorkerOptions:
         start_method: str = "fork",
         teardown: Callable[[], object] | None = None,
         teardown_timeout: float = 5.0,
+        recycle_changed: bool = False,
     ) -> None:
         self.preparation: Preparation | None = None  # in a monitor and in workers that were not forked from the client
         self.folder = ""  # of spilled values; new at each start
@@ -37,4 +38,5 @@ class WorkerOptions:
         self.cpu_affinity = cpu_affinity
         self.start_method = start_method
         self.teardown = teardown
+        self.recycle_changed = recycle_changed
         self.grace = 0.0 if teardown is None else teardown_timeout  # seconds that a worker may need to leave

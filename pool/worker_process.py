@@ -34,6 +34,8 @@ DEADLINE_SIGNAL = signal.SIGALRM
 """Ends a worker whose teardown takes too long."""
 
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
+LEFT_CHANGED = 4  # exit code: after a task that has left the process changed
+HAS_LEFT = " has left changed: "  # in the first line of its log, between who and what
 _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
 _IDLE_MS = 1000
@@ -78,9 +80,10 @@ def main(
         _Process.results = _Results(options.folder, slot, generation)
         _Process.capture = capture.Capture(said_fd)
         _core.set_phase(segment, _core.IDLE)
-        planned = _loop(segment, options.max_tasks_per_child or 0)
+        watched = _Watched(log_fd) if options.recycle_changed else None
+        planned = _loop(segment, options.max_tasks_per_child or 0, watched)
         _core.set_phase(segment, _core.LEAVING)
-        code = 0
+        code = 0 if watched is None or not watched.changed else LEFT_CHANGED
         if planned and options.teardown is not None:
             _tear_down(options.teardown, options.grace, log_fd)
     except BaseException as error:
@@ -226,7 +229,29 @@ def _tear_down(teardown: Callable[[], object], timeout: float, log_fd: int) -> N
     teardown()
 
 
-def _loop(segment: object, recycle_after: int) -> bool:
+class _Watched:
+    """What tasks must leave as the initializer has left it, and where it is said that one has not."""
+
+    def __init__(self, log_fd: int) -> None:
+        from pool import changes
+
+        self.changed = False
+        self._changes = changes
+        self._before = changes.look()
+        self._log_fd = log_fd
+
+    def has_changed(self, fn: Callable[..., Any] | None) -> bool:
+        """Since then, and ``fn`` was the last to run."""
+        differ = self._changes.between(self._before, self._changes.look())
+        if differ:
+            self.changed = True
+            name = "a task" if fn is None else codec.task_name(fn)
+            with contextlib.suppress(OSError):  # it may have closed that too
+                os.write(self._log_fd, f"{name}{HAS_LEFT}{differ}\n".encode(errors="replace"))
+        return self.changed
+
+
+def _loop(segment: object, recycle_after: int, watched: _Watched | None) -> bool:
     """Run tasks. Returns whether this is a planned end: not if it is condemned."""
     functions = FunctionCache(segment)
     limit = _core.room(segment) // 64
@@ -245,10 +270,11 @@ def _loop(segment: object, recycle_after: int) -> bool:
         if claim is False:
             break
         if type(claim) is tuple and len(claim) == 6:
+            key = claim[:2]
             _, _, call, items, args, _ = claim
             code = (_run_chunk if items else _run_one)(segment, functions, claim)
-            single = call == codec.CALL_ONE and not items and not recycle_after
-            fn, fn_id, fn_generation = functions.known(*claim[:2]) if single else _NOT_READY
+            single = call == codec.CALL_ONE and not items and not recycle_after and watched is None
+            fn, fn_id, fn_generation = functions.known(*key) if single else _NOT_READY
         elif type(claim) is int:
             code, items, args = claim, 1, b""
         else:
@@ -272,6 +298,8 @@ def _loop(segment: object, recycle_after: int) -> bool:
                 break
         done += items or 1
         if recycle_after and done >= recycle_after:
+            break
+        if watched is not None and watched.has_changed(functions.known(*key)[0]):
             break
     return True
 

@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -299,6 +300,36 @@ def test_an_idle_workers_death_is_a_restart_but_no_crash() -> None:
         assert pool.submit(tasks.pid).result() != pid
 
 
+def test_a_stopped_worker_is_shown_as_stopped(gate: tasks.Gate) -> None:
+    with Pool(2) as pool:
+        future = pool.submit(tasks.hold, gate.path)
+        (pid,) = gate.await_start()
+        os.kill(pid, signal.SIGSTOP)
+        processes.wait_until(lambda: processes.is_stopped(pid), "it is stopped")
+        insights = pool.insights()
+        assert [w.state for w in insights.workers if w.pid == pid] == ["stopped"]
+        assert [w.state for w in insights.workers if w.pid != pid] != ["stopped"]
+        assert "stopped" in str(insights)
+        os.kill(pid, signal.SIGCONT)
+        gate.open()
+        assert future.result(20) is None
+        assert "stopped" not in [w.state for w in pool.insights().workers]
+
+
+def _leave_threads(count: int) -> None:
+    for _ in range(count):
+        threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+
+
+def test_threads_that_tasks_have_left_are_counted() -> None:
+    with Pool(1) as pool:
+        pool.submit(abs, -1).result(20)
+        before = pool.insights().workers[0].threads
+        pool.submit(_leave_threads, 3).result(20)
+        assert pool.insights().workers[0].threads == before + 3
+    assert pool.insights().workers[0].threads == 0
+
+
 def test_recycled_and_failed_starts(tmp_path: Path) -> None:
     def fails_once() -> None:
         try:
@@ -532,7 +563,7 @@ def synthetic(workers: int) -> Insights:
     return Insights(
         elapsed=99_999.9,
         workers=[
-            WorkerInsight(slot, 4_194_304, "starting", 1e4, 7e4, 1e3, 18_999.9, 10**9, ends, 2**40, 2**41, 12_345.6)
+            WorkerInsight(slot, 4_194_304, "starting", 1e4, 7e4, 1e3, 18_999.9, 10**9, ends, 2**40, 2**41, 12_345.6, 1)
             for slot in range(workers)
         ],
         functions=[

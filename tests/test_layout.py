@@ -152,6 +152,7 @@ CONSTANTS = {
     "IPC_OOM": 5,
     "IPC_UNREADY": 6,
     "IPC_RESTARTED": 7,
+    "IPC_CHANGED": 8,
     "IPC_STARTING": 0,
     "IPC_IDLE": 1,
     "IPC_LEAVING": 2,
@@ -276,7 +277,7 @@ def test_module_constants() -> None:
     golden = {**{name.removeprefix("IPC_"): n for name, n in CONSTANTS.items()}, **CODES, **DOING, **PYTHON_ONLY}
     numbers = {name: n for name, n in vars(_core).items() if name.isupper()}
     assert numbers == {name: golden[name] for name in numbers}
-    assert len(numbers) == 44
+    assert len(numbers) == 45
 
 
 @pytest.mark.parametrize(

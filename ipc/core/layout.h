@@ -84,7 +84,7 @@ struct ipc_header {
 };
 
 /* Why a worker ended, as the monitor knows it. */
-enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_MEMORY = 4, IPC_OOM = 5, IPC_UNREADY = 6, IPC_RESTARTED = 7 };
+enum ipc_reason { IPC_DIED = 0, IPC_DEADLINE = 1, IPC_KILLED = 2, IPC_RECYCLED = 3, IPC_MEMORY = 4, IPC_OOM = 5, IPC_UNREADY = 6, IPC_RESTARTED = 7, IPC_CHANGED = 8 };
 
 struct ipc_death { /* one entry of the death log: {generation, pid, wait status, reason, peak} */
     uint32_t generation;
