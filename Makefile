@@ -84,6 +84,7 @@ fuzz: $(VENV)/.built debian-packages ## readers of shared memory under libFuzzer
 	$(MAKE) -C tests/c run-fuzz PYTHON=$(abspath $(PY)) SECONDS=$(or $(SECONDS),60)
 
 aarch64: DEBIAN_TOOLS := $(AARCH64_TOOLS)
+proof: DEBIAN_TOOLS += $(AARCH64_TOOLS)
 aarch64: debian-packages ## C tests as an aarch64 build under qemu: logic and layout, not the order of memory
 	$(MAKE) -C tests/c run-aarch64
 

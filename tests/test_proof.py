@@ -140,6 +140,16 @@ def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:
     assert figures.moments("small kill 300 instructions\n") == {"moments": 0, "missed": 0}
 
 
+def test_litmuses_that_have_not_come_to_their_end_count_nothing() -> None:
+    assert figures.litmuses("a  5  add x\n20 litmuses, 1 not as expected\n") == {"litmuses": 20, "wrong": 1}
+    assert figures.litmuses("a  5  add x\n") == {"litmuses": 0, "wrong": 0}
+    printed = (
+        "litmus tail       72466 rounds, 36692 woken, none lost\nlitmus asleep        34 rounds, 2 woken, none lost\n"
+    )
+    assert figures.rounds(printed) == 72500
+    assert figures.rounds("litmus tail: round 7\n") == 0
+
+
 def test_the_inputs_of_a_fuzzer_that_has_not_come_to_its_end_count_nothing() -> None:
     printed = "#8192\tpulse  cov: 900 ft: 9\n#20481\tDONE   cov: 951 ft: 3921 corp: 512/90Kb lim: 400 exec/s: 170\n"
     assert figures.fuzzed(printed) == {"executions": 20481, "edges": 951}
@@ -178,6 +188,9 @@ def good_parts() -> dict[str, Any]:
         "models": {
             "configurations": 99, "states": 12345, "complete": 40, "planted": 59, "caught": 59, "wrong": 0,
             "bounds": "2 crashes", "good": True,
+        },
+        "orders": {
+            "litmuses": 20, "wrong": 0, "rounds": 300_000, "stood still": False, "emulated": "passed", "good": True,
         },
         "sanitizers": {"passed": 5, "of": 5, "good": True},
         "fuzz": {"executions": 30_000, "edges": 900, "good": True},
@@ -221,6 +234,7 @@ def test_the_table() -> None:
     assert cell(text, "bugs planted for the chaos runner: caught") == "15/15"
     assert cell(text, "bugs planted in the C core: caught") == "75/75"
     assert cell(text, "inputs of the fuzzer that led a reader astray") == "0 (p ≤ 1.0e-4 per input)"
+    assert cell(text, "wake-ups lost on this machine") == "0 (p ≤ 1.0e-5 per round)"
     assert cell(text, "another") == "9"
     assert cell(text, "condemned") == "2,000"
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
@@ -255,6 +269,7 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
         "faults": "faults survived",
         "steps": "at every instruction of a worker's steps",
         "models": "states of the models explored",
+        "orders": "orders of memory",
         "sanitizers": "runs without a sanitizer's report",
         "fuzz": "inputs of the fuzzer that led a reader astray",
         "planted": "bugs planted in the C core: caught",
@@ -280,6 +295,14 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts = good_parts()
     parts["fuzz"]["good"] = False
     yield parts, sums(), "inputs of the fuzzer that led a reader astray", "FAILED"
+    for change, figure, measured in (
+        ({"wrong": 1}, "orders of memory: enough, and each of them needed", "19/20"),
+        ({"stood still": True}, "wake-ups lost on this machine", "FAILED"),
+        ({"emulated": "FAILED"}, "C tests of the core as an aarch64 build", "FAILED"),
+    ):
+        parts = good_parts()
+        parts["orders"].update(change, good=False)
+        yield parts, sums(), figure, measured
     parts = good_parts()
     parts["peers"]["good"] = False
     yield parts, sums(), peers.OURS, "9"
@@ -343,6 +366,7 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert int(cell(text, "at every instruction of a worker's steps").split()[0].replace(",", "")) > 1000
     assert cell(text, "planted faults found in the models") == "1/1"
     assert cell(text, "runs without a sanitizer's report") == "1/5"
+    assert cell(text, "wake-ups lost on this machine").startswith("0 (p")
     assert int(cell(text, peers.OURS)) >= 3
     assert int(text.partition(" inputs, ")[0].split()[-1].replace(",", "")) > 0
     assert cell(text, "bugs planted for the chaos runner: caught") == f"1/{len(planted.PLANTED)}"

@@ -116,6 +116,18 @@ def searches(printed: str) -> dict[str, int]:
     return dict(found)
 
 
+def litmuses(printed: str) -> dict[str, int]:
+    """Of ipc/model/orders.py: litmuses, and how many of them were not as expected; nothing if it has not come to its
+    end."""
+    match = re.search(r"^(\d+) litmuses, (\d+) not as expected$", printed, re.M)
+    return {"litmuses": int(match[1]), "wrong": int(match[2])} if match else {"litmuses": 0, "wrong": 0}
+
+
+def rounds(printed: str) -> int:
+    """Of tests/c/litmus: rounds of all litmuses, of those that came to their end."""
+    return sum(map(int, re.findall(r"^litmus \S+ +(\d+) rounds, \d+ woken, none lost$", printed, re.M)))
+
+
 def moments(printed: str) -> dict[str, int]:
     """Of tests/c/sweep: moments, and those that were missed."""
     match = re.search(r"^sweep: (\d+) moments \((\d+) missed\), 0 lost, 0 double$", printed, re.M)

@@ -60,6 +60,8 @@ class Scale(NamedTuple):
         ("failpoints.asan", *test_core_c.STEPS),
     )
     models: str = ""  # configurations that contain it
+    litmus: float = 10.0  # seconds for each on this machine
+    emulated: bool = True  # the core as an aarch64 build
     bugs: tuple[str, ...] = ()  # planted for the chaos runner
     core_bugs: str = "planted"  # what pytest selects
 
@@ -67,7 +69,7 @@ class Scale(NamedTuple):
 BRIEF = Scale(
     campaign=0.0, soak=1.0, every=0.1, long=False, kills=2, clients=1, peer_kills=3, peer_seconds=5.0,
     peers=(peers.OURS,), fuzz=1.0, faults=(9,), profiles=("storm",), scenarios=("small",),
-    points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL",
+    points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL", litmus=0.1, emulated=False,
     bugs=("cancelled, and run nonetheless",), core_bugs="planted and rounded",
 )  # fmt: skip
 """Only to see that all of it works; what it finds says next to nothing."""
@@ -151,6 +153,30 @@ def models(scale: Scale, _: int, __: str) -> Result:
     return {**found, "bounds": bounds, "good": good}
 
 
+def orders(scale: Scale, _: int, __: str) -> Result:
+    """The orders of memory: explored for the core's steps, tried on this machine, and the same code for another one."""
+    explored = subprocess.run(
+        [sys.executable, str(ROOT / "ipc" / "model" / "orders.py")], stdout=subprocess.PIPE, text=True
+    )
+    found = figures.litmuses(explored.stdout)
+    if explored.returncode:
+        print(explored.stdout)
+    tried = _run("litmus", "-t", str(scale.litmus))
+    rounds = figures.rounds(tried.stdout)
+    emulated = _emulated() if scale.emulated else "left out"
+    fine = explored.returncode == tried.returncode == 0 and emulated == "passed"
+    good = fine and found["litmuses"] > 0 and rounds > 0
+    return {**found, "rounds": rounds, "stood still": tried.returncode != 0, "emulated": emulated, "good": good}
+
+
+def _emulated() -> str:
+    """What the C tests do as an aarch64 build; where the emulator is missing they fail."""
+    ran = subprocess.run(["make", "-C", str(test_core_c.HERE), "run-aarch64"], capture_output=True, text=True)
+    if ran.returncode:
+        print(ran.stdout[-2000:], ran.stderr[-2000:])
+    return "FAILED" if ran.returncode else "passed"
+
+
 def sanitizers(scale: Scale, _: int, __: str) -> Result:
     runs, all_of_them = scale.sanitized, len(Scale().sanitized)
     passed = sum(_run(*run).returncode == 0 for run in runs)
@@ -204,6 +230,7 @@ PARTS = {
     "faults": Part(faults, ("faults", "long")),
     "planted": Part(bugs, ("bugs", "core_bugs")),
     "models": Part(models, ("models",)),
+    "orders": Part(orders, ("litmus", "emulated")),
 }
 
 

@@ -17,7 +17,7 @@ from chaos.observer import STATES, UNSEEN
 from chaos.soak import FEWEST, grown, sound
 
 ENOUGH, KILLS = 1000, 100_000  # kills in each state, and all of them
-_JUDGED = ("faults", "steps", "models", "sanitizers", "fuzz", "planted", "peers")  # by themselves
+_JUDGED = ("faults", "steps", "models", "orders", "sanitizers", "fuzz", "planted", "peers")  # by themselves
 Row = tuple[str, str, str]
 Part = dict[str, Any]
 _TIMES = (
@@ -173,6 +173,22 @@ def _models(parts: dict[str, Part]) -> Iterator[Row]:
     yield "planted faults found in the models", f"{part['caught']}/{part['planted']}", "each with its own search"
 
 
+def _orders(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("orders")
+    if part is None:
+        yield "orders of memory", "not run", ""
+        return
+    fine = f"{part['litmuses'] - part['wrong']}/{part['litmuses']}"
+    yield "orders of memory: enough, and each of them needed", fine, "litmuses of the core's steps, explored wholly"
+    found = "FAILED" if part["stood still"] else none_of(0, part["rounds"], "round")
+    yield "wake-ups lost on this machine", found, f"{part['rounds']:,} rounds of going to sleep against publishing"
+    yield (
+        "C tests of the core as an aarch64 build",
+        part["emulated"],
+        "in an emulator: logic and layout, no order of memory",
+    )
+
+
 def _sanitizers(parts: dict[str, Part]) -> Iterator[Row]:
     part = parts.get("sanitizers")
     what = "C tests of the core under the thread sanitizer, or the address and undefined behaviour sanitizers"
@@ -215,7 +231,7 @@ def _left(parts: dict[str, Part]) -> Iterator[Row]:
 
 
 _ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (
-    _faults, _steps, _models, _sanitizers, _fuzz, _planted, _left,
+    _faults, _steps, _models, _orders, _sanitizers, _fuzz, _planted, _left,
 )  # fmt: skip
 
 
