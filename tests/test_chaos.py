@@ -180,7 +180,7 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     monkeypatch.setattr(campaign, "play", lambda *_, **__: (verdicts.pop(0), "what it said"))
     assert campaign.campaign(7, 0, "calm", sums)["kills"] == 2
     assert campaign.campaign(8, 100, "calm", sums, slicing=0)["violations"] == 1
-    known = campaign.load(sums)[campaign.core()]
+    known = campaign.load(sums)[campaign.version()]
     assert known["kills"] == 9
     assert known["seed 7:calm"] == 1
     assert known["seed 8:calm"] == 4

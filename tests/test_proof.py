@@ -11,10 +11,10 @@ import test_core_c
 from chaos import figures, peers, planted, proof, report, soak
 from chaos.observer import STATES
 
-CORE = "0123456789ab"
+VERSION = "0123456789ab"
 HERE = {
     "commit": "abcdef0",
-    "core": CORE,
+    "version": VERSION,
     "date": "2026-01-02",
     "seed": 5,
     "took": 7.4,
@@ -215,7 +215,7 @@ def sums(**more: int) -> dict[str, Counter[str]]:
     )  # fmt: skip
     found.update({"killed: " + state: 2000 for state in STATES})
     found.update(more)
-    return {CORE: found}
+    return {VERSION: found}
 
 
 def cell(text: str, figure: str) -> str:
@@ -225,9 +225,9 @@ def cell(text: str, figure: str) -> str:
 
 
 def test_the_table() -> None:
-    text = report.report(good_parts(), sums(), CORE)
+    text = report.report(good_parts(), sums(), VERSION)
     assert cell(text, "faults survived") == "33/33"
-    assert "| random kills, core 0123456789ab | 120,000 | 30 episodes, 1 seeds, 1.00 hours |" in text
+    assert "| random kills, version 0123456789ab | 120,000 | 30 episodes, 1 seeds, 1.00 hours |" in text
     assert "(missed)" not in text
     assert cell(text, "tasks lost") == "0 (p ≤ 1.0e-4 per kill)"
     assert cell(text, "wrong values") == "0 (p ≤ 1.0e-6 per value)"
@@ -235,18 +235,20 @@ def test_the_table() -> None:
     assert cell(text, "bugs planted in the C core: caught") == "75/75"
     assert cell(text, "inputs of the fuzzer that led a reader astray") == "0 (p ≤ 1.0e-4 per input)"
     assert cell(text, "wake-ups lost on this machine") == "0 (p ≤ 1.0e-5 per round)"
+    assert cell(text, "wrong values in a pool that lives long") == "0 (p ≤ 6.0e-4 per value)"
+    assert "the episodes of each, from 0 on: 5: 20, 5:hail: 10" in text
     assert cell(text, "another") == "9"
     assert cell(text, "condemned") == "2,000"
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
     assert "| jitter" not in text
     assert "not run" not in text
-    assert "commit abcdef0, core 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer; load 0.5 before it" in text
-    assert report.is_good(good_parts(), sums(), CORE)
+    assert "commit abcdef0, version 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer; load 0.5 before it" in text
+    assert report.is_good(good_parts(), sums(), VERSION)
 
 
 def test_the_gist_of_it() -> None:
     def said(parts: Any, found: Any) -> dict[str, str]:
-        lines = report.summary(parts, found, CORE).splitlines()[2:]
+        lines = report.summary(parts, found, VERSION).splitlines()[2:]
         return {what: measured for what, measured in (line.strip("| ").split(" | ") for line in lines)}
 
     good = said(good_parts(), sums())
@@ -289,6 +291,9 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts["soak"]["samples"][-1]["client: descriptors"] = 8
     yield parts, sums(), "client: descriptors", "7"
     parts = good_parts()
+    parts["soak"]["tasks"]["wrong"] = 1
+    yield parts, sums(), "wrong values in a pool that lives long", "1"
+    parts = good_parts()
     for k, at in enumerate(parts["soak"]["samples"]):
         at["client: blocks"] += 10 * k
     yield parts, sums(), "client: blocks", "10"
@@ -309,32 +314,32 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts = good_parts()
     parts["latencies"]["samples"]["idle"]["noticed"] = [0.001, 0.051]
     yield parts, sums(), "kill of a worker until its task's error is known", "idle"
-    yield good_parts(), sums(kills=-20_001), "random kills, core 0123456789ab", "99,999"
+    yield good_parts(), sums(kills=-20_001), "random kills, version 0123456789ab", "99,999"
     yield good_parts(), sums(**{"killed: leaving": -1001}), "leaving", "999 (fewer than 1,000)"
     yield good_parts(), sums(lost=1, violations=1), "tasks lost", "1"
     yield good_parts(), sums(violations=2), "any other invariant broken", "2"
-    yield good_parts(), {"of another core": Counter(kills=10)}, "random kills, core 0123456789ab", "0"
+    yield good_parts(), {"another": Counter(kills=10)}, "random kills, version 0123456789ab", "0"
 
 
 @pytest.mark.parametrize(("parts", "found", "figure", "expected"), list(spoilt()))
 def test_what_is_not_good_is_not_called_so(parts: Any, found: Any, figure: str, expected: str) -> None:
-    assert not report.is_good(parts, found, CORE)
-    assert cell(report.report(parts, found, CORE), figure) == expected
+    assert not report.is_good(parts, found, VERSION)
+    assert cell(report.report(parts, found, VERSION), figure) == expected
 
 
 def test_states_that_were_met_too_rarely_and_parts_of_an_older_core_are_marked() -> None:
     few = sums()
-    few[CORE]["killed: leaving"] = 999
-    text = report.report(good_parts(), few, CORE)
+    few[VERSION]["killed: leaving"] = 999
+    text = report.report(good_parts(), few, VERSION)
     assert cell(text, "leaving") == "999 (fewer than 1,000)"
     assert "(an older one)" not in text
     assert "(an older one)" in report.report(good_parts(), few, "another")
 
 
 def test_older_cores_are_summed_apart() -> None:
-    text = report.report(good_parts(), {**sums(), "old": Counter(kills=5, lost=1)}, CORE)
-    assert cell(text, f"random kills, core {CORE}") == "120,000"
-    assert cell(text, "random kills, all 2 versions of the core") == "120,005"
+    text = report.report(good_parts(), {**sums(), "old": Counter(kills=5, lost=1)}, VERSION)
+    assert cell(text, f"random kills, version {VERSION}") == "120,000"
+    assert cell(text, "random kills, all 2 versions") == "120,005"
     lost = re.findall(r"^\| tasks lost \| (.*?) \|", text, re.M)
     assert lost == ["0 (p ≤ 1.0e-4 per kill)", "1"]
 
@@ -361,7 +366,7 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert proof.main(arguments) == 1, "the least is never enough"
     text = page.read_text()
     assert cell(text, "faults survived") == "1/33"
-    assert int(cell(text, f"random kills, core {proof.about()['core']}")) > 0
+    assert int(cell(text, f"random kills, version {proof.about()['version']}")) > 0
     assert cell(text, "deaths at every named step of the core") == "1/20"
     assert int(cell(text, "at every instruction of a worker's steps").split()[0].replace(",", "")) > 1000
     assert cell(text, "planted faults found in the models") == "1/1"

@@ -156,26 +156,27 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
 # ---- sums
 
 
-def core() -> str:
-    """Which core it is that is put to the proof: a digest of its sources. What lies above it is not part of that."""
-    digest = hashlib.sha256()
-    for source in sorted((TESTS.parent / "ipc" / "core").glob("*.[ch]")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+def version() -> str:
+    """What it is that is put to the proof: a digest of the sources of ``pool`` and ``ipc``."""
+    digest, root = hashlib.sha256(), TESTS.parent
+    for source in sorted(path for part in ("pool", "ipc") for path in (root / part).rglob("*.[chp]*")):
+        if source.suffix in (".c", ".h", ".py"):
+            digest.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def load(path: str) -> dict[str, Counter[str]]:
-    """Sums by core."""
+    """Sums by version."""
     if not os.path.exists(path):
         return {}
     with open(path) as file:
-        return {core: Counter(figures) for core, figures in json.load(file).items()}
+        return {name: Counter(figures) for name, figures in json.load(file).items()}
 
 
 def add(path: str, figures: Counter[str]) -> None:
-    """To the sums of the core that there is now."""
+    """To the sums of the version that there is now."""
     sums = load(path)
-    sums.setdefault(core(), Counter()).update(figures)
+    sums.setdefault(version(), Counter()).update(figures)
     with open(path + ".new", "w") as file:
         json.dump({name: dict(sorted(figures.items())) for name, figures in sums.items()}, file, indent=1)
         file.write("\n")
@@ -193,7 +194,7 @@ def campaign(seed: int, seconds: float, profile: str = "", sums_path: str = "", 
     """Episodes until the time is over, at least one; the sums of this campaign. It ends with the first that fails. With
     sums it begins behind the last episode that is in them."""
     total: Counter[str] = Counter()
-    known = load(sums_path).get(core(), Counter()) if sums_path else Counter()
+    known = load(sums_path).get(version(), Counter()) if sums_path else Counter()
     played = f"seed {seed}" + (f":{profile}" if profile else "")
     end, number = time.monotonic() + seconds, known[played]
     while not total or time.monotonic() < end:
@@ -247,6 +248,6 @@ def main() -> int:
     print(show(total))
     if options.sums:
         sums = load(options.sums)
-        print("all campaigns with this core:", show(sums[core()]), sep="\n")
-        print(f"and with all {len(sums)} versions of it:", show(sum(sums.values(), Counter())), sep="\n")
+        print("all campaigns with this version:", show(sums[version()]), sep="\n")
+        print(f"and with all {len(sums)} versions:", show(sum(sums.values(), Counter())), sep="\n")
     return 1 if total["violations"] else 0

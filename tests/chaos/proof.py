@@ -1,7 +1,7 @@
 """Everything that can be shown, with one command, and the table of it in docs/reliability.md; the README has the gist.
 
 ``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a
-folder, so a run that was broken off goes on where it was: a part is run again only if the core has changed, if more
+folder, so a run that was broken off goes on where it was: a part is run again only if pool or ipc has changed, if more
 or less of it is asked for, or with ``--again``. Campaigns add up for as long as the folder is there. Exit code 0: all
 parts have run, and all is as it should be.
 """
@@ -257,7 +257,7 @@ def about() -> Result:
     machine = f"{os.cpu_count()} x {models[0]}, Linux {kernel[0] if kernel else '?'}, {python}"
     return {
         "commit": _commit(),
-        "core": campaign.core(),
+        "version": campaign.version(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine,
         "load": round(os.getloadavg()[0], 1),
@@ -281,7 +281,7 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
         parts, here = load(folder), about()
         much = json.loads(json.dumps([getattr(scale, field) for field in PARTS[name].how_much]))
         known = parts.get(name, {})
-        if not again and known.get("core") == here["core"] and known["scale"] == much:
+        if not again and known.get("version") == here["version"] and known["scale"] == much:
             print(f"{name}: known since {known['date']}", flush=True)
             continue
         print(f"{name} ...", flush=True)
@@ -291,7 +291,7 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
         parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": much}}
         save(folder, parts)
         print(f"{name}: {'good' if found['good'] else 'NOT GOOD'}, {took:.0f} s", flush=True)
-    return is_good(load(folder), campaign.load(sums), campaign.core())
+    return is_good(load(folder), campaign.load(sums), campaign.version())
 
 
 def main(arguments: list[str]) -> int:
@@ -313,7 +313,7 @@ def main(arguments: list[str]) -> int:
     scale = BRIEF if options.brief else Scale(**chosen)
     names = options.only.split(",") if options.only else list(PARTS)
     good = prove(options.folder, names, scale, options.seed, options.again)
-    known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), campaign.core())
+    known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), campaign.version())
     text = report(*known)
     for path, part in ((options.page, text), (options.readme, summary(*known))):
         path.write_text(figures.put(path.read_text(), part))

@@ -29,14 +29,14 @@ _TIMES = (
 )
 
 
-def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> str:
-    """``parts``: what each part has found, by its name; ``sums``: of the campaigns, by core."""
-    mine = sums.get(core, Counter())
+def report(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> str:
+    """``parts``: what each part has found, by its name; ``sums``: of the campaigns, by version."""
+    mine = sums.get(version, Counter())
     everything = sum(sums.values(), Counter())
     rows = [row for make in _ROWS for row in make(parts)]
-    rows[1:1] = _campaigns(f"core {core}", mine)
+    rows[1:1] = _campaigns(f"version {version}", mine)
     if len(sums) > 1:
-        rows += _campaigns(f"all {len(sums)} versions of the core", everything)
+        rows += _campaigns(f"all {len(sums)} versions", everything)
     sections = [
         "### Measured",
         figures.table(("figure", "measured", "of what"), rows),
@@ -44,14 +44,14 @@ def report(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> 
         _latencies(parts.get("latencies")),
         _slopes(parts.get("soak")),
         _peers(parts.get("peers")),
-        _about(parts, core),
+        _about(parts, mine, version),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
-def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> str:
+def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> str:
     """The least that one should know, for the README."""
-    mine = sums.get(core, Counter())
+    mine = sums.get(version, Counter())
     steps, latencies, planted = (parts.get(name) for name in ("steps", "latencies", "planted"))
     tried = {figure: measured for figure, measured, _ in _faults(parts)}
     lost, doubled = (none_of(mine[name], mine["kills judged"], "kill") for name in ("lost", "doubled"))
@@ -93,10 +93,10 @@ def _leftovers(part: Part | None) -> str:
     return "not run" if part is None else f"{sum(part['left'].values())} processes and files, {part['clients']:,} runs"
 
 
-def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], core: str) -> bool:
+def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> bool:
     """Whether every part has run, and has found what it should, often enough; on a machine with nothing else to do also
     in time."""
-    mine = sums.get(core, Counter())
+    mine = sums.get(version, Counter())
     latencies, soaked = parts.get("latencies"), parts.get("soak")
     return (
         all(parts.get(name, {}).get("good") for name in _JUDGED)
@@ -217,6 +217,21 @@ def _found(part: Part) -> str:
     return f"{found}/{planted}"
 
 
+def _checked(parts: dict[str, Part]) -> Iterator[Row]:
+    part = parts.get("soak")
+    if part is None:
+        yield "wrong values in a pool that lives long", "not run", ""
+        return
+    tasks = Counter(part["tasks"])
+    compared = tasks["values"] + tasks["wrong"]
+    kills = f"{part['samples'][-1]['kills']:,} kills of its workers meanwhile"
+    yield (
+        "wrong values in a pool that lives long",
+        none_of(tasks["wrong"], compared, "value"),
+        f"{compared:,} values compared; {kills}",
+    )
+
+
 def _left(parts: dict[str, Part]) -> Iterator[Row]:
     part = parts.get("latencies")
     if part is None:
@@ -231,7 +246,7 @@ def _left(parts: dict[str, Part]) -> Iterator[Row]:
 
 
 _ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (
-    _faults, _steps, _models, _orders, _sanitizers, _fuzz, _planted, _left,
+    _faults, _steps, _models, _orders, _sanitizers, _fuzz, _planted, _checked, _left,
 )  # fmt: skip
 
 
@@ -246,7 +261,7 @@ def _histogram(mine: Counter[str], everything: Counter[str]) -> str:
     what = (
         "What the dead were at, as an observer outside of the pool has read it in shared memory while they stood still:"
     )
-    return f"{what}\n\n{figures.table(('killed while', 'kills with this core', 'with all versions of it'), rows)}"
+    return f"{what}\n\n{figures.table(('killed while', 'kills with this version', 'with all of them'), rows)}"
 
 
 def _latencies(part: Part | None) -> str:
@@ -289,11 +304,17 @@ def _peers(part: Part | None) -> str:
     return peers.text(part["results"], part["scale"][1])
 
 
-def _about(parts: dict[str, Part], core: str) -> str:
-    lines = [
-        f"- {name}: commit {part['commit']}, core {part['core']}{'' if part['core'] == core else ' (an older one)'},"
-        f" {part['date']}, seed {part['seed']}, {part['took']:.0f} s; {part['machine']}; load {part['load']} before it"
-        for name, part in sorted(parts.items())
-    ]
+def _about(parts: dict[str, Part], mine: Counter[str], version: str) -> str:
+    lines = []
+    for name, part in sorted(parts.items()):
+        older = "" if part["version"] == version else " (an older one)"
+        lines.append(
+            f"- {name}: commit {part['commit']}, version {part['version']}{older}, {part['date']}, seed {part['seed']},"
+            f" {part['took']:.0f} s; {part['machine']}; load {part['load']} before it"
+        )
+    played = sorted((name.removeprefix("seed "), count) for name, count in mine.items() if name.startswith("seed "))
+    if played:
+        seeds = ", ".join(f"{seed}: {count:,}" for seed, count in played)
+        lines.append(f"- seeds of the random kills, and the episodes of each, from 0 on: {seeds}")
     proven = "A zero has its bound beside it (rule of three, 95 %). x86-64 only; aarch64 is unproven."
     return "\n".join([proven, "", *lines])
