@@ -39,6 +39,10 @@ def is_stopped(pid: int) -> bool:
     return _state(pid) == "T"
 
 
+def is_zombie(pid: int) -> bool:
+    return _state(pid) == "Z"
+
+
 def sleeps(pid: int) -> bool:
     return _state(pid) == "S"
 
