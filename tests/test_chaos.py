@@ -56,18 +56,23 @@ def test_the_same_while_somebody_outside_of_the_client_kills(capsys: pytest.Capt
 
 
 REST: dict[str, Any] = {
-    "full": True, "unfinished": 0, "files left": [], "in use": 0, "crashes": 1, "healed": 0, "seconds": 1,
+    "full": True, "unfinished": 0, "files left": [], "in use": 0, "healed": 0, "seconds": 1,
     "zombies": [], "descriptors": {"client": [10, 10], "monitor": [14, 14]},
     "mappings": {"client": [270, 280], "monitor": [270, 270]}, "generations": 1, "ends": {"SIGKILL": 1},
 }  # fmt: skip
 
 
 def judged(folder: Path, event: Event, told: str, kills: str, ledger: str, **rest: Any) -> Verdict:
-    """Of an episode with one worker and one event."""
+    """Of an episode with one worker and one event, whose pool counts what was told."""
+    died = [line for line in told.splitlines() if line.startswith(("death", "decoding"))]
+    counts = {
+        "crashes": sum(not line.endswith(" late") for line in died),
+        "counted": {"ended": told.count(" value "), "died": len(died)},
+    }
     (folder / "outcomes").write_text(f"batch {json.dumps({**event.details, 'ns': 0})}\n{told}")
     (folder / "kills").write_text(kills)
     (folder / "ledger").write_text(ledger)
-    (folder / "final.json").write_text(json.dumps({**REST, **rest}))
+    (folder / "final.json").write_text(json.dumps({**REST, **counts, **rest}))
     return oracle.judge(str(folder), Plan("hail", 1, 1, 0.01, False, [event], "shutdown"), 0, "")
 
 
@@ -84,9 +89,7 @@ def test_who_is_killed_while_condemned_dies_of_what_it_was_condemned_for(
     detail = number if why == "crashed" else ""
     told = f"death {number} 42 60000000 {why}\nend {number} 60000001 {why} {detail}\n"
     ledger = f"0 42 born 10\n{number} 42 run 20\n0 43 born 60000002\n"
-    verdict = judged(
-        tmp_path, event, told, f"42 55000000 {observer.CONDEMNED}\n", ledger, crashes=int(why == "crashed")
-    )
+    verdict = judged(tmp_path, event, told, f"42 55000000 {observer.CONDEMNED}\n", ledger)
     assert broken(verdict) == breaks
 
 
@@ -100,7 +103,7 @@ def test_a_deadline_that_comes_early_is_seen(roused: int, settled: int, early: b
     (number,) = work.numbers(0, 1, "late")
     told = f"death {number} 42 {settled} late\nend {number} {settled + 1} late \n"
     ledger = f"0 42 born 30\n{number} 42 run 500\n" + f"{number} 42 roused {roused}\n" * bool(roused)
-    verdict = judged(tmp_path, event, told, "", f"{ledger}0 43 born 80000000\n", crashes=0, ends={"timeout": 1})
+    verdict = judged(tmp_path, event, told, "", f"{ledger}0 43 born 80000000\n", ends={"timeout": 1})
     assert broken(verdict) == ({"G6"} if early else set())
 
 
@@ -121,19 +124,19 @@ LEDGER = "0 42 born 10\n{0} 42 run 100\n0 43 born 400\n{0} 43 run 500\n{0} 43 en
         ("{0} 42 run 100\n", "{0} 42 run 100\n{0} 42 end 510\n", "I5"),
         ("{0} 43 end 600\n", "", "I5 I2"),
         ("{1} 43 end 800\n", "", "I2"),
-        ("{0} 43 run 500\n{0} 43 end 600\n", "{0} 42 end 250\n", "I2 I4"),
-        ("{1} 43 run 700\n", "", "I2 I4"),
+        ("{0} 43 run 500\n{0} 43 end 600\n", "{0} 42 end 250\n", "I2 I4 I10"),
+        ("{1} 43 run 700\n", "", "I2 I4 I10"),
         ("{1} 43 run 700\n{1} 43 end 800\n", "{1} 44 run 700\n{1} 44 end 800\n", "I2"),
-        ("{1} 43 end 800\n", "{1} 43 end 800\n{1} 43 run 911\n{1} 43 end 912\n", "I3 I4"),
+        ("{1} 43 end 800\n", "{1} 43 end 800\n{1} 43 run 911\n{1} 43 end 912\n", "I3 I4 I10"),
         ("end {1} 910", "cancelled {1} 650\nend {1} 910", "I3"),
         ("end {1} 910", "end {1} 790", "I2"),
         ("0 43 born 400", "0 43 born 5000000201", "I20"),
         ("{1} 43 end 800\n", "{1} 43 end 800\n0 44 born 850\n", "I13"),
         ("0 43 born 400\n", "", "I13 I2"),
-        ("end {1} 910 value {3}\n", "", "I14"),
-        ("end {1} 910 value {3}\n", "refused 0 1 PoolBroken\n", "I19"),
+        ("end {1} 910 value {3}\n", "", "I14 I10"),
+        ("end {1} 910 value {3}\n", "refused 0 1 PoolBroken\n", "I19 I10"),
         ("{1} 43 run 700\n{1} 43 end 800\nend {1} 910 value {3}\n", "refused 0 1 PoolBroken\n", ""),
-        ("end {0} 900 value {2}\n", "refused 0 1 PoolBroken\n", "I14 I19"),
+        ("end {0} 900 value {2}\n", "refused 0 1 PoolBroken\n", "I14 I19 I10"),
     ],
 )  # fmt: skip
 def test_what_cannot_have_been_is_seen(old: str, new: str, breaks: str, tmp_path: Path) -> None:
@@ -145,8 +148,7 @@ def test_what_cannot_have_been_is_seen(old: str, new: str, breaks: str, tmp_path
     lines = record.format(number, other, work.digest_of(number), work.digest_of(other)).splitlines(keepends=True)
     ledger = [line for line in lines if line[0].isdecimal()]
     told = [line for line in lines if not line[0].isdecimal()]
-    crashes = sum(line.startswith(("death", "decoding")) for line in told)
-    verdict = judged(tmp_path, event, "".join(told), KILLS, "".join(ledger), crashes=crashes)
+    verdict = judged(tmp_path, event, "".join(told), KILLS, "".join(ledger))
     assert broken(verdict) == set(breaks.split())
     if not breaks and not new:
         assert verdict.figures["kills judged"] == 1
@@ -164,6 +166,8 @@ def test_what_cannot_have_been_is_seen(old: str, new: str, breaks: str, tmp_path
         ({"files left": ["/dev/null"]}, "I12"),
         ({"in use": 3}, "I12"),
         ({"crashes": 2}, "I10"),
+        ({"counted": {"ended": 2, "died": 0}}, "I10"),
+        ({"counted": {"ended": 3, "died": 1}}, "I10"),
         ({"unfinished": 1}, "I14"),
         ({"generations": 2}, "I13"),
         ({"generations": 2, "ends": {"SIGKILL": 2}}, "I13"),
@@ -189,7 +193,7 @@ def test_one_worker_that_begins_with_the_second_task_is_seen(
     numbers = work.numbers(0, 2, "plain")
     ends = "".join(f"end {n} 900 value {work.digest_of(n)}\n" for n in numbers)
     lines = (f"{n} 42 run {20 + k}\n{n} 42 end {20 + k}\n" for k, n in enumerate(reversed(numbers)))
-    verdict = judged(tmp_path, event, ends, "", "0 42 born 10\n" + "".join(lines), crashes=0, generations=0, ends={})
+    verdict = judged(tmp_path, event, ends, "", "0 42 born 10\n" + "".join(lines), generations=0, ends={})
     assert broken(verdict) == breaks
 
 

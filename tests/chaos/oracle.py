@@ -13,10 +13,10 @@ The names of the invariants:
        of a task or of a worker                 I16 one worker begins tasks in the order they were given
     I6 no more attempts than a task may have    I19 what was refused is not executed
     I7 the right value                          I20 who was killed has a successor soon
-    I10 the pool counts its crashes as I do     G1 again only when the former attempt is known to have ended
-    I11 all workers are there again at the      G2 who had not claimed a task is charged with none
-       end, and nobody dead                     G6 late only with a limit, and never before it
-                                                R3 condemned for what it has done
+    I10 the pool's counts are mine: crashes,    G1 again only when the former attempt is known to have ended
+       attempts that ended, that died           G2 who had not claimed a task is charged with none
+    I11 all workers are there again at the      G6 late only with a limit, and never before it
+       end, and nobody dead                     R3 condemned for what it has done
                                                 R7 no hint is lost where nobody dies
 
 That a map's values come in their order needs no look of its own: the player puts them beside the numbers of the tasks,
@@ -191,7 +191,7 @@ def judge(folder: str, plan: Plan, exit_code: int, left: str) -> Verdict:
         wrong += _order(tasks)
     if told:
         wrong += _ends(record)
-        wrong += _rest(record, plan, calm)
+        wrong += _rest(record, plan, tasks, calm)
     if told and calm:
         wrong += _deaths(record)
         wrong += _restarts(record, plan)
@@ -281,7 +281,7 @@ def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool) -
     }.get(outcome, (retries + 1, retries + 1))
     if kind == work.RAISES and outcome == "killed":
         at_most = retries + 1
-    if not at_least <= attempts <= at_most:
+    if not at_least <= attempts + _doubtful(task) or attempts > at_most:
         wrong.append(f"I4: {attempts} attempts where it must be {at_least} to {at_most}: {seen}")
     return wrong
 
@@ -289,6 +289,13 @@ def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool) -
 def _early(task: Attempts) -> int:
     """How many attempts were killed between the claim and the first line."""
     return sum(run is None for _, run in task.charged())
+
+
+def _doubtful(task: Attempts) -> int:
+    """How many more may have been. A worker that has raised, and has died since, may have died of storing that, or of
+    the next attempt."""
+    raises = work.kind_of(task.number) == work.RAISES
+    return sum(run is not None and run.end > 0 for _, run in task.charged()) if raises else 0
 
 
 def _times(task: Attempts, record: Record) -> list[str]:
@@ -303,7 +310,8 @@ def _times(task: Attempts, record: Record) -> list[str]:
     for death, run in task.charged():
         begin = run.begin if run else 0
         ended.add(begin)
-        if run and any(run.begin < other.begin < death.settled for other in runs):
+        again = run and any(run.begin < other.begin < death.settled for other in runs)
+        if again and not _doubtful(task):
             wrong.append(f"G1: it was begun again before the death of worker {death.pid} was settled")
         # When it was claimed nobody has noted: after it was given, after all that its worker had done before, and after
         # the end of the former attempt.
@@ -450,7 +458,7 @@ def _recoveries(record: Record) -> list[str]:
     return wrong
 
 
-def _rest(record: Record, plan: Plan, calm: bool) -> list[str]:
+def _rest(record: Record, plan: Plan, tasks: list[Attempts], calm: bool) -> list[str]:
     """What must hold when everything has ended."""
     final = record.final
     if final is None:
@@ -474,10 +482,16 @@ def _rest(record: Record, plan: Plan, calm: bool) -> list[str]:
     for who, (before, after) in final["mappings"].items():
         if after > before + MORE_MAPPINGS[who]:
             wrong.append(f"I12: the {who} had {before} mappings at first, and has {after} at rest")
-    crashes = sum(death.why == "crashed" for deaths in record.deaths.values() for death in deaths)
-    crashes += len(record.decoding)
+    deaths = [death for deaths in record.deaths.values() for death in deaths]
+    crashes = sum(death.why == "crashed" for death in deaths) + len(record.decoding)
     if final["crashes"] != crashes:
         wrong.append(f"I10: the pool counts {final['crashes']} crashes, and has settled {crashes}")
+    ended, died = final["counted"]["ended"], final["counted"]["died"]
+    if died != len(deaths) + len(record.decoding):
+        wrong.append(f"I10: the pool counts {died} attempts that died, and has settled {len(deaths)}")
+    least = sum(len(task.runs) + _early(task) - len(task.deaths) for task in tasks)
+    if tasks and not least <= ended <= least + sum(map(_doubtful, tasks)):
+        wrong.append(f"I10: the pool counts {ended} attempts that came to an end, and there were {least}")
     if final["healed"] and not record.kills and plan.profile == "calm":
         wrong.append(f"R7: {final['healed']} lost hints were healed where nobody was killed")
     return wrong

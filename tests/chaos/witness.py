@@ -94,6 +94,7 @@ class Witness:
             "healed": counters["healed"],
             "in use": counters["units"] - counters["functions"] - counters["kept"],
             "crashes": pool.crashes,
+            "counted": self._counted(),
             "generations": generations,
             "ends": ends,
             "zombies": self._zombies(),
@@ -135,6 +136,12 @@ class Witness:
             ends.update(worker.restarts)
         segment, slots = self._pool._client.segment, range(self._workers)
         return sum(_core.slot_info(segment, slot)["generation"] for slot in slots), dict(ends)
+
+    def _counted(self) -> dict[str, int]:
+        """How many attempts at tasks, not at our own questions, have come to their end, and how many have not."""
+        tasks = [one for one in self._pool.insights().functions if one.name != "builtins.int"]
+        ended = sum(one.count for one in tasks)
+        return {"ended": ended, "died": sum(one.crashes + one.limits + one.kills for one in tasks)}
 
     def _zombies(self) -> list[int]:
         """Dead children of the client and the monitor that nobody has waited for, all the time."""
