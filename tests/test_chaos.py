@@ -89,7 +89,8 @@ def test_who_is_killed_while_condemned_dies_of_what_it_was_condemned_for(
     detail = number if why == "crashed" else ""
     told = f"death {number} 42 60000000 {why}\nend {number} 60000001 {why} {detail}\n"
     ledger = f"0 42 born 10\n{number} 42 run 20\n0 43 born 60000002\n"
-    verdict = judged(tmp_path, event, told, f"42 55000000 {observer.CONDEMNED}\n", ledger)
+    kills = f"42 55000000 {observer.CONDEMNED}\n42 55000001 {observer.UNSEEN}\n"  # what came too late changes nothing
+    verdict = judged(tmp_path, event, told, kills, ledger)
     assert broken(verdict) == breaks
 
 

@@ -115,7 +115,8 @@ class Record:
             self._read(line)
         for line in _lines(folder, "kills"):
             pid, ns, state = line.split(" ", 2)
-            self.kills[int(pid)], self.killed[int(pid)] = state, int(ns)
+            if state != UNSEEN or int(pid) not in self.kills:  # a signal may not kill, and one may come too late
+                self.kills[int(pid)], self.killed[int(pid)] = state, int(ns)
         for pid in self.continued & self.kills.keys():  # what it was at when it was stopped may not be where it died
             self.kills[pid] = UNSEEN
         self.lines = [line.split() for line in _lines(folder, "ledger")]

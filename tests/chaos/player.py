@@ -256,10 +256,10 @@ class Player:
         return lambda: pids[int(chance * len(pids))] if pids else 0
 
     def _send(self, pid: int, number: int) -> None:
-        now = time.monotonic_ns()
+        now, is_worker = time.monotonic_ns(), pid in processes.worker_pids(self.pool)  # it may be replaced at once
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-            if number not in HARMLESS and pid in processes.worker_pids(self.pool):
+            if number not in HARMLESS and is_worker:
                 self._killed(pid, now, UNSEEN)
 
     # ---- ends
