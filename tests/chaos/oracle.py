@@ -20,7 +20,8 @@ The names of the invariants:
                                                 R7 no hint is lost where nobody dies
 
 That a map's values come in their order needs no look of its own: the player puts them beside the numbers of the tasks,
-and but for large ones no two have the same value (I7).
+and no two of these have the same value, but for a few large ones (I7). Moments are monotonic ns of the machine, and
+where one is not known the bound is taken that blames nobody.
 """
 
 from __future__ import annotations
