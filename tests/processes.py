@@ -47,6 +47,11 @@ def sleeps(pid: int) -> bool:
     return _state(pid) == "S"
 
 
+def await_deaths(pids: Iterable[int], seconds: float = 5.0) -> None:
+    """Until none of them runs, or so long: on a busy machine who was killed goes on existing for a while."""
+    _wait(lambda: not any(map(runs, pids)), seconds)
+
+
 def parent_of(pid: int) -> int:
     """0: there is no such process."""
     return int((_stat(pid) or ["", "0"])[1])

@@ -144,6 +144,7 @@ def _storm(kills: int, seed: int, folder: str, every: float, log: Callable[..., 
         payloads.settle(pool, len(pool._client.functions._alive))
         files = pool._client.options.folder
         assert not os.path.exists(files) or not [name for name in os.listdir(files) if name.startswith("arguments")]
+        processes.await_deaths(dead)
         seen = witness.at_rest(0)
         pool.shutdown()
         assert payloads.memory(payload) == 0, "memory is left"

@@ -68,10 +68,11 @@ class Killer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Raises what has ended it."""
+        """Until whom it has killed is dead. Raises what has ended it."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+        processes.await_deaths([pid for pid, _ in self._killed.values()])
         if self._error is not None:
             raise self._error
 

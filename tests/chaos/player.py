@@ -80,6 +80,7 @@ class Player:
             self.pool.start()
         self.witness = Witness(self.pool, plan.workers, hang)
         self.renewals = 0
+        self.signalled: list[int] = []  # workers, with what is deadly unless it was ignored while they started
         self.killer = Killer(os.getpid(), plan.kill_every, plan.seed, self._killed)
 
     # ---- notes
@@ -126,6 +127,7 @@ class Player:
                     self.killer.stop()
                     if plan.outside:
                         _agree(REST)
+                    processes.await_deaths(self.signalled, 1.0)
                     sound = plan.profile != "rogue"
                     self.seen = self.witness.at_rest(self.renewals, sound)
                 else:
@@ -261,6 +263,7 @@ class Player:
             os.kill(pid, number)
             if number not in HARMLESS and is_worker:
                 self._killed(pid, now, UNSEEN)
+                self.signalled.append(pid)
 
     # ---- ends
 

@@ -122,7 +122,10 @@ class Witness:
         """Whether each slot has its last worker, which is ready and stays; all deaths are settled and counted."""
         self._pump()
         found = [seen.slot(slot) for slot in range(seen.slots)]
-        if not all(seen.is_ready(k) and one.phase == _core.IDLE for k, one in enumerate(found)):
+        ready = (
+            seen.is_ready(k) and one.phase == _core.IDLE and processes.runs(one.pid) for k, one in enumerate(found)
+        )
+        if not all(ready):
             return False
         if not all(seen.settled(k) == one.reaped == one.generation for k, one in enumerate(found)):
             return False
