@@ -39,8 +39,17 @@ def is_stopped(pid: int) -> bool:
     return _state(pid) == "T"
 
 
+def is_zombie(pid: int) -> bool:
+    return _state(pid) == "Z"
+
+
 def sleeps(pid: int) -> bool:
     return _state(pid) == "S"
+
+
+def await_deaths(pids: Iterable[int], seconds: float = 5.0) -> None:
+    """Until none of them runs, or so long: on a busy machine who was killed goes on existing for a while."""
+    _wait(lambda: not any(map(runs, pids)), seconds)
 
 
 def parent_of(pid: int) -> int:

@@ -104,7 +104,7 @@ class Hail:
         with client.stdin, client.stdout, open(self._path, "a", 1) as kills:
             plan = self._plan
             killer = Killer(
-                client.pid, plan.kill_every, plan.seed, lambda pid, state: print(pid, state, file=kills), STATES,
+                client.pid, plan.kill_every, plan.seed, lambda *words: print(*words, file=kills), STATES,
                 plan.timing, self._counts,
             )  # fmt: skip
             killer.hunting = plan.hunt

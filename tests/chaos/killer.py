@@ -24,7 +24,8 @@ Nor is one that follows another, for a slot waits twice as long after each faile
 
 
 class Killer:
-    """Kills a random worker of the client `pid` every so many seconds; ``log(pid, state)`` is told of each.
+    """Kills a random worker of the client `pid` every so many seconds; ``log(pid, ns, state)`` is told of each, with
+    the monotonic time just before: it still lived then, but stood still.
 
     It is stopped first, so what its rows say is what they say at its death. A third of the kills (when `hunting`, all)
     waits for a worker in one of those `wanted` states that were met least so far, `counts` included: storing takes so
@@ -36,7 +37,7 @@ class Killer:
         client: int,
         every: float,
         seed: int,
-        log: Callable[[int, str], None],
+        log: Callable[[int, int, str], None],
         wanted: tuple[str, ...] = EVERY_LOAD,
         timing: str = "even",
         counts: Counter[str] | None = None,
@@ -67,10 +68,11 @@ class Killer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Raises what has ended it."""
+        """Until whom it has killed is dead. Raises what has ended it."""
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
+        processes.await_deaths([pid for pid, _ in self._killed.values()])
         if self._error is not None:
             raise self._error
 
@@ -143,6 +145,7 @@ class Killer:
             state = self._stopped_at(pool, slot, pid)
             if state == STARTING and not self._may_kill_starting(slot, generation):
                 state = None
+            now = time.monotonic_ns()
             signal.pidfd_send_signal(fd, signal.SIGCONT if state is None else signal.SIGKILL)
         except ProcessLookupError:
             return
@@ -154,7 +157,7 @@ class Killer:
             if state != STARTING and slot == self._spared:
                 self._spared = -1
             self.counts[state] += 1
-            self._log(pid, state)
+            self._log(pid, now, state)
 
     def _stopped_at(self, pool: Observer, slot: int, pid: int) -> str | None:
         """What a worker that is being stopped is at; None: it has died, or cannot be looked at."""

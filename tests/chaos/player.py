@@ -3,11 +3,12 @@
 ``python -m chaos.player FOLDER`` reads ``plan.json`` there and writes, line by line,
 
 ``outcomes``
-    ``batch {...}`` what is given next · ``end NUMBER OUTCOME DETAIL`` how a task has ended · ``death NUMBER PID WHY``
-    an attempt that ended with its worker, as it was settled · ``decoding PID`` the same before a chunk's first item ·
-    ``asked NUMBER`` it was to be killed
+    ``batch {...}`` what is given next · ``end NUMBER NS OUTCOME DETAIL`` how a task has ended, and when that was told ·
+    ``death NUMBER PID NS WHY`` an attempt that ended with its worker, as it was settled (``-``: of a task without a
+    number) · ``decoding PID NS`` the same before a chunk's first item · ``cancelled NUMBER NS`` it will not begin ·
+    ``asked NUMBER`` it was to be killed · ``refused FIRST COUNT ERROR`` of that batch the last so many were not taken
 ``kills``
-    ``PID STATE``; whoever kills from outside writes it too
+    ``PID NS STATE``, with the time before the signal; whoever kills from outside writes it too
 ``final.json``
     what there is to see of the pool when everything has ended. It is missing if the player was to be killed.
 """
@@ -18,13 +19,14 @@ import contextlib
 import faulthandler
 import itertools
 import json
+import operator
 import os
 import random
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 from unittest import mock
@@ -36,11 +38,10 @@ from chaos import work
 from chaos.killer import Killer
 from chaos.observer import UNSEEN
 from chaos.plan import HARMLESS, MANY, Plan, batch
+from chaos.witness import Witness, listening
 from ipc import _core, segment
 from pool import Failure, Pool, errors, retry
 from pool.futures import Future
-from pool.map_run import MapRun
-from pool.task import Death, describe_args
 
 DECODING_SECONDS = 0.003  # of one item of a chunk that is slow to decode: such a chunk is decoded longer than it runs
 WINDOW = 1500  # futures that nobody has asked for yet: more than there are rows
@@ -77,8 +78,9 @@ class Player:
                 room = plan.units * _core.UNIT_SIZE
                 stack.enter_context(mock.patch.object(segment, "default_room", return_value=room))
             self.pool.start()
-        mapped = self.pool._client.segment
-        processes.wait_until(lambda: _ready(mapped, plan.workers), "the workers are ready", hang)
+        self.witness = Witness(self.pool, plan.workers, hang)
+        self.renewals = 0
+        self.signalled: list[int] = []  # workers, with what is deadly unless it was ignored while they started
         self.killer = Killer(os.getpid(), plan.kill_every, plan.seed, self._killed)
 
     # ---- notes
@@ -86,46 +88,24 @@ class Player:
     def note(self, *words: object) -> None:
         self._outcomes.write(" ".join(map(str, words)) + "\n")
 
-    def _killed(self, pid: int, state: str) -> None:
-        self._kills.write(f"{pid} {state}\n")
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Note every settled death, by looking over the client's shoulder."""
-        originals = [(sink, sink.crashed) for sink in (Future, MapRun)]
-        for sink, original in originals:
-            sink.crashed = self._listen(original)  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            for sink, original in originals:
-                sink.crashed = original  # type: ignore[method-assign]
-
-    def _listen(self, original: Callable[..., None]) -> Any:
-        def crashed(run: Any, task: Any, drained: int, committed: list[Any], death: Death) -> None:
-            if isinstance(task.item, list) and death.item == 0:
-                self.note("decoding", death.pid)
-            else:
-                why = "late" if death.late else "memory" if death.too_large else "killed" if death.killed else "crashed"
-                self.note("death", describe_args(task, death.item), death.pid, why)
-            original(run, task, drained, committed, death)
-
-        return crashed
+    def _killed(self, pid: int, now: int, state: str) -> None:
+        self._kills.write(f"{pid} {now} {state}\n")
 
     def _end(self, number: int, outcome: object) -> None:
         """The end of a task: its value, or its error."""
+        now = time.monotonic_ns()
         if not isinstance(outcome, BaseException):
-            self.note("end", number, "value", work.digest(outcome))
+            self.note("end", number, now, "value", work.digest(outcome))
         elif isinstance(outcome, errors.WorkerCrashed):
-            self.note("end", number, "crashed", outcome.args_repr)
+            self.note("end", number, now, "crashed", outcome.args_repr)
         else:
             name = next((name for kind, name in _NAMES.items() if isinstance(outcome, kind)), "other")
-            self.note("end", number, name, json.dumps(f"{type(outcome).__name__}: {outcome}"))
+            self.note("end", number, now, name, json.dumps(f"{type(outcome).__name__}: {outcome}"))
 
     # ---- events
 
     def play(self) -> dict[str, Any]:
-        with self._listening():
+        with listening(self.note):
             self._load()
         self._outcomes.flush()
         return self._final()
@@ -147,8 +127,9 @@ class Player:
                     self.killer.stop()
                     if plan.outside:
                         _agree(REST)
-                    self.full = self._all_alive()
-                    self.seen = self._see()
+                    processes.await_deaths(self.signalled, 1.0)
+                    sound = plan.profile != "rogue"
+                    self.seen = self.witness.at_rest(self.renewals, sound)
                 else:
                     getattr(self, "end_by_" + plan.end)()
         except KeyboardInterrupt:
@@ -170,23 +151,26 @@ class Player:
 
     def batch(self, way: str, first: int, count: int, mix: str, retries: int, **options: Any) -> list[int]:
         numbers = work.numbers(first, count, mix)
-        self.note("batch", json.dumps({"first": first, "count": count, "mix": mix, "retries": retries, **options}))
+        known = {"way": way, "first": first, "count": count, "mix": mix, "retries": retries, **options}
+        self.note("batch", json.dumps({**known, "ns": time.monotonic_ns()}))
         pool: Any = self.pool.options(retries=retries, **options)
+        source = iter(numbers)
         try:
             if way == "submit":
-                for number in numbers:
+                for number in source:
                     self.pending.append((number, pool.submit(work.execute, number)))
                     self._collect(WINDOW)
                 return numbers
             function: Any = SlowToDecode(work.execute, DECODING_SECONDS) if way == "slow chunks" else work.execute
             chunksize = {"imap": 1, "chunks": 8, "slow chunks": 4}[way]
-            results = pool.imap(function, numbers, chunksize=chunksize, on_error="return")
+            results = pool.imap(function, source, chunksize=chunksize, on_error="return")
             for number, result in zip(numbers, results, strict=True):
                 self._end(number, result.error if isinstance(result, Failure) else result)
         except errors.PoolBroken as error:
             if self.plan.end == "shutdown":
                 raise
-            self.note("refused", first, type(error).__name__)
+            left = operator.length_hint(source) + (way == "submit")  # a map has taken what it has accepted
+            self.note("refused", first, left, type(error).__name__)
         return numbers
 
     def _collect(self, most: int) -> None:
@@ -200,9 +184,9 @@ class Player:
 
     def cancel(self, first: int, count: int, share: float, retries: int) -> None:
         self.batch("submit", first, count, "plain", retries)
-        for _, future in list(self.pending)[-count:]:
-            if self.lucky.random() < share:
-                future.cancel()
+        for number, future in list(self.pending)[-count:]:
+            if self.lucky.random() < share and future.cancel():
+                self.note("cancelled", number, time.monotonic_ns())
 
     def kill_futures(self, first: int, count: int, share: float, retries: int) -> None:
         self.batch("submit", first, count, "plain", retries)
@@ -250,13 +234,20 @@ class Player:
 
     def restart(self) -> None:
         self.pool.restart(wait=False)
+        self.renewals += 1
 
     def load(self, first: int, count: int, seen: float) -> None:
         """The last load before a bad end: tasks are given, and so many (a share of them) have begun."""
-        size = _size(self.ledger)
+        before = self._begun()
         self.batch("submit", first, count, "plain", 0)
         self._outcomes.flush()
-        processes.wait_until(lambda: _size(self.ledger) > size + 10 * count * seen, "tasks run", self.hang)
+        enough = before + count * seen * 2 / 3  # some may be killed before they have begun
+        processes.wait_until(lambda: self._begun() > enough, "tasks run", self.hang)
+
+    def _begun(self) -> int:
+        """So many executions."""
+        with open(self.ledger, "rb") as file:
+            return file.read().count(b" run ")
 
     def hidden(self) -> None:
         """A task has hidden four processes."""
@@ -267,10 +258,12 @@ class Player:
         return lambda: pids[int(chance * len(pids))] if pids else 0
 
     def _send(self, pid: int, number: int) -> None:
+        now, is_worker = time.monotonic_ns(), pid in processes.worker_pids(self.pool)  # it may be replaced at once
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-            if number not in HARMLESS and pid in processes.worker_pids(self.pool):
-                self._killed(pid, UNSEEN)
+            if number not in HARMLESS and is_worker:
+                self._killed(pid, now, UNSEEN)
+                self.signalled.append(pid)
 
     # ---- ends
 
@@ -290,41 +283,12 @@ class Player:
 
     # ---- at rest
 
-    full = True
-
-    def _all_alive(self) -> bool:
-        """Whether the pool works, and is back to its full size. In this order: a slot is given four workers while the
-        client is busy with other things and does not settle their deaths, and then waits for it."""
-        if self.pool.submit(int, "7").result(self.hang) != 7:
-            return False
-        with contextlib.suppress(AssertionError):
-            count = self.plan.workers
-            processes.wait_until(lambda: sum(map(processes.runs, processes.worker_pids(self.pool))) == count, "all", 10)
-            return True
-        return False
-
     seen: dict[str, Any] = {}  # noqa: RUF012 - nothing to see after a bad end
 
-    def _see(self) -> dict[str, Any]:
-        """What the pool itself counts, and what is still in use."""
-        with self.pool._client.lock:
-            self.pool._client.pump()
-        counters = _core.counters(self.pool._client.segment)
-        units = counters["units"] - counters["functions"] - counters["kept"]
-        return {"healed": counters["healed"], "in use": units, "crashes": self.pool.crashes}
-
     def _final(self) -> dict[str, Any]:
-        files = self.files
-
-        def closed() -> bool:
-            return len(processes.open_files()) <= files + 2  # ours: outcomes and kills
-
-        with contextlib.suppress(AssertionError):
-            processes.wait_until(closed, "files are closed", 2)
         return {
-            "full": self.full,
             "unfinished": self.pool._client.unfinished,
-            "files left": 0 if closed() else sorted(processes.open_files().values()),
+            "files left": _left(self.files + 2),  # ours: outcomes and kills
             "missed": self.killer.missed() if self.plan.hunt else [],
             **self.seen,
         }
@@ -339,28 +303,20 @@ def _agree(word: str) -> None:
     sys.stdin.readline()
 
 
-def _ready(mapped: object, workers: int) -> bool:
-    return all(_core.slot_info(mapped, slot)["phase"] != _core.STARTING for slot in range(workers))
+def _left(files: int) -> list[str]:
+    """What is open, if that is more than so many files."""
+    with contextlib.suppress(AssertionError):
+        processes.wait_until(lambda: len(processes.open_files()) <= files, "files are closed", 2)
+        return []
+    return sorted(processes.open_files().values())
 
 
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def _arrays(plan: Plan) -> dict[str, Any]:
+def _arrays(folder: str, plan: Plan) -> dict[str, Any]:
     from chaos import arrays  # numpy only for these
 
-    figures = arrays.storm(plan.events[0].details["kills"], plan.seed)
-    return {
-        "full": True,
-        "unfinished": 0,
-        "files left": 0,
-        "in use": 0,
-        "crashes": 0,
-        "healed": 0,
-        "missed": [],
-        **figures,
-    }
+    files = len(processes.open_files())
+    seen = arrays.storm(plan.events[0].details["kills"], plan.seed, folder)
+    return {"files left": _left(files), "missed": [], **seen}
 
 
 def main(folder: str, hang: float) -> None:
@@ -370,7 +326,7 @@ def main(folder: str, hang: float) -> None:
         plan = Plan.of(file.read())
     retry.MOST_CRASHES = MANY  # whoever is killed here is innocent, however often
     began = time.monotonic()
-    final = _arrays(plan) if plan.profile == "arrays" else Player(folder, plan, hang).play()
+    final = _arrays(folder, plan) if plan.profile == "arrays" else Player(folder, plan, hang).play()
     final["seconds"] = round(time.monotonic() - began, 3)
     with open(os.path.join(folder, "final.json"), "w") as file:
         json.dump(final, file)

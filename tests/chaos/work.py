@@ -1,7 +1,15 @@
 """What the workers run in an episode. A task is a number that says what it does and what it must return.
 
 Every execution takes a record lock on the byte of its task in the ledger (the kernel gives it back when the process has
-died), so two executions of one task at the same time show as a lock that cannot be had; then it appends one line.
+died), so two executions of one task at the same time show as a lock that cannot be had. The ledger's lines, each one
+write, with monotonic nanoseconds at the end:
+
+``SLOT PID born NS``
+    a worker is about to become ready
+``NUMBER PID run NS`` · ``NUMBER PID end NS``
+    an execution begins (``overlap`` instead of ``run``: while another holds the lock), and is about to return or raise
+``NUMBER PID roused NS``
+    a signal has met a task that hangs: it is the one that asks for a stack, so its deadline was over
 """
 
 from __future__ import annotations
@@ -17,6 +25,8 @@ import zlib
 from functools import cache
 from typing import NoReturn
 
+from pool import worker
+
 KINDS = (
     "no-op", "0.5 ms", "5 ms", "large result", "raises", "exits", "segfaults", "hangs", "races with its deadline",
     "hogs", "forks", "leaves a daemon", "damages the header", "damages all", "damages bytes", "hides processes",
@@ -27,6 +37,10 @@ KINDS = (
 NEVER_RETURN = (EXITS, SEGFAULTS, HANGS, HOGS, HIDES)
 KILL_THEMSELVES = (EXITS, SEGFAULTS)
 LARGE_SIZE = 3 << 20  # bytes: storing it takes long enough to be met by a kill
+_STARTS = 4093  # a prime below the size of a page
+_NOISE = random.Random(0).randbytes(LARGE_SIZE + _STARTS)
+"""Large values are parts of it, each from another byte of its first page on: so no two pages of them are the same,
+neither of one value nor of two, unless their serial numbers are the same modulo _STARTS."""
 RACE_SECONDS = 0.02
 HOG_SIZE, HOG_LIMIT = 160 << 20, 48 << 20
 _PLAIN = (*[NOTHING] * 63, *[SHORT] * 28, *[BUSY] * 6, *[LARGE] * 3)
@@ -54,6 +68,11 @@ def open_ledger(path: str, marker: str) -> None:
     """The workers' initializer."""
     _Ledger.path, _Ledger.marker = path, marker
     _Ledger.fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    _write(worker().slot, b"born")
+
+
+def _write(number: int, what: bytes) -> None:
+    os.write(_Ledger.fd, b"%d %d %s %d\n" % (number, os.getpid(), what, time.monotonic_ns()))
 
 
 def leave() -> None:
@@ -73,7 +92,11 @@ def kind_of(number: int) -> int:
 
 def value_of(number: int) -> object:
     """What task `number` must return."""
-    return bytes((number % 251,)) * LARGE_SIZE if kind_of(number) == LARGE else number * 2654435761 % 4294967296
+    return bytes(_large(number % _STARTS)) if kind_of(number) == LARGE else number * 2654435761 % 4294967296
+
+
+def _large(start: int) -> memoryview:
+    return memoryview(_NOISE)[start : start + LARGE_SIZE]
 
 
 def digest(value: object) -> int:
@@ -81,28 +104,31 @@ def digest(value: object) -> int:
 
 
 @cache
-def _large_digest(remainder: int) -> int:
-    return zlib.crc32(bytes((remainder,)) * LARGE_SIZE)
+def _large_digest(start: int) -> int:
+    return zlib.crc32(_large(start))
 
 
 def digest_of(number: int) -> int:
     """The digest of what task `number` must return."""
-    return _large_digest(number % 251) if kind_of(number) == LARGE else digest(value_of(number))
+    return _large_digest(number % _STARTS) if kind_of(number) == LARGE else digest(value_of(number))
 
 
 def execute(number: int) -> object:
-    """One execution: first its record, then the work of its kind."""
-    state = b"run"
+    """One execution: its lock and the line that says that it begins, the work of its kind, and the line of its end."""
+    pid, state, kind = os.getpid(), b"run", kind_of(number)
     try:
         fcntl.lockf(_Ledger.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
     except BlockingIOError:
         state = b"overlap"
-    os.write(_Ledger.fd, b"%d %d %s\n" % (number, os.getpid(), state))
-    kind = kind_of(number)
+    _write(number, state)
     if kind != NOTHING:
         _work(kind, number)
     value = value_of(number)
+    if os.getpid() == pid:  # not what the task has forked, and comes back here
+        _write(number, b"end")
     fcntl.lockf(_Ledger.fd, fcntl.LOCK_UN, 1, number)
+    if kind == RAISES:
+        raise ValueError(number)
     return value
 
 
@@ -111,16 +137,15 @@ def _work(kind: int, number: int) -> None:
         _spin(0.0005 if kind == SHORT else 0.005)
     elif kind == RACES:
         _spin(RACE_SECONDS + random.Random(number).uniform(-0.0002, 0.0015))
-    elif kind == RAISES:
-        fcntl.lockf(_Ledger.fd, fcntl.LOCK_UN, 1, number)
-        raise ValueError(number)
     elif kind == EXITS:
         os._exit(number // len(KINDS) % 2 * 3)
     elif kind == SEGFAULTS:
         signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # without the stack, which test_faults.py looks at
         signal.raise_signal(signal.SIGSEGV)
     elif kind == HANGS:
-        _hang()
+        while True:
+            signal.pause()
+            _write(number, b"roused")
     elif kind == HOGS:
         held = [bytearray(b"x") * (1 << 20) for _ in range(HOG_SIZE >> 20)]
         _hang(held)
