@@ -1,7 +1,8 @@
 """Bugs that the runner must find: textual changes of the sources, in a copy of them that only the player imports.
 
 ``python -m chaos.planted [NAME ...]`` plants one after the other and says which invariant has caught it, and how long
-that took. Exit code 0: all were caught.
+that took. The episode that has caught a bug is played again in a copy that was made in the same way, without the bug:
+what is broken there too is no catch. Exit code 0: all were caught.
 """
 
 from __future__ import annotations
@@ -194,17 +195,68 @@ PLANTED = [
         "ends",
         "I15",
     ),
+    Planted(
+        "a deadline comes too early",
+        "ipc/core/monitor.c",
+        [("(uint64_t)r.timeout_ms * 1000000u;", "(uint64_t)r.timeout_ms * 750000u;")],
+        "mixed",
+        "G6",
+    ),
+    Planted(
+        "the monitor keeps a descriptor of each dead worker",
+        "pool/monitor.py",
+        [
+            (
+                "            self._poll.unregister(w.pidfd)\n            os.close(w.pidfd)\n",
+                "            self._poll.unregister(w.pidfd)\n",
+            )
+        ],
+        "storm",
+        "I12",
+    ),
+    Planted(
+        "the end of a worker is not counted",
+        "pool/tally.py",
+        [("reaped - _core.DEATHS), reaped):", "reaped - _core.DEATHS), reaped - (reaped == 2)):")],
+        "storm",
+        "I13",
+    ),
+    Planted(
+        "nobody waits for orphans",
+        "pool/monitor.py",
+        [("            process.reap(found.si_pid)\n", "            return\n")],
+        "mixed",
+        "I11",
+    ),
+    Planted(
+        "crashes are not counted",
+        "pool/client.py",
+        [("self.crashes += not death.condemned", "self.crashes += 0")],
+        "storm",
+        "I10",
+    ),
 ]
 
 
-def build(bug: Planted | None, folder: Path, objects: Path) -> None:
-    """A copy of the sources, with the bug. `objects`: the compiled ones without it."""
+class Hunt(NamedTuple):
+    """`broken`: what the episode with the bug has broken, nothing if none has in time; `anyway`: what the same episode
+    breaks without it."""
+
+    broken: list[str]
+    number: int
+    anyway: list[str]
+
+    @property
+    def caught(self) -> bool:
+        return bool(self.broken) and not self.anyway
+
+
+def build(bug: Planted, folder: Path, objects: Path, planted: bool = True) -> None:
+    """A copy of the sources, with the bug or, made in the same way, without. `objects`: the compiled ones without."""
     for package in ("pool", "ipc"):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "model"))
-    if bug is None:
-        return
     text = (folder / bug.file).read_text()
-    for old, new in bug.edits:
+    for old, new in bug.edits if planted else ():
         assert text.count(old) == 1, f"{bug.file} has changed: it has {text.count(old)} times {old!r}"
         text = text.replace(old, new)
     (folder / bug.file).write_text(text)
@@ -238,18 +290,23 @@ def _run(*command: str) -> None:
     assert made.returncode == 0, made.stderr  # an error of the compiler is never taken for a caught bug
 
 
-def hunt(bug: Planted, objects: Path) -> tuple[list[str], int]:
-    """Plays episodes until one fails as it must: what was broken then, and in which episode. Nothing if the time is
-    over."""
+def hunt(bug: Planted, objects: Path) -> Hunt:
+    """Plays episodes until one fails as it must or the time is over; then the same one without the bug."""
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         build(bug, Path(folder), objects)
         end = time.monotonic() + LIMIT
         for number in itertools.count():
-            verdict, _ = campaign.play(plan.draw(bug.profile, number), folder, HANG)
-            broken = [text for text in verdict.wrong if text.partition(":")[0] in bug.breaks.split()]
+            broken = _broken(bug, number, folder)
             if broken or time.monotonic() > end:
-                return broken, number
-    raise AssertionError("unreachable")
+                break
+    with tempfile.TemporaryDirectory(prefix="planted-") as folder:
+        build(bug, Path(folder), objects, planted=False)
+        return Hunt(broken, number, _broken(bug, number, folder))
+
+
+def _broken(bug: Planted, number: int, folder: str) -> list[str]:
+    verdict, _ = campaign.play(plan.draw(bug.profile, number), folder, HANG)
+    return [text for text in verdict.wrong if text.partition(":")[0] in bug.breaks.split()]
 
 
 def main(names: list[str]) -> int:
@@ -259,10 +316,12 @@ def main(names: list[str]) -> int:
         compile_all(Path(objects))
         for bug in chosen:
             began = time.monotonic()
-            broken, number = hunt(bug, Path(objects))
-            missed += not broken
-            found = f"caught in episode {number}: {broken[0][:90]}" if broken else "NOT CAUGHT"
-            print(f"{bug.name:>62}: {time.monotonic() - began:5.1f} s, {found}", flush=True)
+            found = hunt(bug, Path(objects))
+            missed += not found.caught
+            said = f"caught in episode {found.number}: {found.broken[0][:90]}" if found.broken else "NOT CAUGHT"
+            if found.anyway:
+                said = f"BROKEN WITHOUT IT TOO, episode {found.number}: {found.anyway[0][:90]}"
+            print(f"{bug.name:>62}: {time.monotonic() - began:5.1f} s, {said}", flush=True)
     print(f"{len(chosen) - missed}/{len(chosen)} caught")
     return 1 if missed else 0
 
