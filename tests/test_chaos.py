@@ -307,6 +307,7 @@ def test_the_smallest_slice_that_fails_is_found() -> None:
 def test_campaigns_add_up_and_end_with_the_first_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(campaign, "PLANS", tmp_path / "plans")
     sums = str(tmp_path / "sums.json")
     verdicts = [Verdict([], Counter(kills=2, episodes=1)) for _ in range(4)]
     verdicts += [Verdict(["I5: twice"], Counter(kills=1, episodes=1, violations=1))] * 50
@@ -321,7 +322,44 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     assert "episode 8:3:calm" in told
     assert "I5: twice" in told
     assert "what it said" in told
-    assert "--replay 8:3:calm --only 0,1" in told
+    (file,) = (tmp_path / "plans").iterdir()
+    assert f"again: --replay {file}" in told
+    kept = campaign.planned(str(file))
+    assert all(event in campaign.planned("8:3:calm").events for event in kept.events)
+
+
+def test_a_slice_looks_for_what_the_whole_episode_has_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = str(tmp_path / "sums.json")
+    campaign.add(sums, Counter({"killed: idle": 5}))
+    played = []
+
+    def play(the_plan: Plan, *_: object) -> tuple[Verdict, str]:
+        played.append(the_plan)
+        return Verdict(["I5: twice"], Counter(violations=1)), ""
+
+    monkeypatch.setattr(campaign, "PLANS", tmp_path / "plans")
+    monkeypatch.setattr(campaign, "play", play)
+    campaign.campaign(7, 0, "hail", sums, slicing=1)
+    (file,) = (tmp_path / "plans").iterdir()
+    assert len(played) > 3
+    for the_plan in (*played, campaign.planned(str(file))):
+        assert the_plan.met is not None
+        assert the_plan.met["idle"] == 5
+
+
+def test_campaigns_that_add_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    sums = str(tmp_path / "sums.json")
+    with Pool(2) as pool:
+        futures = [pool.submit(_add, sums, 50) for _ in range(2)]
+        assert [future.result(50) for future in futures] == [None, None]
+    assert campaign.load(sums)[campaign.version()]["kills"] == 100
+
+
+def _add(sums: str, times: int) -> None:
+    for _ in range(times):
+        campaign.add(sums, Counter(kills=1))
 
 
 @pytest.mark.timeout(90)

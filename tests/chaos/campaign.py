@@ -2,13 +2,15 @@
 
 ``python -m chaos [--seed S] [--seconds T] [--profile P] [--sums FILE]`` runs episodes of seed S for T seconds; the sums
 in FILE go on growing. ``--replay S:N`` plays episode N of seed S again. Exit code 0: everything added up. Of an episode
-that fails seed and number are printed, and the smallest slice of its plan that is known to fail.
+that fails seed and number are printed, and the smallest slice of its plan that is known to fail, which is kept in a
+file for ``--replay FILE``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +36,7 @@ from chaos.plan import Plan
 HANG = 60.0  # seconds without any outcome: then it hangs
 TRIES = 3  # times that a slice is played before it is believed to be harmless
 TESTS = Path(__file__).parent.parent
+PLANS = TESTS.parent / "build" / "chaos"  # of what has failed
 
 
 def surroundings(path: str = "", **variables: str) -> dict[str, str]:
@@ -41,16 +44,15 @@ def surroundings(path: str = "", **variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(TESTS)))), **variables}
 
 
-def play(the_plan: Plan, path: str = "", hang: float = HANG, counts: Counter[str] | None = None) -> tuple[Verdict, str]:
-    """One episode, and the player's stderr. ``path``: where its modules are looked for first. ``counts``: kills so far
-    by what they have met, for who kills from outside and looks for what was met least."""
+def play(the_plan: Plan, path: str = "", hang: float = HANG) -> tuple[Verdict, str]:
+    """One episode, and the player's stderr. ``path``: where its modules are looked for first."""
     folder = tempfile.mkdtemp(prefix=f"chaos-{os.getpid()}-")
     try:
         (Path(folder) / "plan.json").write_text(the_plan.text())
         os.mkdir(files := os.path.join(folder, "files"))
         environment = surroundings(path, TMPDIR=files)
         left = ""
-        hail = Hail(the_plan, folder, counts or Counter()) if the_plan.outside else None
+        hail = Hail(the_plan, folder) if the_plan.outside else None
         try:
             with processes.nothing_left():
                 exit_code, said = _client(folder, environment, hang, hail)
@@ -91,12 +93,11 @@ def _client(folder: str, environment: dict[str, str], hang: float, hail: Hail | 
 class Hail:
     """Kills from outside: while a player says that it works, workers of its pool are killed by us."""
 
-    def __init__(self, plan: Plan, folder: str, counts: Counter[str]) -> None:
+    def __init__(self, plan: Plan, folder: str) -> None:
         self.wrong: list[str] = []
         self.figures: Counter[str] = Counter()
         self._plan = plan
         self._path = os.path.join(folder, "kills")
-        self._counts = counts
 
     def over(self, client: subprocess.Popen[str]) -> None:
         assert client.stdin is not None
@@ -105,7 +106,7 @@ class Hail:
             plan = self._plan
             killer = Killer(
                 client.pid, plan.kill_every, plan.seed, lambda *words: print(*words, file=kills), STATES,
-                plan.timing, self._counts,
+                plan.timing, Counter(plan.met),
             )  # fmt: skip
             killer.hunting = plan.hunt
             for step in (killer.start, killer.stop):
@@ -150,7 +151,10 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
         lines += ["  the client's stderr:", *(f"    {line}" for line in said.splitlines()[-60:])]
     lines.append(f"the smallest slice that is known to fail, {len(keep)} of {len(the_plan.events)} events:")
     lines += [f"  {k:3}: {the_plan.events[k]}" for k in keep]
-    return "\n".join([*lines, f"again: --replay {name}" + f" --only {','.join(map(str, keep))}"])
+    PLANS.mkdir(parents=True, exist_ok=True)
+    file = PLANS / f"{name.replace(':', '-')}.json"
+    file.write_text(the_plan.slice(keep).text())
+    return "\n".join([*lines, f"again: --replay {file}"])
 
 
 # ---- sums
@@ -174,13 +178,15 @@ def load(path: str) -> dict[str, Counter[str]]:
 
 
 def add(path: str, figures: Counter[str]) -> None:
-    """To the sums of the version that there is now."""
-    sums = load(path)
-    sums.setdefault(version(), Counter()).update(figures)
-    with open(path + ".new", "w") as file:
-        json.dump({name: dict(sorted(figures.items())) for name, figures in sums.items()}, file, indent=1)
-        file.write("\n")
-    os.replace(path + ".new", path)
+    """To the sums of the version that there is now, whoever else adds to them at the same time."""
+    with open(path + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sums = load(path)
+        sums.setdefault(version(), Counter()).update(figures)
+        with open(path + ".new", "w") as file:
+            json.dump({name: dict(sorted(figures.items())) for name, figures in sums.items()}, file, indent=1)
+            file.write("\n")
+        os.replace(path + ".new", path)
 
 
 def show(sums: Counter[str]) -> str:
@@ -199,7 +205,9 @@ def campaign(seed: int, seconds: float, profile: str = "", sums_path: str = "", 
     end, number = time.monotonic() + seconds, known[played]
     while not total or time.monotonic() < end:
         the_plan = plan.draw(profile, seed * 1_000_003 + number) if profile else plan.drawn(seed, number)
-        verdict, said = play(the_plan, counts=killed(known + total))
+        if the_plan.outside:
+            the_plan = the_plan._replace(met=dict(killed(known + total)))
+        verdict, said = play(the_plan)
         figures = verdict.figures + Counter({"profile: " + the_plan.profile: 1, played: 1})
         total += figures
         if sums_path:
@@ -217,16 +225,20 @@ def killed(figures: Counter[str]) -> Counter[str]:
     return Counter({state: figures["killed: " + state] for state in (*STATES, UNSEEN)})
 
 
-def replay(name: str, only: str) -> int:
+def planned(name: str) -> Plan:
+    """The plan in a file, or of SEED:EPISODE or SEED:EPISODE:PROFILE: then as if nobody had been killed before."""
+    if os.path.exists(name):
+        return Plan.of(Path(name).read_text())
     seed, number, *profile = name.split(":")
-    of_profile = bool(profile)
-    the_plan = (
-        plan.draw(profile[0], int(seed) * 1_000_003 + int(number)) if of_profile else plan.drawn(int(seed), int(number))
-    )
-    keep = [int(k) for k in only.split(",")] if only else list(range(len(the_plan.events)))
-    the_plan = the_plan.slice(keep)
+    if profile:
+        return plan.draw(profile[0], int(seed) * 1_000_003 + int(number))
+    return plan.drawn(int(seed), int(number))
+
+
+def replay(name: str) -> int:
+    the_plan = planned(name)
     print(f"profile {the_plan.profile}, {the_plan.workers} workers, end: {the_plan.end}")
-    print(*(f"  {k:3}: {event}" for k, event in zip(keep, the_plan.events, strict=True)), sep="\n")
+    print(*(f"  {k:3}: {event}" for k, event in enumerate(the_plan.events)), sep="\n")
     verdict, said = play(the_plan)
     print(*verdict.wrong, said, show(verdict.figures), sep="\n")
     return 1 if verdict.wrong else 0
@@ -238,11 +250,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--profile", choices=list(plan.PROFILES), default="", help="only such episodes")
     parser.add_argument("--sums", default="", help="file with the sums of all campaigns so far")
-    parser.add_argument("--replay", default="", help="SEED:EPISODE, as printed")
-    parser.add_argument("--only", default="", help="events of a replay, as printed")
+    parser.add_argument("--replay", default="", help="SEED:EPISODE, or a file, as printed")
     options = parser.parse_args()
     if options.replay:
-        return replay(options.replay, options.only)
+        return replay(options.replay)
     print(f"seed {options.seed}, {options.seconds:g} s", flush=True)
     total = campaign(options.seed, options.seconds, options.profile, options.sums)
     print(show(total))

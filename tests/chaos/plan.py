@@ -46,8 +46,8 @@ class Event(NamedTuple):
 class Plan(NamedTuple):
     """``kill_every``: seconds between two kills of workers; 0: nobody is killed but by an event. ``hunt``: go on until
     kills have met workers in every state; from ``outside``: look for rare ones with every kill. ``outside``: who kills
-    is not the client but who has started it, in one of TIMINGS. ``tasks_per_worker``, ``units`` (of payload): 0: as
-    many as there are."""
+    is not the client but who has started it, in one of TIMINGS, and looks for what was ``met`` least so far, by the
+    kills of earlier episodes. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are."""
 
     profile: str
     seed: int
@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     timing: str = "even"
     tasks_per_worker: int = 0
     units: int = 0
+    met: dict[str, int] | None = None
 
     def text(self) -> str:
         return json.dumps(self._asdict())
