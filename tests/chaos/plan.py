@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from chaos import work
 
 MANY = 1000  # retries that nobody uses up
-WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1}  # and their shares of the tasks
+WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1, "map": 3, "run": 3, "amap": 3}
+"""And their shares of the tasks. ``map`` raises at the first failure, so only what cannot fail goes through it."""
+START_METHODS = {"fork": 8, "forkserver": 1, "spawn": 1}
 PROFILES = {
     "storm": 6,
     "hail": 2,
@@ -47,7 +49,8 @@ class Plan(NamedTuple):
     """``kill_every``: seconds between two kills of workers; 0: nobody is killed but by an event. ``hunt``: go on until
     kills have met workers in every state; from ``outside``: look for rare ones with every kill. ``outside``: who kills
     is not the client but who has started it, in one of TIMINGS, and looks for what was ``met`` least so far, by the
-    kills of earlier episodes. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are."""
+    kills of earlier episodes. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are.
+    ``start_method``: how workers come to be."""
 
     profile: str
     seed: int
@@ -61,6 +64,7 @@ class Plan(NamedTuple):
     tasks_per_worker: int = 0
     units: int = 0
     met: dict[str, int] | None = None
+    start_method: str = "fork"
 
     def text(self) -> str:
         return json.dumps(self._asdict())
@@ -86,6 +90,8 @@ def storm(tasks: int, seed: int, kill_every: float = 0.05, hunt: bool = False, f
     events, share = [], tasks // (2 * sum(WAYS.values()))
     for retries in (0, MANY):
         for way, times in WAYS.items():
+            if way == "map" and not retries:
+                continue
             events.append(batch(way, first, share * times, retries=retries))
             first += share * times
     return Plan("storm", seed, 3, kill_every, hunt, events, "shutdown")
@@ -130,6 +136,9 @@ def draw(profile: str, seed: int) -> Plan:
         return Plan(profile, seed, 2, 0.0, False, events, "shutdown")
     workers = lucky.choice((1, 2, 3))
     kill_every = 0.0 if profile == "calm" else lucky.choice((0.0, 0.02, 0.05))
+    start_method = lucky.choices(list(START_METHODS), list(START_METHODS.values()))[0]
+    if start_method != "fork":
+        kill_every *= 10  # a start takes a tenth of a second and more: else there would be hardly anybody who works
     events = []
     first = 0
     for _ in range(lucky.randint(6, 14)):
@@ -147,7 +156,7 @@ def draw(profile: str, seed: int) -> Plan:
         events.append(batch("submit", first, 300, "rogue"))
         first += 300
         events.append(batch("imap", first, 200))
-    return Plan(profile, seed, workers, kill_every, False, events, end)
+    return Plan(profile, seed, workers, kill_every, False, events, end, start_method=start_method)
 
 
 _CALM = ("batch", "batch", "batch", "mixed", "cancel")
@@ -172,7 +181,9 @@ def _event(lucky: random.Random, profile: str, first: int) -> tuple[Event, int]:
     if what in ("stop monitor", "stop worker"):
         return Event(what, {"first": first, "count": 40, "chance": lucky.random()}), 40
     if what == "batch":
-        return batch(way, first, count, retries=lucky.choice((0, MANY))), count
+        return batch(way, first, count, retries=MANY if way == "map" else lucky.choice((0, MANY))), count
+    if way == "map":
+        way = "submit"
     if what == "mixed":
         return batch(way, first, count, what, few), count
     if what == "lethal":

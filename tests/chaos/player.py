@@ -15,10 +15,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import itertools
 import json
+import multiprocessing
 import operator
 import os
 import random
@@ -26,7 +28,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 from unittest import mock
@@ -70,7 +72,8 @@ class Player:
         marker = os.path.basename(folder)
         self.files = len(processes.open_files())
         self.pool = Pool(
-            plan.workers, initializer=work.open_ledger, initargs=(self.ledger, marker), name=marker,
+            plan.workers, multiprocessing.get_context(plan.start_method),
+            initializer=work.open_ledger, initargs=(self.ledger, marker), name=marker,
             max_tasks_per_child=plan.tasks_per_worker or None, teardown=work.leave,
         )  # fmt: skip
         with contextlib.ExitStack() as stack:
@@ -78,6 +81,8 @@ class Player:
                 room = plan.units * _core.UNIT_SIZE
                 stack.enter_context(mock.patch.object(segment, "default_room", return_value=room))
             self.pool.start()
+        # For the last loop that was closed the pool keeps a descriptor until the next one comes.
+        assert asyncio.run(self.pool.run(int, "7")) == 7
         self.witness = Witness(self.pool, plan.workers, hang)
         self.renewals = 0
         self.signalled: list[int] = []  # workers, with what is deadly unless it was ignored while they started
@@ -161,6 +166,16 @@ class Player:
                     self.pending.append((number, pool.submit(work.execute, number)))
                     self._collect(WINDOW)
                 return numbers
+            if way == "run":
+                asyncio.run(self._run_all(pool, numbers))
+                return numbers
+            if way == "map":
+                for number, value in zip(numbers, pool.map(work.execute, source), strict=True):
+                    self._end(number, value)
+                return numbers
+            if way == "amap":
+                asyncio.run(self._iterate(pool, numbers, source))
+                return numbers
             function: Any = SlowToDecode(work.execute, DECODING_SECONDS) if way == "slow chunks" else work.execute
             chunksize = {"imap": 1, "chunks": 8, "slow chunks": 4}[way]
             results = pool.imap(function, source, chunksize=chunksize, on_error="return")
@@ -172,6 +187,22 @@ class Player:
             left = operator.length_hint(source) + (way == "submit")  # a map has taken what it has accepted
             self.note("refused", first, left, type(error).__name__)
         return numbers
+
+    async def _run_all(self, pool: Any, numbers: list[int]) -> None:
+        async def one(number: int) -> None:
+            try:
+                outcome = await pool.run(work.execute, number)
+            except (Exception, CancelledError) as error:
+                outcome = error
+            self._end(number, outcome)
+
+        await asyncio.gather(*map(one, numbers))
+
+    async def _iterate(self, pool: Any, numbers: list[int], source: Iterator[int]) -> None:
+        rest = iter(numbers)
+        async for result in pool.amap(work.execute, source, on_error="return"):
+            self._end(next(rest), result.error if isinstance(result, Failure) else result)
+        assert next(rest, None) is None
 
     def _collect(self, most: int) -> None:
         while len(self.pending) > most:
