@@ -86,7 +86,7 @@ def batch(way: str, first: int, count: int, mix: str = "plain", retries: int = 0
 
 
 def storm(tasks: int, seed: int, kill_every: float = 0.05, hunt: bool = False, first: int = 0) -> Plan:
-    """Each way without retries and with more than enough, so many tasks in all."""
+    """Each way without retries and with more than enough, about so many tasks in all."""
     events, share = [], tasks // (2 * sum(WAYS.values()))
     for retries in (0, MANY):
         for way, times in WAYS.items():
