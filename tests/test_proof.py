@@ -1,7 +1,9 @@
 """`make proof`: its pure parts, and the least of the whole. What matters is that it says no more than was found."""
 
 import math
+import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import test_core_c
 from chaos import figures, peers, planted, proof, report, soak
@@ -89,6 +92,19 @@ def test_a_leak_shows_as_a_slope_after_the_warm_up() -> None:
     samples = [{"kills": 100 * k, "flat": 7, "leaks": 10 * k, "warms up": min(k, 4)} for k in range(20)]
     slopes = {name: str(slope) for name, slope in soak.grown(samples).items()}
     assert slopes == {"flat": "+0.00 ± 0.00", "leaks": "+100.00 ± 0.00", "warms up": "+0.00 ± 0.00"}
+
+
+def test_zombies_are_seen() -> None:
+    living, zombies = processes.living_and_zombies(os.getpid())
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert processes.living_and_zombies(os.getpid()) == (living + 1, zombies)
+        child.stdin.close()
+        processes.wait_until(
+            lambda: processes.living_and_zombies(os.getpid()) == (living, zombies + 1),
+            "it has ended, and is still there",
+        )
+    assert processes.living_and_zombies(os.getpid()) == (living, zombies)
 
 
 # ---- what programs print
