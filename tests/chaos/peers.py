@@ -56,12 +56,12 @@ KNOCK = 1.0  # then one more task is given, to see whether the pool goes on
 LOOK = 0.02
 END = 15.0  # seconds to end a pool that is over; mpire allows itself five for each of its three queues
 LEDGER = "CHAOS_PEERS_LEDGER"  # variable of the environment: it reaches every kind of worker
-_ENTRY = struct.Struct("=qqq8x")  # task, pid, ns; of a size that divides a page, so none is ever seen, or left, half
+ENTRY = "=qqq8x"  # task, pid, ns; of a size that divides a page, so none is ever seen, or left, half
 
 
 def task(number: int) -> int:
     fd = os.open(os.environ[LEDGER], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(fd, _ENTRY.pack(number, os.getpid(), time.monotonic_ns()))
+    os.write(fd, struct.pack(ENTRY, number, os.getpid(), time.monotonic_ns()))
     os.close(fd)
     end = time.perf_counter() + TASK_SECONDS
     while time.perf_counter() < end:
@@ -204,6 +204,8 @@ class Run:
     def play(self, kills: int, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
         pool = self._made()
+        assert self._give(pool)
+        assert self.way.ask(self.open[0], self.way.patience) == 0, "it works as long as nobody is killed"
         killer = threading.Thread(target=self._kill, args=(kills, end), daemon=True)
         killer.start()
         while self._goes_on(end):
@@ -329,7 +331,7 @@ class Run:
             file.seek(offset)
             data = file.read()
         self._read = offset + len(data)
-        return _ENTRY.iter_unpack(data)
+        return struct.iter_unpack(ENTRY, data)
 
     def _figures(self) -> dict[str, Any]:
         begun = Counter(number for number, _, _ in self._begun())
