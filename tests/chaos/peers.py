@@ -11,7 +11,7 @@ docs/reliability.md:
     values      ended with their value
     wrong       ended with another value
     failed      ended with an error
-    lost        have not ended when nothing had come for 30 s (pebble: 125 s)
+    lost        have not ended when nothing had come for 30 s (pebble: 190 s)
     innocent    failed or lost beyond one for each kill: no killed worker can have been running these
     doubled     begun more than once
     rebuilt     times that the pool said that it was over, and a new one was made
@@ -49,9 +49,7 @@ from chaos import campaign, figures
 
 WORKERS, WAITING, TASK_SECONDS, KILL_EVERY = 2, 100, 0.001, 0.05
 HANG = 30.0  # seconds; what comes late is not lost
-LOCKS = (
-    125.0  # the same for pebble, whose workers wait for a lock of the dead for 60 s, and once more, before it is over
-)
+LOCKS = 190.0  # the same for pebble: its workers wait 60 s for a lock of the dead, twice or thrice, until it is over
 KNOCK = 1.0  # then one more task is given, to see whether the pool goes on
 LOOK = 0.02
 END = 15.0  # seconds to end a pool that is over; mpire allows itself five for each of its three queues
@@ -388,12 +386,12 @@ def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
         " has begun a task before is killed, whatever it is at (with tasks so short, often the pool's own steps);"
         " nobody asks for a task to be run again. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
         f" *lost* (had not ended when nothing had come for {HANG:.0f} s; of pebble {LOCKS:.0f} s, for it waits 60 s"
-        " for a lock of the dead, twice). *innocent*: failed or lost beyond one for each kill; as a worker runs one"
-        " task at a time, at least so many were running in no killed one. *doubled*: begun more than once. *rebuilt*:"
-        " the pool said that it was over, as ProcessPoolExecutor, loky and mpire do at a death by design, and was"
-        " made anew; *hung*: it did not say so, but nothing came for so long, not even what it was given meanwhile."
-        " *recovery*: from a kill until a worker begins its first task, each such worker counted for one kill; if the"
-        f" pool was over, with its end, for which it is given {END:.0f} s, and the start of the new one."
+        " for a lock of the dead, up to thrice). *innocent*: failed or lost beyond one for each kill; as a worker"
+        " runs one task at a time, at least so many were running in no killed one. *doubled*: begun more than once."
+        " *rebuilt*: the pool said that it was over, as ProcessPoolExecutor, loky and mpire do at a death by design,"
+        " and was made anew; *hung*: it did not say so, but nothing came for so long, not even what it was given"
+        " meanwhile. *recovery*: from a kill until a worker begins its first task, each such worker counted for one"
+        f" kill; if the pool was over, with its end, for which it is given {END:.0f} s, and the start of the new one."
     )
     rows = [(pool, *(found.get(name, "") for name in COLUMNS)) for pool, found in results.items()]
     return f"{what}\n\n{figures.table(('pool', *COLUMNS), rows)}"
