@@ -158,6 +158,12 @@ def monitor_pid(pool: Any) -> int:
     return int(pool._client._running.pid)
 
 
+def living_and_zombies(pid: int) -> tuple[int, int]:
+    """How many children of `pid` run, and how many have ended without being waited for."""
+    states = [_state(child) for child in process.children_of(pid)]
+    return sum(state not in ("", "Z", "X") for state in states), states.count("Z")
+
+
 def children_of_all(pid: int) -> list[int]:
     """Process ids of all descendants of `pid`."""
     found = list(process.children_of(pid))

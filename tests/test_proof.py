@@ -1,11 +1,17 @@
 """`make proof`: its pure parts, and the least of the whole. What matters is that it says no more than was found."""
 
+import math
+import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import test_core_c
 from chaos import figures, peers, planted, proof, report, soak
@@ -88,6 +94,19 @@ def test_a_leak_shows_as_a_slope_after_the_warm_up() -> None:
     assert slopes == {"flat": "+0.00 ± 0.00", "leaks": "+100.00 ± 0.00", "warms up": "+0.00 ± 0.00"}
 
 
+def test_zombies_are_seen() -> None:
+    living, zombies = processes.living_and_zombies(os.getpid())
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert processes.living_and_zombies(os.getpid()) == (living + 1, zombies)
+        child.stdin.close()
+        processes.wait_until(
+            lambda: processes.living_and_zombies(os.getpid()) == (living, zombies + 1),
+            "it has ended, and is still there",
+        )
+    assert processes.living_and_zombies(os.getpid()) == (living, zombies)
+
+
 # ---- what programs print
 
 
@@ -156,7 +175,10 @@ def test_the_inputs_of_a_fuzzer_that_has_not_come_to_its_end_count_nothing() -> 
     assert figures.fuzzed(printed.partition("\n")[0]) == {"executions": 0, "edges": 0}
 
 
-OURS = {"kills": 9, "tasks": 100, "values": 91, "wrong": 0, "failed": 9, "lost": 0, "doubled": 0, "rebuilt": 0}
+OURS = {
+    "version": "1.2.3", "kills": 9, "accepted": 100, "values": 91, "wrong": 0, "failed": 9, "lost": 0, "innocent": 0,
+    "doubled": 0, "rebuilt": 0, "hung": 0, "recovery ms p50": "8.8", "recovery ms p99": "14.9",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -164,14 +186,111 @@ OURS = {"kills": 9, "tasks": 100, "values": 91, "wrong": 0, "failed": 9, "lost":
     [
         ({}, True),
         ({"values": 92, "failed": 8}, True),
-        ({"values": 90, "failed": 10}, False),
         ({"values": 90}, False),
-        *(({name: 1}, False) for name in ("wrong", "lost", "doubled", "rebuilt")),
+        *(({name: 1}, False) for name in ("wrong", "lost", "innocent", "doubled", "rebuilt", "hung")),
     ],
 )
 def test_our_own_line_among_the_other_pools_is_judged(change: dict[str, int], fair: bool) -> None:
     assert peers.is_fair(OURS | change) == fair
-    assert not peers.is_fair({"kills": "hung as a whole"})
+
+
+@pytest.mark.parametrize(
+    ("killed", "starts", "expected"),
+    [
+        ([], [1], []),
+        ([5], [1, 5, 8, 9], [3]),
+        ([5, 6], [8], [3, math.inf]),
+        ([6, 5], [9, 8], [3, 3]),
+        ([5, 20], [8, 9, 24], [3, 4]),
+    ],
+)
+def test_each_start_of_a_worker_counts_as_the_recovery_from_one_kill(
+    killed: list[int], starts: list[int], expected: list[float]
+) -> None:
+    assert [seconds * 1e9 for seconds in peers.recoveries(killed, starts)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("program", "said"), [("while True: pass", "hung as a whole"), ("raise SystemExit(3)", "its client ended with 3")]
+)
+def test_a_pool_that_hangs_or_ends_as_a_whole_has_a_row_that_says_so(program: str, said: str) -> None:
+    found = peers.one([sys.executable, "-c", program], "no such file", 5.0 if "3" in program else 0.1)
+    assert not peers.is_fair(found)
+    text = peers.text({"another": {"version": "1.0", **found}, peers.OURS: OURS}, 7.0)
+    assert cells(text, "another")[:3] == ["1.0", said, ""]
+    assert cells(text, peers.OURS) == [str(OURS[name]) for name in peers.COLUMNS]
+
+
+class Fake:
+    """A pool in this process that does with task `number` what is said of it: "value", "wrong", "error", "over" (an
+    error that says that the pool is), "lost", "stop" (it, and all after it), "refuse" (the same)."""
+
+    def __init__(self, story: dict[int, str]) -> None:
+        self.story = story
+        self.state = ""
+
+    def give(self, number: int) -> Future[int]:
+        done = self.story.get(number, "value")
+        if done in ("stop", "refuse"):
+            self.state = done
+        if self.state == "refuse":
+            raise RuntimeError("refused")
+        future: Future[int] = Future()
+        if done in ("value", "wrong") and not self.state:
+            future.set_result(number * 3 + (done == "wrong"))
+        elif done in ("error", "over") and not self.state:
+            future.set_exception(ValueError(done))
+        return future
+
+
+@pytest.mark.parametrize(
+    ("story", "expected"),
+    [
+        ({}, {}),
+        ({7: "wrong", 9: "error", 300: "error"}, {"wrong": 1, "failed": 2, "innocent": 2}),
+        ({number: "lost" for number in range(1, 400, 3)}, {"lost": 133, "innocent": 133}),
+        ({500: "refuse"}, {"rebuilt": 1}),
+        ({500: "over"}, {"rebuilt": 1, "failed": 1, "innocent": 1}),
+        ({500: "stop"}, {"hung": 1, "lost": 101, "innocent": 101}),
+    ],
+)
+def test_what_a_pool_has_done_is_told_apart(
+    story: dict[int, str], expected: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "KNOCK", 0.2)
+    path = tmp_path / "ledger"
+    path.touch()
+    left = dict(story)  # a pool that is made anew does not do it again
+
+    def make() -> Fake:
+        mine = dict(left)
+        for number, done in story.items():
+            if done in ("stop", "refuse"):
+                left.pop(number, None)
+        return Fake(mine)
+
+    way = peers.Way(
+        "", make, Fake.give, Future.done, Future.result, lambda pool: None, lambda error: str(error) == "over", 1.0
+    )
+    found = peers.Run(way, str(path), 1).play(kills=1, seconds=3.0 if "stop" in story.values() else 1.0)
+    names = ("wrong", "failed", "lost", "innocent", "rebuilt", "hung")
+    assert {name: found[name] for name in names} == {**dict.fromkeys(names, 0), **expected}
+    assert found["accepted"] == found["values"] + found["wrong"] + found["failed"] + found["lost"] > 0
+
+
+def test_a_pool_that_stands_still_at_the_end_has_hung(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    path.touch()
+    way = peers.Way("", lambda: Fake({1: "stop"}), Fake.give, Future.done, Future.result, lambda pool: None)
+    found = peers.Run(way._replace(patience=0.2), str(path), 1).play(kills=0, seconds=9.0)
+    assert (found["hung"], found["rebuilt"], found["lost"]) == (1, 0, found["accepted"] - 1)
+
+
+def test_a_pool_that_fails_its_tasks_though_nobody_is_killed_is_not_compared(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    way = peers.Way("", lambda: Fake({0: "error"}), Fake.give, Future.done, Future.result, lambda pool: None)
+    with pytest.raises(ValueError, match="error"):
+        peers.Run(way, str(path), 1).play(kills=0, seconds=9.0)
 
 
 # ---- the page
@@ -179,8 +298,12 @@ def test_our_own_line_among_the_other_pools_is_judged(change: dict[str, int], fa
 
 def good_parts() -> dict[str, Any]:
     samples = [
-        {"kills": 500 * k, "client: blocks": 9 + k % 2, "client: descriptors": 7, "files": 0} for k in range(1, 9)
-    ]
+        {
+            "kills": 500 * k, "client: blocks": 9 + k % 2, "workers": soak.WORKERS, "client: zombies": 0,
+            "monitor: zombies": 0, "client: descriptors": 7, "files": 0,
+        }
+        for k in range(1, 9)
+    ]  # fmt: skip
     times = {name: [0.001, 0.002] for name in ("noticed", "next", "deadline", "gone", "jitter")}
     parts: dict[str, Any] = {
         "faults": {"survived": list(range(1, 34)), "of": 33, "cases": {"passed": 90}, "form": "short", "good": True},
@@ -218,10 +341,14 @@ def sums(**more: int) -> dict[str, Counter[str]]:
     return {VERSION: found}
 
 
+def cells(text: str, figure: str) -> list[str]:
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {figure} |"))
+    return [cell.strip(" |") for cell in line.split(" | ")[1:]]
+
+
 def cell(text: str, figure: str) -> str:
     """What the table says was measured."""
-    (line,) = (line for line in text.splitlines() if line.startswith(f"| {figure} |"))
-    return line.split(" | ")[1]
+    return cells(text, figure)[0]
 
 
 def test_the_table() -> None:
@@ -237,7 +364,7 @@ def test_the_table() -> None:
     assert cell(text, "wake-ups lost on this machine") == "0 (p ≤ 1.0e-5 per round)"
     assert cell(text, "wrong values in a pool that lives long") == "0 (p ≤ 6.0e-4 per value)"
     assert "the episodes of each, from 0 on: 5: 20, 5:hail: 10" in text
-    assert cell(text, "another") == "9"
+    assert cells(text, "another")[:2] == ["1.2.3", "9"]
     assert cell(text, "condemned") == "2,000"
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 1.0e-2 per run)"
     assert "| jitter" not in text
@@ -290,6 +417,10 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts = good_parts()
     parts["soak"]["samples"][-1]["client: descriptors"] = 8
     yield parts, sums(), "client: descriptors", "7"
+    for name, count in (("workers", soak.WORKERS - 1), ("client: zombies", 1), ("monitor: zombies", 1)):
+        parts = good_parts()
+        parts["soak"]["samples"][3][name] = count
+        yield parts, sums(), name, str(parts["soak"]["samples"][0][name])
     parts = good_parts()
     parts["soak"]["tasks"]["wrong"] = 1
     yield parts, sums(), "wrong values in a pool that lives long", "1"
@@ -310,7 +441,7 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
         yield parts, sums(), figure, measured
     parts = good_parts()
     parts["peers"]["good"] = False
-    yield parts, sums(), peers.OURS, "9"
+    yield parts, sums(), peers.OURS, "1.2.3"
     parts = good_parts()
     parts["latencies"]["samples"]["idle"]["noticed"] = [0.001, 0.051]
     yield parts, sums(), "kill of a worker until its task's error is known", "idle"
@@ -372,7 +503,7 @@ def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cell(text, "planted faults found in the models") == "1/1"
     assert cell(text, "runs without a sanitizer's report") == "1/5"
     assert cell(text, "wake-ups lost on this machine").startswith("0 (p")
-    assert int(cell(text, peers.OURS)) >= 3
+    assert int(cells(text, peers.OURS)[1]) >= 3
     assert int(text.partition(" inputs, ")[0].split()[-1].replace(",", "")) > 0
     assert cell(text, "bugs planted for the chaos runner: caught") == f"1/{len(planted.PLANTED)}"
     assert cell(text, "bugs planted in the C core: caught") == f"1/{len(test_core_c.PLANTED)}"

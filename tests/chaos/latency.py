@@ -82,6 +82,7 @@ def deaths(count: int, seed: int) -> Samples:
             assert isinstance(error, errors.WorkerCrashed), error
             running.append(len(futures) - 1)
             following.append((begun.wait(running[-1])[1] - killed) / 1e9)
+            assert processes.living_and_zombies(processes.monitor_pid(pool)) == (WORKERS, 0)
             futures.append(pool.submit(hold, begun.path, len(futures)))
         pool.kill_workers()
     return {"noticed": noticed, "next": following}

@@ -1,17 +1,24 @@
 """The same kills for other pools: what each of them makes of the death of a worker.
 
 ``python -m chaos.peers [--kills N] [--seconds S] [--only NAMES]`` (it needs the extra "bench") plays each pool in a
-process of its own: tasks of 1 ms on two workers, in batches, one random worker killed every 50 ms. Nobody asks for a
-task to be run again. ``make proof`` writes the table into docs/reliability.md:
+process of its own: two workers, tasks of 1 ms, 100 of which are kept waiting, and every 50 ms one random worker is
+killed, whatever it is at. Nobody asks for a task to be run again. ``make proof`` writes the table into
+docs/reliability.md:
 
-    kills       workers killed, each while it had run tasks before
-    values      tasks that ended with their value, all of them the right one
-    failed      tasks that ended with an error; one for each kill would be fair
-    innocent    of them those that no killed worker had begun, or that had not begun at all
-    lost        tasks that never ended: nothing came for 5 s
-    doubled     tasks that ran more than once
-    rebuilt     times that the pool refused to go on, or hung, and a new one was made
-    recovery    from a kill until a worker that was not there before begins a task: median, 99 %
+    version     of the library, or of Python
+    kills       workers killed, each of them alive, of the pool in use, and one that had begun a task
+    accepted    tasks that the pool has taken: values + wrong + failed + lost
+    values      ended with their value
+    wrong       ended with another value
+    failed      ended with an error
+    lost        have not ended when nothing had come for 30 s (pebble: 190 s)
+    innocent    failed or lost beyond one for each kill: no killed worker can have been running these
+    doubled     begun more than once
+    rebuilt     times that the pool said that it was over, and a new one was made
+    hung        times that it did not say so, but nothing came for so long, not even what it was given meanwhile
+    recovery    from a kill until a worker begins its first task, each such worker for one kill: median, 99 %
+
+A pool that goes on is never made anew, whatever it has lost: its later tasks overtake those.
 """
 
 from __future__ import annotations
@@ -19,28 +26,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
+import math
 import os
+import platform
 import random
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from typing import Any, NamedTuple, NoReturn
+
+import processes
 
 from chaos import campaign, figures
 
-WORKERS, BATCH, TASK_SECONDS, KILL_EVERY, HANG = 2, 100, 0.001, 0.05, 5.0
+WORKERS, WAITING, TASK_SECONDS, KILL_EVERY = 2, 100, 0.001, 0.05
+HANG = 30.0  # seconds; what comes late is not lost
+LOCKS = 190.0  # the same for pebble: its workers wait 60 s for a lock of the dead, twice or thrice, until it is over
+KNOCK = 1.0  # then one more task is given, to see whether the pool goes on
+LOOK = 0.02
+END = 15.0  # seconds to end a pool that is over; mpire allows itself five for each of its three queues
 LEDGER = "CHAOS_PEERS_LEDGER"  # variable of the environment: it reaches every kind of worker
+ENTRY = "=qqq8x"  # task, pid, ns; of a size that divides a page, so none is ever seen, or left, half
 
 
 def task(number: int) -> int:
     fd = os.open(os.environ[LEDGER], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(fd, b"%d %d %d\n" % (number, os.getpid(), time.monotonic_ns()))
+    os.write(fd, struct.pack(ENTRY, number, os.getpid(), time.monotonic_ns()))
     os.close(fd)
     end = time.perf_counter() + TASK_SECONDS
     while time.perf_counter() < end:
@@ -48,7 +67,20 @@ def task(number: int) -> int:
     return number * 3
 
 
-# ---- pools: how one is made, given a task, asked, and ended without any politeness
+# ---- pools
+
+
+class Way(NamedTuple):
+    """To use a pool as its documentation says."""
+
+    package: str  # as it is installed; "": it comes with Python
+    make: Callable[[], Any]
+    give: Callable[[Any, int], Any]  # returns a handle; raises if the pool takes no more
+    ended: Callable[[Any], bool]
+    ask: Callable[[Any, float], Any]  # a handle, for its value, so many seconds
+    end: Callable[[Any], object]
+    is_over: Callable[[Exception], bool] = lambda _: False  # whether a task's error says so, if nothing else does
+    patience: float = HANG  # longer than any time limit of its own
 
 
 def _ours() -> Any:
@@ -99,6 +131,14 @@ def _apply(pool: Any, number: int) -> Any:
     return pool.apply_async(task, (number,))
 
 
+def _done(handle: Any) -> bool:
+    return bool(handle.done())
+
+
+def _ready(handle: Any) -> bool:
+    return bool(handle.ready())
+
+
 def _result(handle: Any, timeout: float) -> Any:
     return handle.result(timeout)
 
@@ -107,158 +147,254 @@ def _get(handle: Any, timeout: float) -> Any:
     return handle.get(timeout)
 
 
+def _stop_and_join(pool: Any) -> None:
+    pool.stop()
+    pool.join()
+
+
+def _has_lost_a_worker(error: Exception) -> bool:
+    """mpire shuts down then. It goes on taking tasks, which would never end: one is to call `terminate`."""
+    return isinstance(error, RuntimeError) and str(error).endswith("died unexpectedly")
+
+
 OURS = "this pool"
-Way = tuple[Callable[[], Any], Callable[[Any, int], Any], Callable[[Any, float], Any], Callable[[Any], object]]
-POOLS: dict[str, Way] = {
-    OURS: (_ours, _submit, _result, lambda pool: pool.kill_workers()),
-    "ProcessPoolExecutor": (_stdlib, _submit, _result, lambda pool: pool.shutdown(wait=False)),
-    "loky": (_loky, _submit, _result, lambda pool: pool.shutdown(wait=False, kill_workers=True)),
-    "multiprocessing.Pool": (_multiprocessing, _apply, _get, lambda pool: pool.terminate()),
-    "pebble": (_pebble, _schedule, _result, lambda pool: pool.stop()),
-    "mpire": (_mpire, _apply, _get, lambda pool: pool.terminate()),
+POOLS = {
+    OURS: Way("prefork-pool", _ours, _submit, _done, _result, lambda pool: pool.kill_workers()),
+    "ProcessPoolExecutor": Way("", _stdlib, _submit, _done, _result, lambda pool: pool.shutdown(wait=False)),
+    "loky": Way("loky", _loky, _submit, _done, _result, lambda pool: pool.shutdown(wait=False, kill_workers=True)),
+    "multiprocessing.Pool": Way("", _multiprocessing, _apply, _ready, _get, lambda pool: pool.terminate()),
+    "pebble": Way("pebble", _pebble, _schedule, _done, _result, _stop_and_join, patience=LOCKS),
+    "mpire": Way("mpire", _mpire, _apply, _ready, _get, lambda pool: pool.terminate(), _has_lost_a_worker),
 }
+
+
+def version(way: Way) -> str:
+    if way.package:
+        return metadata.version(way.package)
+    return f"{platform.python_implementation()} {platform.python_version()}"
+
+
+# ---- in a process of its own
 
 
 class Run:
     """One pool under fire."""
 
-    def __init__(self, name: str, path: str, seed: int) -> None:
-        self.make, self.give, self.ask, self.end = POOLS[name]
+    def __init__(self, way: Way, path: str, seed: int) -> None:
+        self.way = way
         self.path = path
         self.random = random.Random(seed)
-        self.ends: dict[int, str] = {}
+        self.accepted = 0  # tasks; they are numbered as they are accepted
+        self.open: dict[int, Any] = {}  # those that have not ended, by number
+        self.ends: Counter[str] = Counter()
         self.killed: dict[int, int] = {}  # pid → ns
-        self.rebuilt = 0
-        self._known: set[int] = set()
+        self.rebuilt = self.hung = 0
+        self._began: dict[int, int] = {}  # pid → ns of its first task
+        self._first = 0  # task of this pool
+        self._overtaken = 0  # tasks below it: one that was given WAITING tasks later has ended
+        self._born = 0  # ns: when this pool was made
+        self._news = 0.0  # when a task has ended last
+        self._knocked = False  # one more was given since
         self._read = 0
+        self._spared = threading.Event()  # nobody is killed any more
         self._stop = threading.Event()
 
     def play(self, kills: int, seconds: float) -> dict[str, Any]:
-        end, number = time.monotonic() + seconds, 0
-        pool = self.make()
-        killer = threading.Thread(target=self._kill)
+        end = time.monotonic() + seconds
+        pool = self._made()
+        assert self._give(pool)
+        assert self.way.ask(self.open[0], self.way.patience) == 0, "it works as long as nobody is killed"
+        killer = threading.Thread(target=self._kill, args=(kills, end), daemon=True)
         killer.start()
-        while len(self.killed) < kills and time.monotonic() < end:
-            if not self._batch(pool, range(number, number + BATCH)):
-                self.rebuilt += 1
-                self._bury(pool)
-                pool = self.make()
-            number += BATCH
+        while self._goes_on(end):
+            assert killer.is_alive()
+            over = not self._fill(pool) or self._look()
+            hung = not over and self._silence() > KNOCK + self.way.patience
+            if over or hung:
+                self._give_up(pool, hung)
+                pool = self._made()
+        self._settle(pool)
         self._stop.set()
         killer.join()
-        return self._figures(number)
+        return self._figures()
 
-    def _bury(self, pool: Any) -> None:
-        """As its library wants it, or if that hangs, by the pids that have run tasks."""
-        end = threading.Thread(target=self.end, args=(pool,), daemon=True)
+    def _made(self) -> Any:
+        self._first = self._overtaken = self.accepted
+        self._born = time.monotonic_ns()
+        pool = self.way.make()
+        self._heard()
+        return pool
+
+    def _goes_on(self, end: float) -> bool:
+        """As long as somebody is killed, and then until all who were have a successor that has begun a task."""
+        if not self._spared.is_set():
+            return True
+        took = recoveries(list(self.killed.values()), list(self._began.values()))
+        return math.inf in took and time.monotonic() < end + 2 * self.way.patience
+
+    def _fill(self, pool: Any) -> bool:
+        """Gives what is missing of the tasks that are to wait, and one more if there is silence; False: refused."""
+        count = WAITING - sum(number >= self._overtaken for number in self.open)
+        if self._silence() > KNOCK and not self._knocked:
+            self._knocked = True
+            count = max(count, 1)
+        return all(self._give(pool) for _ in range(count))
+
+    def _give(self, pool: Any) -> bool:
+        try:
+            self.open[self.accepted] = self.way.give(pool, self.accepted)
+        except Exception:
+            return False
+        self.accepted += 1
+        return True
+
+    def _look(self) -> bool:
+        """Takes what has ended; whether an error has said that the pool is over."""
+        waiting = [number for number in self.open if number >= self._overtaken] or list(self.open)
+        with contextlib.suppress(Exception):  # it is looked at below
+            self.way.ask(self.open[waiting[len(waiting) // 2]], LOOK)
+        over = False
+        for number in [number for number, handle in self.open.items() if self.way.ended(handle)]:
+            handle = self.open.pop(number)
+            try:
+                self.ends["values" if self.way.ask(handle, 0) == number * 3 else "wrong"] += 1
+            except Exception as error:
+                self.ends["failed"] += 1
+                over = over or (number >= self._first and self.way.is_over(error))
+            self._overtaken = max(self._overtaken, number - WAITING)
+            self._heard()
+        return over
+
+    def _heard(self) -> None:
+        self._news, self._knocked = time.monotonic(), False
+
+    def _silence(self) -> float:
+        return time.monotonic() - self._news
+
+    def _give_up(self, pool: Any, hung: bool) -> None:
+        if hung:
+            self.hung += 1
+            self._lose()
+        else:
+            self.rebuilt += 1
+            while self._silence() < KNOCK and any(number >= self._first for number in self.open):
+                self._look()  # what the pool has to say of them; `end` could cut it short
+        end = threading.Thread(target=self.way.end, args=(pool,), daemon=True)
         end.start()
-        end.join(2)
-        known, self._known = self._known, set()
-        for pid in known - set(self.killed):
+        end.join(END)
+        if hung or end.is_alive():
+            for pid in processes.children_of_all(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _lose(self) -> None:
+        self.ends["lost"] += len(self.open)
+        self.open.clear()
+
+    def _settle(self, pool: Any) -> None:
+        """Waits for what has not ended. A last task shows whether the pool still goes on."""
+        last = self.accepted
+        self._give(pool)
+        self._heard()
+        while self.open and self._silence() < self.way.patience:
+            self._look()
+        self.hung += last in self.open
+        self._lose()
+
+    def _kill(self, kills: int, end: float) -> None:
+        while not self._stop.wait(KILL_EVERY):
+            for _, pid, ns in self._begun(self._read):
+                self._began.setdefault(pid, ns)
+            if len(self.killed) >= kills or time.monotonic() > end:
+                self._spared.set()
+            else:
+                self._kill_one()
+
+    def _kill_one(self) -> None:
+        living = [pid for pid, ns in self._began.items() if ns > self._born and self._is_worker(pid)]
+        if living:
+            pid, now = self.random.choice(living), time.monotonic_ns()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+                self.killed[pid] = now
 
-    def _batch(self, pool: Any, numbers: range) -> bool:
-        """Whether the pool can go on."""
-        handles, fine = [], True
-        for number in numbers:
-            try:
-                handles.append((number, self.give(pool, number)))
-            except Exception:
-                fine = False  # never accepted
-                break
-        news = time.monotonic()
-        for number, handle in handles:
-            try:
-                value = self.ask(handle, max(0.05, news + HANG - time.monotonic()))
-                self.ends[number] = "value" if value == number * 3 else "wrong"
-            except (TimeoutError, multiprocessing.TimeoutError):
-                self.ends[number] = "lost"
-                fine = False
-                continue
-            except BaseException as error:
-                self.ends[number] = "failed"
-                fine = fine and not _is_broken(error)
-            news = time.monotonic()
-        return fine
+    def _is_worker(self, pid: int) -> bool:
+        """Whether it is alive, and our child or that of a child: the number could be somebody else's by now."""
+        parent = processes.parent_of(pid)
+        return pid not in self.killed and processes.runs(pid) and os.getpid() in (parent, processes.parent_of(parent))
 
-    def _kill(self) -> None:
-        while not self._stop.wait(KILL_EVERY):
-            self._known = self._known | {int(line.split()[1]) for line in self._new_lines()}
-            living = [pid for pid in sorted(self._known - set(self.killed)) if os.path.exists(f"/proc/{pid}/exe")]
-            if living:
-                pid = self.random.choice(living)
-                self.killed[pid] = time.monotonic_ns()
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    del self.killed[pid]
+    def _begun(self, offset: int = 0) -> Iterator[tuple[int, ...]]:
+        """What tasks have written, from there on."""
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            data = file.read()
+        self._read = offset + len(data)
+        return struct.iter_unpack(ENTRY, data)
 
-    def _new_lines(self) -> list[str]:
-        with open(self.path) as file:
-            file.seek(self._read)
-            lines = file.readlines()
-            self._read = file.tell()
-        return lines
-
-    def _figures(self, given: int) -> dict[str, Any]:
-        with open(self.path) as file:
-            lines = [tuple(map(int, line.split())) for line in file]
-        begun = Counter(number for number, _, _ in lines)
-        last = {pid: number for number, pid, _ in lines}  # what each worker began last
-        guilty = {last[pid] for pid in self.killed if pid in last}
-        first: dict[int, int] = {}
-        for _, pid, ns in lines:
-            first.setdefault(pid, ns)
-        starts = sorted(first.values())
-        took = sorted(
-            next((start - at for start in starts if start > at), 0) / 1e6
-            for at in self.killed.values()
-            if starts[-1] > at
-        )
-        ends = Counter(self.ends.values())
+    def _figures(self) -> dict[str, Any]:
+        begun = Counter(number for number, _, _ in self._begun())
+        kills = len(self.killed)
+        ends = {name: self.ends[name] for name in ("values", "wrong", "failed", "lost")}
+        assert sum(ends.values()) == self.accepted, (self.accepted, ends)
+        took = recoveries(list(self.killed.values()), list(self._began.values()))
         return {
-            "kills": len(self.killed),
-            "tasks": given,
-            "values": ends["value"],
-            "wrong": ends["wrong"],
-            "failed": ends["failed"],
-            "innocent": sum(end == "failed" and number not in guilty for number, end in self.ends.items()),
-            "lost": ends["lost"],
+            "kills": kills,
+            "accepted": self.accepted,
+            **ends,
+            "innocent": max(0, ends["failed"] + ends["lost"] - kills),
             "doubled": sum(count > 1 for count in begun.values()),
             "rebuilt": self.rebuilt,
-            "recovery ms p50": round(took[len(took) // 2], 1) if took else None,
-            "recovery ms p99": round(took[len(took) * 99 // 100], 1) if took else None,
+            "hung": self.hung,
+            "recovery ms p50": _after(took, 0.5),
+            "recovery ms p99": _after(took, 0.99),
         }
 
 
-def _is_broken(error: BaseException) -> bool:
-    """Whether nothing more can be given to the pool that has said this."""
-    from concurrent.futures import BrokenExecutor
+def recoveries(killed: Sequence[int], starts: Sequence[int]) -> list[float]:
+    """Seconds from each kill to the next start, each of which counts for one kill only; inf: there was none. Times in
+    ns."""
+    later = iter(sorted(starts))
+    return [(next((at for at in later if at > kill), math.inf) - kill) / 1e9 for kill in sorted(killed)]
 
-    from pool.errors import PoolBroken, WorkerCrashed
 
-    return isinstance(error, PoolBroken) or (isinstance(error, BrokenExecutor) and not isinstance(error, WorkerCrashed))
+def _after(took: Sequence[float], share: float) -> str:
+    """In milliseconds."""
+    seconds = figures.percentile(took, share) if took else math.nan
+    return figures.milliseconds(seconds) if math.isfinite(seconds) else "never" if took else ""
+
+
+# ---- outside
+
+
+COLUMNS = (
+    *("version", "kills", "accepted", "values", "wrong", "failed", "lost", "innocent", "doubled", "rebuilt", "hung"),
+    *("recovery ms p50", "recovery ms p99"),
+)
 
 
 def is_fair(found: dict[str, Any]) -> bool:
     """Whether every task of this pool has ended once, and no more of them with an error than workers were killed."""
-    spoilt = any(found.get(name, 1) for name in ("wrong", "lost", "doubled", "rebuilt"))
-    return not spoilt and found["values"] + found["failed"] == found["tasks"] and found["failed"] <= found["kills"]
+    spoilt = any(found.get(name, 1) for name in ("wrong", "lost", "innocent", "doubled", "rebuilt", "hung"))
+    return not spoilt and found["values"] + found["failed"] == found["accepted"]
 
 
 def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
     """The table, and what it shows."""
     what = (
-        f"The same kills for other pools: {WORKERS} workers, one of them killed every {KILL_EVERY * 1e3:.0f} ms, tasks"
-        f" of {TASK_SECONDS * 1e3:.0f} ms that nobody asks to be run again; at most {seconds:.0f} s for each pool."
-        " *failed*: tasks that ended with an error, *innocent*: those of them that no killed worker had begun; *lost*:"
-        f" that never ended (nothing came for {HANG:.0f} s); *rebuilt*: a pool that refused to go on, or hung, was made"
-        " anew; *recovery*: from a kill until a new worker begins a task."
+        f"The same kills for other pools: {WORKERS} workers, tasks of {TASK_SECONDS * 1e3:.0f} ms, {WAITING} of which"
+        f" are kept waiting; every {KILL_EVERY * 1e3:.0f} ms, for at most {seconds:.0f} s, a worker that is alive and"
+        " has begun a task before is killed, whatever it is at (with tasks so short, often the pool's own steps);"
+        " nobody asks for a task to be run again. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
+        f" *lost* (had not ended when nothing had come for {HANG:.0f} s; of pebble {LOCKS:.0f} s, for it waits 60 s"
+        " for a lock of the dead, up to thrice). *innocent*: failed or lost beyond one for each kill; as a worker"
+        " runs one task at a time, at least so many were running in no killed one. *doubled*: begun more than once."
+        " *rebuilt*: the pool said that it was over, as ProcessPoolExecutor, loky and mpire do at a death by design,"
+        " and was made anew; *hung*: it did not say so, but nothing came for so long, not even what it was given"
+        " meanwhile. *recovery*: from a kill until a worker begins its first task, each such worker counted for one"
+        f" kill; if the pool was over, with its end, for which it is given {END:.0f} s, and the start of the new one."
     )
-    names = list(next(iter(results.values())))
-    rows = [(pool, *(found.get(name, "") for name in names)) for pool, found in results.items()]
-    return f"{what}\n\n{figures.table(('pool', *names), rows)}"
+    rows = [(pool, *(found.get(name, "") for name in COLUMNS)) for pool, found in results.items()]
+    return f"{what}\n\n{figures.table(('pool', *COLUMNS), rows)}"
 
 
 def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
@@ -269,23 +405,26 @@ def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dic
             command = [sys.executable, "-m", "chaos.peers", "--kills", str(kills), "--seed", str(seed)]
             path = os.path.join(folder, "ledger")
             command += ["--seconds", str(seconds), "--one", name, path]
-            environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
-            results[name] = _one(command, path, environment, seconds)
+            results[name] = {"version": version(POOLS[name]), **one(command, path, seconds + 5 * POOLS[name].patience)}
         print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
     return results
 
 
-def _one(command: list[str], path: str, environment: dict[str, str], seconds: float) -> dict[str, Any]:
-    """Not through a pipe: what a pool leaves behind would hold it open."""
+def one(command: list[str], path: str, seconds: float) -> dict[str, Any]:
+    """What this process has written about its pool, or what became of it. Not through a pipe: what a pool leaves
+    behind would hold it open."""
+    environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
     ran = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        ran.wait(seconds + 60)
+        status = ran.wait(seconds)
     except subprocess.TimeoutExpired:
         return {"kills": "hung as a whole"}
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(ran.pid, signal.SIGKILL)
         ran.wait()
+    if status:
+        return {"kills": f"its client ended with {status}"}
     with open(path + ".json") as file:
         return dict(json.load(file))
 
@@ -295,23 +434,30 @@ def main() -> int:
         prog="chaos.peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=120.0, help="at most, for each pool")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of kills, at most, for each pool")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default=",".join(POOLS))
     parser.add_argument("--one", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, path = options.one
-        os.environ[LEDGER] = path
-        with open(path, "w"):
-            pass
-        found = Run(name, path, options.seed).play(options.kills, options.seconds)
-        with open(path + ".json", "w") as file:
-            json.dump(found, file)
-        os._exit(0)  # without waiting for threads of a pool that hangs
+        _be_client(*options.one, options)
     results = compared(options.only.split(","), options.kills, options.seconds, options.seed)
     print(text(results, options.seconds))
     return 0
+
+
+def _be_client(name: str, path: str, options: argparse.Namespace) -> NoReturn:
+    os.environ[LEDGER] = path
+    try:
+        with open(path, "w"):
+            pass
+        found = Run(POOLS[name], path, options.seed).play(options.kills, options.seconds)
+        with open(path + ".json", "w") as file:
+            json.dump(found, file)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)  # without waiting for threads of a pool that hangs
 
 
 if __name__ == "__main__":

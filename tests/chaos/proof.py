@@ -44,7 +44,7 @@ class Scale(NamedTuple):
     kills: int = 300  # for times, on the machine as it is and on a busy one
     clients: int = 500  # the same
     peer_kills: int = 1000  # for each pool that is compared
-    peer_seconds: float = 120.0  # at most
+    peer_seconds: float = 90.0  # at most
     peers: tuple[str, ...] = ()
     fuzz: float = 120.0  # seconds
     long: bool = True  # tests of faults

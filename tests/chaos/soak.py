@@ -2,9 +2,10 @@
 
 ``python -m chaos.soak [--seconds S] [--every S]`` lets a client work, kills its workers from outside, and every so many
 seconds has it rest, with all deaths settled and all workers there again. Then the file descriptors, mappings and memory
-of client and monitor, the client's Python objects (blocks of memory), and the files, are counted. Exit code 0: no value
-was wrong, at rest there were always as many descriptors, and files, as at first, and of blocks, mappings and anonymous
-memory (KiB) there are, with 95 % confidence, fewer than one more for each hundred kills.
+of client and monitor, the workers that live, the children of either that nobody has waited for (zombies), the client's
+Python objects (blocks of memory), and the files, are counted. Exit code 0: no value was wrong, at rest there were
+always as many workers as configured, no zombies, and as many descriptors, and files, as at first, and of blocks,
+mappings and anonymous memory (KiB) there are, with 95 % confidence, fewer than one more for each hundred kills.
 """
 
 from __future__ import annotations
@@ -121,14 +122,21 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
 def _at_rest(client: int, folder: str) -> dict[str, int]:
     pool = Observer(client)
     slots = range(pool.slots)
-    processes.wait_until(
-        lambda: all(pool.is_ready(k) and pool.settled(k) == pool.slot(k).reaped for k in slots),
-        "all workers are there again, and the deaths settled",
-    )
+
+    def is_at_rest(slot: int) -> bool:
+        found = pool.slot(slot)  # of somebody who was killed a moment ago it still says that he is there
+        return pool.is_ready(slot) and processes.runs(found.pid) and pool.settled(slot) == found.reaped
+
+    processes.wait_until(lambda: all(map(is_at_rest, slots)), "all workers are there again, and the deaths settled")
     monitor = processes.parent_of(pool.slot(0).pid)
+    workers, zombies = processes.living_and_zombies(monitor)
+    _, more_zombies = processes.living_and_zombies(client)
     pool.close()
     files = sum(len(found) for _, _, found in os.walk(folder))
     return {
+        "workers": workers,
+        "client: zombies": more_zombies,
+        "monitor: zombies": zombies,
         **{f"client: {name}": count for name, count in _used(client).items()},
         **{f"monitor: {name}": count for name, count in _used(monitor).items()},
         "files": files + len(processes.shared_files()),
@@ -180,11 +188,16 @@ def sound(found: dict[str, Any]) -> bool:
     samples = found["samples"]
     steady = [name for name in samples[0] if name == "files" or name.endswith("descriptors")]
     flat = all(at[name] <= samples[0][name] for at in samples for name in steady)
+    whole = all(at.get("workers") == WORKERS and at["client: zombies"] == at["monitor: zombies"] == 0 for at in samples)
     if samples[-1]["kills"] >= LONG and len(samples) >= FEWEST:
         own = {name: more for name, more in grown(samples).items() if "RSS" not in name}  # see the page about RSS
         flat = flat and all(more.per_thousand + more.error < 10 for more in own.values())  # one for each hundred deaths
     return (
-        flat and not found["files left"] and not found["tasks"].get("wrong", 0) and found["tasks"].get("values", 0) > 0
+        flat
+        and whole
+        and not found["files left"]
+        and not found["tasks"].get("wrong", 0)
+        and found["tasks"].get("values", 0) > 0
     )
 
 
