@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import functools
 import mmap
@@ -723,6 +724,59 @@ def test_a_worker_killed_while_it_starts_touches_no_task_and_is_started_again(tm
         os.kill(hanging, signal.SIGKILL)
         assert {future.result(20) for future in futures} == {"done"}
         processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+
+
+_BEFORE, _AFTER = "before", "after"
+BOOT = {
+    # moment: the step, and whether the worker stops before or after it
+    "right after the fork": (process, "mark", _BEFORE),
+    "the monitor's death is its own, nothing is attached": (_core, "open_worker", _BEFORE),
+    "attached": (_core, "dont_fork", _AFTER),
+    "handlers are installed": (faulthandler, "register", _AFTER),
+    "its initializer has run, it is not ready yet": (_core, "set_phase", _BEFORE),
+}
+
+
+@pytest.mark.parametrize("moment", BOOT)
+def test_a_worker_killed_at_any_moment_of_its_start_leaves_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    module, name, when = BOOT[moment]
+    real, client = getattr(module, name), os.getpid()
+    with mmap.mmap(-1, 1) as armed, Pool(2) as pool:  # anonymous, so all processes see the same byte
+
+        def step(*arguments: Any, **options: Any) -> None:
+            if when == _AFTER:
+                real(*arguments, **options)
+            if armed[0] and client not in (os.getpid(), os.getppid()):  # a worker
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if when == _BEFORE:
+                real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, step)
+        pool.start()  # monitor and workers are forks: they have the step, too
+        monitor = processes.monitor_pid(pool)
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        files = len(os.listdir(f"/proc/{monitor}/fd"))
+        armed[0], victim = 1, processes.worker_pids(pool)[0]
+        for pause in (0.0, 0.1, 0.2):
+            killed = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
+            victim = processes.wait_until(lambda: _stopped_child(monitor), "its successor stands still")
+            assert pause <= time.monotonic() - killed < pause + 10
+            assert [pool.submit(abs, -n).result(20) for n in range(20)] == list(range(20)), "the other one works"
+        futures = [pool.submit(_spin, 0.001) for _ in range(100)]
+        armed[0] = 0
+        os.kill(victim, signal.SIGKILL)
+        assert {future.result(20) for future in futures} == {"done"}
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        assert sorted(process.children_of(monitor)) == sorted(processes.worker_pids(pool))
+        assert len(os.listdir(f"/proc/{monitor}/fd")) == files
+        assert pool.crashes == 0
+
+
+def _stopped_child(parent: int) -> int:
+    return next(filter(processes.is_stopped, process.children_of(parent)), 0)
 
 
 def _count(path: str) -> int:
