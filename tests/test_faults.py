@@ -1038,6 +1038,84 @@ with Pool(2) as pool:
     assert out[-1] == "5"
 
 
+_NO_FILES_LEFT = """
+import os, resource, signal, sys
+from pathlib import Path
+from ipc import segment
+import processes, tasks
+from pool import Pool
+if sys.argv[1] == "known":
+    import pool.errors
+
+segment.default_room = lambda *_: 0  # the smallest: values of more than half a megabyte go through files
+large, held = bytes(2 << 20), tasks.Gate(Path(sys.argv[2]))
+
+def descriptors(pid):
+    listed = os.listdir(f"/proc/{pid}/fd")  # with the one that lists
+    return {int(n) for n in listed if os.path.lexists(f"/proc/{pid}/fd/{n}")}
+
+def limited(pid):
+    free = min(set(range(9999)) - descriptors(pid))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+
+def kinds(futures):
+    return {type(future.exception(20)).__name__ for future in futures}
+
+def replaced(dead):
+    pids = processes.worker_pids(pool)
+    return len(pids) == 2 and dead not in pids
+
+with Pool(2) as pool:
+    monitor = processes.monitor_pid(pool.start())
+    assert pool.submit(len, large).result(20) == len(large)
+    before, (soft, hard) = descriptors(os.getpid()), resource.getrlimit(resource.RLIMIT_NOFILE)
+    holders = [pool.submit(tasks.hold, held.path) for _ in range(2)]
+    held.await_start(2)
+    limited(monitor)
+    limited(os.getpid())
+    waiting = [pool.submit(tasks.square, n) for n in range(3000)]  # more than there are rows
+    arguments = [pool.submit(len, large) for _ in range(3)]  # so these are in the queue when no file can be made
+    behind = [pool.submit(tasks.square, n) for n in range(100)]
+    held.open(2)
+    print(kinds(holders + waiting + behind), kinds(arguments))
+    print(kinds([pool.submit(bytes, 2 << 20)]), kinds([pool.submit(len, large)]))
+    assert list(pool.imap(tasks.square, range(1000))) == [n * n for n in range(1000)]
+    small, large_one, last = pool.imap(bytes, [1, 2 << 20, 2], on_error="return")
+    print(len(small), type(large_one.error).__name__, len(last))
+    crashed = []
+    for end in (os._exit, os._exit, signal.raise_signal):
+        crashed.append(pool.submit(end, 9))
+        processes.wait_until(crashed[-1].done, "it has ended")
+    for dead in processes.worker_pids(pool):
+        os.kill(dead, signal.SIGKILL)
+        processes.wait_until(lambda: replaced(dead), "its successor is there")
+    assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+    if sys.argv[1] == "known":
+        print(kinds(crashed))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.prlimit(monitor, resource.RLIMIT_NOFILE, (soft, hard))
+    print(kinds(crashed), len(pool.submit(bytes, 2 << 20).result(20)), pool.submit(len, large).result(20))
+    assert descriptors(os.getpid()) == before
+    assert pool._client.unfinished == 0
+"""
+
+
+@pytest.mark.parametrize("errors", ["known", "not imported"])
+def test_no_descriptor_is_left_to_client_and_monitor_while_they_run(tmp_path: Path, errors: str) -> None:
+    ran = scripts.run(tmp_path, _NO_FILES_LEFT, errors, str(tmp_path))
+    refused = "PayloadTooLarge" if errors == "known" else "OSError"
+    expected = f"""
+        {{'NoneType'}} {{'{refused}'}}
+        {{'OSError'}} {{'{refused}'}}
+        1 OSError 2
+        {{'WorkerCrashed'}}
+        {{'WorkerCrashed'}} {2 << 20} {2 << 20}
+    """.split("\n")
+    lines = [line.strip() for line in expected if line.strip()]
+    assert ran.stdout.splitlines() == (lines if errors == "known" else lines[:3] + lines[4:])
+    assert ran.stderr == ""
+
+
 def test_a_worker_that_cannot_be_forked_is_tried_again_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     real, client = os.fork, os.getpid()
     calls: list[int] = []
