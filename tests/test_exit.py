@@ -13,11 +13,13 @@ import processes
 import pytest
 import scripts
 import tasks
+from chaos.figures import percentile
+from repeats import LONG, times
 
 from pool import Pool, errors
 from pool.client import Client
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300 if LONG else 60)
 
 
 def test_pending_work_finishes_at_the_end_of_a_script(tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def test_a_second_after_the_client_was_killed_nobody_is_left(tmp_path: Path) -> 
 
         def work(path):
             subprocess.Popen(["sleep", "1000"])
+            subprocess.run(["sh", "-c", "setsid sleep 1000 &"])  # a daemon in a session of its own
             tasks.hold(path)
 
         with Pool(2) as pool:
@@ -199,10 +202,11 @@ def test_a_second_after_the_client_was_killed_nobody_is_left(tmp_path: Path) -> 
             client.kill()
             processes.wait_until(lambda: not any(map(processes.runs, family)), "all are gone")
             took = time.monotonic() - began
-        assert len(family) >= 5
+        assert len(family) >= 7
         return took
 
-    assert any(took() < 1 for _ in range(5))  # one stall of the machine is no fault of ours
+    samples = [took() for _ in times(5, 100)]
+    assert percentile(samples, 0.99 if LONG else 0.5) < 1  # on a busy machine a stall is no fault of ours
     gate.close()
 
 

@@ -757,6 +757,7 @@ def test_a_worker_killed_at_any_moment_of_its_start_leaves_nothing_half_done(
         pool.start()  # monitor and workers are forks: they have the step, too
         monitor = processes.monitor_pid(pool)
         processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        processes.wait_until(lambda: processes.sleeps(monitor), "all of its files are open")
         files = len(os.listdir(f"/proc/{monitor}/fd"))
         armed[0], victim = 1, processes.worker_pids(pool)[0]
         for pause in (0.0, 0.1, 0.2):
@@ -771,7 +772,7 @@ def test_a_worker_killed_at_any_moment_of_its_start_leaves_nothing_half_done(
         assert {future.result(20) for future in futures} == {"done"}
         processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
         assert sorted(process.children_of(monitor)) == sorted(processes.worker_pids(pool))
-        assert len(os.listdir(f"/proc/{monitor}/fd")) == files
+        processes.wait_until(lambda: len(os.listdir(f"/proc/{monitor}/fd")) == files, "no file stays open in it")
         assert pool.crashes == 0
 
 

@@ -20,19 +20,17 @@ from typing import NoReturn
 
 import processes
 import pytest
+import scripts
 import tasks
+from chaos.figures import milliseconds, percentile
+from repeats import LONG, times
 
 from ipc import _core
-from pool import Pool, retry
+from pool import Pool
 from pool.errors import TaskTimeout
 
-LONG = os.environ.get("POOL_LONG") == "1"
 WORKERS = 2
 pytestmark = pytest.mark.timeout(1200 if LONG else 60)
-
-
-def times(short: int, long: int) -> range:
-    return range(long if LONG else short)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +40,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 1. The times are for reading; the bound is for the quickest, on a busy machine."""
+    """Fault 1. The long form is for a quiet machine, the short one for any: there one stall is no fault of ours."""
     took = []
     with Pool(WORKERS).start() as pool:
         segment = pool._client.segment
@@ -50,10 +48,11 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
             assert pool.submit(abs, -n).result(20) == n  # which settles the deaths
             took.append(_kill_and_wait(segment, n % WORKERS))
         assert pool.crashes == 0
-    took.sort()
+    median, late = (percentile(took, share) for share in (0.5, 0.99))
     with capsys.disabled():
-        print(f"\nreplaced after {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms")
-    assert took[0] < 0.1  # a pause would be in all of them
+        print(f"\nreplaced after {milliseconds(median)} ms, p99 {milliseconds(late)} ms")
+    assert min(took) < 0.1  # a pause would be in all of them
+    assert (late if LONG else median) < 0.25
 
 
 def _kill_and_wait(segment: object, slot: int) -> float:
@@ -259,15 +258,18 @@ def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
     assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
 
 
-def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn]) -> str:
+def _unshared(
+    tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str
+) -> str:
     """What a script prints that runs in namespaces of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
         lack("no new namespaces here")
     file = tmp_path / "script.py"
     file.write_text(script)
-    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file), *arguments]
+    there = {**os.environ, "PYTHONPATH": str(scripts.HERE)}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path, env=there)
     assert ran.stderr == ""
     return ran.stdout
 
@@ -338,15 +340,108 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-def test_a_wall_clock_that_jumps_by_days_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Fault 33: in the client, and in monitor and workers, which inherit it."""
-    real, lucky = time.time, random.Random(33)
-    monkeypatch.setattr(time, "time", lambda: real() + lucky.choice((-86_400.0, 0.0, 86_400.0)))
+# Every look at the wall clock, of Python and of C, is a day before or after the one before it; whoever waits until a time
+# of this clock waits for days, or not at all.
+JUMPING_CLOCK = """
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static time_t jump(void)
+{
+    static atomic_uint looks;
+
+    return ((time_t)(atomic_fetch_add(&looks, 1) % 3) - 1) * 86400;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int failed = (int)syscall(SYS_clock_gettime, clock, now);
+
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += jump();
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    struct timespec precise;
+
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *where)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (where)
+        *where = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+IN_TIME = """
+import concurrent.futures, sys, time
+import processes, tasks
+from pool import Pool, retry
+
+def days():
+    "Between two looks at the wall clock, and from the monotonic clock of the test to ours."
+    looks = [time.time() for _ in range(3)]
+    return round((max(looks) - min(looks)) / 86400), round((time.monotonic() - float(sys.argv[1])) / 86400)
+
+def lasts(wait, seconds=0.3):
     began = time.monotonic()
-    with Pool(WORKERS) as pool:
-        assert isinstance(pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception(20), TaskTimeout)
-        backoff = retry.Backoff(0.1, jitter=0)
-        again = pool.options(retries=1, backoff=backoff).submit(tasks.crash_once, str(tmp_path / "marker"), 5)
-        assert again.result(20) == 5
-        assert list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)]
-    assert time.monotonic() - began < 20
+    found = wait()
+    took = time.monotonic() - began
+    assert seconds <= took < seconds + 10, took
+    return found
+
+def late(future):
+    try:
+        future.result(0.3)
+    except TimeoutError:
+        return True
+
+with Pool(2) as pool:
+    print(days() == pool.submit(days).result(20), *days())
+    print(type(lasts(lambda: pool.options(timeout=0.3).submit(tasks.sleep, 1000).exception(20))).__name__)
+    again = pool.options(retries=1, backoff=retry.Backoff(0.3, jitter=0))
+    print(lasts(lambda: again.submit(tasks.crash_once, sys.argv[2], 5).result(20)))
+    held = pool.submit(tasks.sleep, 1000)
+    print(lasts(lambda: late(held)), len(lasts(lambda: concurrent.futures.wait([held], 0.3)).not_done))
+    processes.wait_until(held.running, "it runs")
+    print(held.kill(), type(held.exception(20)).__name__)
+    print(list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)])
+print("end")
+"""
+
+
+def _in_time(days: str) -> str:
+    return f"True {days}\nTaskTimeout\n5\nTrue 1\nTrue TaskKilled\nTrue\nend\n"
+
+
+def test_a_wall_clock_that_jumps_by_days_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require: Callable[[str], str]
+) -> None:
+    """Fault 33: in the client, in monitor and workers, which inherit it, and in what they wait with."""
+    library = tmp_path / "clock.so"
+    command = [require("cc"), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=JUMPING_CLOCK, text=True, check=True, timeout=50)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    ran = scripts.run(tmp_path, IN_TIME, str(time.monotonic()), str(tmp_path / "marker"))
+    assert (ran.stdout, ran.stderr) == (_in_time("2 0"), "")
+
+
+def test_a_monotonic_clock_that_is_days_off_changes_nothing(tmp_path: Path, lack: Callable[[str], NoReturn]) -> None:
+    """Fault 33: as in a container that was moved to a machine that had started at another time."""
+    offset = str(10 * 86_400)
+    options = ["--time", "--monotonic", offset, "--boottime", offset]
+    assert _unshared(tmp_path, IN_TIME, options, lack, str(time.monotonic()), "marker") == _in_time("0 10")
