@@ -27,7 +27,7 @@ from repeats import LONG, times
 
 from ipc import _core
 from pool import Pool
-from pool.errors import TaskTimeout
+from pool.errors import ResultNotPicklable, TaskTimeout
 
 WORKERS = 2
 pytestmark = pytest.mark.timeout(1200 if LONG else 60)
@@ -140,6 +140,32 @@ def test_a_child_that_a_task_forks_has_no_control_segment_to_write_to() -> None:
         (ours,) = _control_segments(Path("/proc/self/maps").read_text()) - others
     assert "memfd:pool-payload" in maps
     assert ours not in _control_segments(maps)
+
+
+def _overwrite_the_payload_from_a_child() -> int:
+    if (pid := os.fork()) == 0:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if "memfd:pool-payload" in line:
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                ctypes.memset(start, 0xFF, end - start)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_child_that_writes_into_the_payload_hurts_values_and_no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 12: that memory stays mapped in it."""
+    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)  # the smallest
+    with Pool(WORKERS) as pool:
+        large = [pool.submit(list, range(n, n + 10_000)) for n in range(WORKERS * 2)]
+        for future in large:
+            processes.wait_until(future.done, "its value is there, and not yet decoded")
+        assert pool.submit(_overwrite_the_payload_from_a_child).result(20) == 0
+        seen = {type(future.exception(20)) for future in large}
+        assert seen <= {type(None), ResultNotPicklable}
+        # Another function: the bytes of the first, for a worker that has not called it yet, lie there too.
+        again = [pool.submit(sorted, range(n, n + 10_000)) for n in range(100)]
+        assert [future.result(20) for future in again] == [list(range(n, n + 10_000)) for n in range(100)]
+        assert pool.crashes == 0
 
 
 class EndlessToPickle:
