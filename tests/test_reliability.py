@@ -1,4 +1,4 @@
-"""Faults of docs/reliability.md that no other test shows. `make faults` repeats some many times more (POOL_LONG=1)."""
+"""Faults of docs/reliability.md that no other test shows."""
 
 import contextlib
 import ctypes
@@ -179,6 +179,21 @@ def test_a_result_whose_pickling_never_ends_is_over_its_deadline() -> None:
     with Pool(1) as pool:
         assert isinstance(pool.options(timeout=0.2).submit(EndlessToPickle).exception(20), TaskTimeout)
         assert pool.submit(abs, -1).result(20) == 1
+
+
+def test_a_result_that_takes_for_ever_to_rebuild_holds_up_only_who_asks_for_it(gate: tasks.Gate) -> None:
+    """Fault 19, on the client's side."""
+    with Pool(1) as pool:
+        future = pool.submit(tasks.Held, gate.path, "")
+        asking = threading.Thread(target=future.result)
+        asking.start()
+        assert gate.await_start() == [os.getpid()], "it is rebuilt here"
+        assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+        assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
+        assert asking.is_alive()
+        gate.open()
+        asking.join(20)
+        assert future.result() == 0
 
 
 def _bomb(generations: int) -> NoReturn:
@@ -366,7 +381,7 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-# Every look at the wall clock, of Python and of C, is a day before or after the one before it; whoever waits until a time
+# Each look at the wall clock, of Python and of C, is days before or after the one before it: whoever waits until a time
 # of this clock waits for days, or not at all.
 JUMPING_CLOCK = """
 #include <stdatomic.h>
