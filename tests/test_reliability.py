@@ -299,9 +299,7 @@ def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
     assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
 
 
-def _unshared(
-    tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str
-) -> str:
+def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str) -> str:
     """What a script prints that runs in namespaces of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
