@@ -449,10 +449,13 @@ def decode_error(kind: int, data: bytes, task: str, room: int) -> BaseException:
 
 def too_large(what: str, size: int, room: int, reason: object) -> BaseException:
     """PayloadTooLarge; ``reason``: why there could be no file either."""
-    from pool.errors import PayloadTooLarge
-
+    why = f"It does not fit into shared memory, and no file could be made for it: {reason}"
+    try:
+        from pool.errors import PayloadTooLarge
+    except (ImportError, OSError):  # no file descriptor is left to import it with; the task has to end nonetheless
+        return OSError(f"{what}: {size:,} bytes are too large. {why}")
     error = PayloadTooLarge(what=what, size=size, limit=room // 2)
-    error.add_note(f"It does not fit into shared memory, and no file could be made for it: {reason}")
+    error.add_note(why)
     return error
 
 

@@ -9,12 +9,32 @@ from typing import NoReturn
 
 import processes
 import pytest
+import repeats
 import tasks
 
 from pool import Pool
 
 # A background job of a shell ignores it, and so would every script that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)  # so repeats of one case follow each other
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    count = repeats.count(f"{metafunc.module.__name__}.py::{metafunc.function.__name__}")
+    if count > 1:
+        metafunc.parametrize("_repeated", range(count), indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _repeated(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Around everything else of a repeat, see repeats.py."""
+    if not hasattr(request, "param"):
+        yield
+        return
+    folder = request.getfixturevalue("tmp_path_factory").mktemp("files")
+    case = request.node.nodeid.rpartition(str(request.param))[0]
+    with repeats.nothing_added(case, request.param, folder):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ class Script(subprocess.Popen[str]):
         super().__exit__(error, *more)
 
 
-def start(folder: Path, text: str, *arguments: str) -> Script:
+def start(folder: Path, text: str, *arguments: str, options: Sequence[str] = ()) -> Script:
+    """`options`, as ``-m program``: for Python, in the folder, in place of the script and its arguments."""
     file = folder / "script.py"
     file.write_text(textwrap.dedent(text))
     return Script(
-        [sys.executable, "-X", "faulthandler", str(file), *arguments],
+        [sys.executable, "-X", "faulthandler", *(options or (str(file), *arguments))],
+        cwd=folder if options else None,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

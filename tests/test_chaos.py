@@ -272,7 +272,7 @@ def test_whatever_a_seed_draws_adds_up(profile: str, seed: int, capsys: pytest.C
 def test_however_the_pool_ends_all_is_told_and_nothing_is_left(
     end: str, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Within a second after the end of the client; a task has started processes in every place where they can hide."""
+    """A task has started processes in every place where they can hide. How soon they are gone is test_exit.py's."""
     seen = random.Random(seed).random()
     events = [
         batch("submit", 0, 1, "hiding"),

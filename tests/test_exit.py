@@ -13,11 +13,13 @@ import processes
 import pytest
 import scripts
 import tasks
+from chaos.figures import percentile
+from repeats import LONG, times
 
 from pool import Pool, errors
 from pool.client import Client
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300 if LONG else 60)
 
 
 def test_pending_work_finishes_at_the_end_of_a_script(tmp_path: Path) -> None:
@@ -183,6 +185,7 @@ def test_a_second_after_the_client_was_killed_nobody_is_left(tmp_path: Path) -> 
 
         def work(path):
             subprocess.Popen(["sleep", "1000"])
+            subprocess.run(["sh", "-c", "setsid sleep 1000 &"])  # a daemon in a session of its own
             tasks.hold(path)
 
         with Pool(2) as pool:
@@ -199,11 +202,72 @@ def test_a_second_after_the_client_was_killed_nobody_is_left(tmp_path: Path) -> 
             client.kill()
             processes.wait_until(lambda: not any(map(processes.runs, family)), "all are gone")
             took = time.monotonic() - began
-        assert len(family) >= 5
+        assert len(family) >= 7
         return took
 
-    assert any(took() < 1 for _ in range(5))  # one stall of the machine is no fault of ours
+    samples = [took() for _ in times(5, 100)]
+    assert percentile(samples, 0.99 if LONG else 0.5) < 1  # on a busy machine a stall is no fault of ours
     gate.close()
+
+
+# ---- other signals
+
+HANGING = """
+import contextlib, os, signal, tasks
+from pool import Pool
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+client = os.getpid()
+
+def hang(_=None):
+    for number in signal.valid_signals():
+        with contextlib.suppress(OSError):
+            signal.signal(number, signal.SIG_IGN)
+    tasks.hold(os.environ["GATE"])
+
+def begin():
+    if os.environ["MOMENT"] == "start" and os.getppid() != client:  # a worker: its parent is the monitor
+        hang()
+
+os.register_at_fork(after_in_child=begin)
+if __name__ == "__main__":
+    with Pool(2) as pool:
+        for future in [pool.submit(hang) for _ in range(2)]:
+            future.result()
+"""
+
+
+@pytest.mark.parametrize("moment", ["task", "start"])
+@pytest.mark.parametrize("kind", ["library", "command line"])
+@pytest.mark.parametrize("numbers", ["SIGINT", "SIGTERM", "SIGTERM SIGTERM", "SIGHUP", "SIGQUIT"])
+def test_two_seconds_after_a_signal_nobody_is_left_whatever_hangs(
+    tmp_path: Path, gate: tasks.Gate, monkeypatch: pytest.MonkeyPatch, moment: str, kind: str, numbers: str
+) -> None:
+    monkeypatch.setenv("GATE", gate.path)
+    monkeypatch.setenv("MOMENT", moment)
+    sent = [signal.Signals[name] for name in numbers.split()]
+    catches = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if kind == "command line" else ()
+    expected = 128 + sent[0] if sent[0] in catches else -sent[0]
+
+    def took() -> float:
+        options = ["-m", "pool", "map", "script:hang", "1", "2"] if kind == "command line" else []
+        with scripts.start(tmp_path, HANGING, options=options) as client:
+            gate.await_start(2)
+            family = processes.children_of_all(client.pid)
+            began = time.monotonic()
+            for number in sent:
+                client.send_signal(number)
+            _, stderr = client.communicate(timeout=scripts.TIMEOUT)
+            processes.wait_until(lambda: not any(map(processes.runs, family)), "all are gone")
+            took = time.monotonic() - began
+        assert client.returncode == expected
+        if kind == "command line":
+            assert stderr.startswith("interrupted: 0 of 2 done") == (sent[0] in catches)
+        assert stderr.count("Traceback") == (kind == "library" and sent[0] == signal.SIGINT)
+        assert len(family) == 3
+        return took
+
+    assert any(took() < 2 for _ in range(3))  # one stall of the machine is no fault of ours
 
 
 # ---- forks

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import functools
 import mmap
@@ -725,6 +726,60 @@ def test_a_worker_killed_while_it_starts_touches_no_task_and_is_started_again(tm
         processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
 
 
+_BEFORE, _AFTER = "before", "after"
+BOOT = {
+    # moment: the step, and whether the worker stops before or after it
+    "right after the fork": (process, "mark", _BEFORE),
+    "the monitor's death is its own, nothing is attached": (_core, "open_worker", _BEFORE),
+    "attached": (_core, "dont_fork", _AFTER),
+    "handlers are installed": (faulthandler, "register", _AFTER),
+    "its initializer has run, it is not ready yet": (_core, "set_phase", _BEFORE),
+}
+
+
+@pytest.mark.parametrize("moment", BOOT)
+def test_a_worker_killed_at_any_moment_of_its_start_leaves_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    module, name, when = BOOT[moment]
+    real, client = getattr(module, name), os.getpid()
+    with mmap.mmap(-1, 1) as armed, Pool(2) as pool:  # anonymous, so all processes see the same byte
+
+        def step(*arguments: Any, **options: Any) -> None:
+            if when == _AFTER:
+                real(*arguments, **options)
+            if armed[0] and client not in (os.getpid(), os.getppid()):  # a worker
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if when == _BEFORE:
+                real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, step)
+        pool.start()  # monitor and workers are forks: they have the step, too
+        monitor = processes.monitor_pid(pool)
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        processes.wait_until(lambda: processes.sleeps(monitor), "all of its files are open")
+        files = len(os.listdir(f"/proc/{monitor}/fd"))
+        armed[0], victim = 1, processes.worker_pids(pool)[0]
+        for pause in (0.0, 0.1, 0.2):
+            killed = time.monotonic()
+            os.kill(victim, signal.SIGKILL)
+            victim = processes.wait_until(lambda: _stopped_child(monitor), "its successor stands still")
+            assert pause <= time.monotonic() - killed < pause + 10
+            assert [pool.submit(abs, -n).result(20) for n in range(20)] == list(range(20)), "the other one works"
+        futures = [pool.submit(_spin, 0.001) for _ in range(100)]
+        armed[0] = 0
+        os.kill(victim, signal.SIGKILL)
+        assert {future.result(20) for future in futures} == {"done"}
+        processes.wait_until(lambda: _ready(pool) == 2, "both workers are there")
+        assert sorted(process.children_of(monitor)) == sorted(processes.worker_pids(pool))
+        processes.wait_until(lambda: len(os.listdir(f"/proc/{monitor}/fd")) == files, "no file stays open in it")
+        assert pool.crashes == 0
+
+
+def _stopped_child(parent: int) -> int:
+    return next(filter(processes.is_stopped, process.children_of(parent)), 0)
+
+
 def _count(path: str) -> int:
     with open(path, "a") as file:
         file.write(f"{os.getpid()}\n")
@@ -982,6 +1037,84 @@ with Pool(2) as pool:
     out = _in_a_client(code).splitlines()
     assert out[0] == "OSError"
     assert out[-1] == "5"
+
+
+_NO_FILES_LEFT = """
+import os, resource, signal, sys
+from pathlib import Path
+from ipc import segment
+import processes, tasks
+from pool import Pool
+if sys.argv[1] == "known":
+    import pool.errors
+
+segment.default_room = lambda *_: 0  # the smallest: values of more than half a megabyte go through files
+large, held = bytes(2 << 20), tasks.Gate(Path(sys.argv[2]))
+
+def descriptors(pid):
+    listed = os.listdir(f"/proc/{pid}/fd")  # with the one that lists
+    return {int(n) for n in listed if os.path.lexists(f"/proc/{pid}/fd/{n}")}
+
+def limited(pid):
+    free = min(set(range(9999)) - descriptors(pid))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, hard))
+
+def kinds(futures):
+    return {type(future.exception(20)).__name__ for future in futures}
+
+def replaced(dead):
+    pids = processes.worker_pids(pool)
+    return len(pids) == 2 and dead not in pids
+
+with Pool(2) as pool:
+    monitor = processes.monitor_pid(pool.start())
+    assert pool.submit(len, large).result(20) == len(large)
+    before, (soft, hard) = descriptors(os.getpid()), resource.getrlimit(resource.RLIMIT_NOFILE)
+    holders = [pool.submit(tasks.hold, held.path) for _ in range(2)]
+    held.await_start(2)
+    limited(monitor)
+    limited(os.getpid())
+    waiting = [pool.submit(tasks.square, n) for n in range(3000)]  # more than there are rows
+    arguments = [pool.submit(len, large) for _ in range(3)]  # so these are in the queue when no file can be made
+    behind = [pool.submit(tasks.square, n) for n in range(100)]
+    held.open(2)
+    print(kinds(holders + waiting + behind), kinds(arguments))
+    print(kinds([pool.submit(bytes, 2 << 20)]), kinds([pool.submit(len, large)]))
+    assert list(pool.imap(tasks.square, range(1000))) == [n * n for n in range(1000)]
+    small, large_one, last = pool.imap(bytes, [1, 2 << 20, 2], on_error="return")
+    print(len(small), type(large_one.error).__name__, len(last))
+    crashed = []
+    for end in (os._exit, os._exit, signal.raise_signal):
+        crashed.append(pool.submit(end, 9))
+        processes.wait_until(crashed[-1].done, "it has ended")
+    for dead in processes.worker_pids(pool):
+        os.kill(dead, signal.SIGKILL)
+        processes.wait_until(lambda: replaced(dead), "its successor is there")
+    assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+    if sys.argv[1] == "known":
+        print(kinds(crashed))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    resource.prlimit(monitor, resource.RLIMIT_NOFILE, (soft, hard))
+    print(kinds(crashed), len(pool.submit(bytes, 2 << 20).result(20)), pool.submit(len, large).result(20))
+    assert descriptors(os.getpid()) == before
+    assert pool._client.unfinished == 0
+"""
+
+
+@pytest.mark.parametrize("errors", ["known", "not imported"])
+def test_no_descriptor_is_left_to_client_and_monitor_while_they_run(tmp_path: Path, errors: str) -> None:
+    ran = scripts.run(tmp_path, _NO_FILES_LEFT, errors, str(tmp_path))
+    refused = "PayloadTooLarge" if errors == "known" else "OSError"
+    expected = f"""
+        {{'NoneType'}} {{'{refused}'}}
+        {{'OSError'}} {{'{refused}'}}
+        1 OSError 2
+        {{'WorkerCrashed'}}
+        {{'WorkerCrashed'}} {2 << 20} {2 << 20}
+    """.split("\n")
+    lines = [line.strip() for line in expected if line.strip()]
+    assert ran.stdout.splitlines() == (lines if errors == "known" else lines[:3] + lines[4:])
+    assert ran.stderr == ""
 
 
 def test_a_worker_that_cannot_be_forked_is_tried_again_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

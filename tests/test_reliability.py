@@ -1,4 +1,4 @@
-"""Faults of docs/reliability.md that no other test shows. `make faults` repeats some many times more (POOL_LONG=1)."""
+"""Faults of docs/reliability.md that no other test shows."""
 
 import contextlib
 import ctypes
@@ -20,19 +20,17 @@ from typing import NoReturn
 
 import processes
 import pytest
+import scripts
 import tasks
+from chaos.figures import milliseconds, percentile
+from repeats import LONG, times
 
 from ipc import _core
-from pool import Pool, retry
-from pool.errors import TaskTimeout
+from pool import Pool
+from pool.errors import ResultNotPicklable, TaskTimeout
 
-LONG = os.environ.get("POOL_LONG") == "1"
 WORKERS = 2
 pytestmark = pytest.mark.timeout(1200 if LONG else 60)
-
-
-def times(short: int, long: int) -> range:
-    return range(long if LONG else short)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +40,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault 1. The times are for reading; the bound is for the quickest, on a busy machine."""
+    """Fault 1. The long form is for a quiet machine, the short one for any: there one stall is no fault of ours."""
     took = []
     with Pool(WORKERS).start() as pool:
         segment = pool._client.segment
@@ -50,10 +48,11 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
             assert pool.submit(abs, -n).result(20) == n  # which settles the deaths
             took.append(_kill_and_wait(segment, n % WORKERS))
         assert pool.crashes == 0
-    took.sort()
+    median, late = (percentile(took, share) for share in (0.5, 0.99))
     with capsys.disabled():
-        print(f"\nreplaced after {took[len(took) // 2] * 1e3:.1f} ms, p99 {took[len(took) * 99 // 100] * 1e3:.1f} ms")
-    assert took[0] < 0.1  # a pause would be in all of them
+        print(f"\nreplaced after {milliseconds(median)} ms, p99 {milliseconds(late)} ms")
+    assert min(took) < 0.1  # a pause would be in all of them
+    assert (late if LONG else median) < 0.25
 
 
 def _kill_and_wait(segment: object, slot: int) -> float:
@@ -143,6 +142,32 @@ def test_a_child_that_a_task_forks_has_no_control_segment_to_write_to() -> None:
     assert ours not in _control_segments(maps)
 
 
+def _overwrite_the_payload_from_a_child() -> int:
+    if (pid := os.fork()) == 0:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            if "memfd:pool-payload" in line:
+                start, end = (int(address, 16) for address in line.split()[0].split("-"))
+                ctypes.memset(start, 0xFF, end - start)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_child_that_writes_into_the_payload_hurts_values_and_no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 12: that memory stays mapped in it."""
+    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)  # the smallest
+    with Pool(WORKERS) as pool:
+        large = [pool.submit(list, range(n, n + 10_000)) for n in range(WORKERS * 2)]
+        for future in large:
+            processes.wait_until(future.done, "its value is there, and not yet decoded")
+        assert pool.submit(_overwrite_the_payload_from_a_child).result(20) == 0
+        seen = {type(future.exception(20)) for future in large}
+        assert seen <= {type(None), ResultNotPicklable}
+        # Another function: the bytes of the first, for a worker that has not called it yet, lie there too.
+        again = [pool.submit(sorted, range(n, n + 10_000)) for n in range(100)]
+        assert [future.result(20) for future in again] == [list(range(n, n + 10_000)) for n in range(100)]
+        assert pool.crashes == 0
+
+
 class EndlessToPickle:
     def __reduce__(self) -> NoReturn:
         while True:
@@ -154,6 +179,21 @@ def test_a_result_whose_pickling_never_ends_is_over_its_deadline() -> None:
     with Pool(1) as pool:
         assert isinstance(pool.options(timeout=0.2).submit(EndlessToPickle).exception(20), TaskTimeout)
         assert pool.submit(abs, -1).result(20) == 1
+
+
+def test_a_result_that_takes_for_ever_to_rebuild_holds_up_only_who_asks_for_it(gate: tasks.Gate) -> None:
+    """Fault 19, on the client's side."""
+    with Pool(1) as pool:
+        future = pool.submit(tasks.Held, gate.path, "")
+        asking = threading.Thread(target=future.result)
+        asking.start()
+        assert gate.await_start() == [os.getpid()], "it is rebuilt here"
+        assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+        assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
+        assert asking.is_alive()
+        gate.open()
+        asking.join(20)
+        assert future.result() == 0
 
 
 def _bomb(generations: int) -> NoReturn:
@@ -259,15 +299,16 @@ def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
     assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
 
 
-def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn]) -> str:
+def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str) -> str:
     """What a script prints that runs in namespaces of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
         lack("no new namespaces here")
     file = tmp_path / "script.py"
     file.write_text(script)
-    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file), *arguments]
+    there = {**os.environ, "PYTHONPATH": str(scripts.HERE)}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path, env=there)
     assert ran.stderr == ""
     return ran.stdout
 
@@ -338,15 +379,132 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-def test_a_wall_clock_that_jumps_by_days_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Fault 33: in the client, and in monitor and workers, which inherit it."""
-    real, lucky = time.time, random.Random(33)
-    monkeypatch.setattr(time, "time", lambda: real() + lucky.choice((-86_400.0, 0.0, 86_400.0)))
+# A look at the wall clock, from Python or from C, is up to two days before or after the one before it, without a period:
+# whoever waits until a time of this clock waits for days, or not at all.
+JUMPING_CLOCK = """
+#include <stdatomic.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+static time_t jump(void)
+{
+    static _Atomic uint64_t state;
+    uint64_t mixed = atomic_fetch_add(&state, 0x9E3779B97F4A7C15); /* splitmix64 */
+
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    return (time_t)((mixed ^ mixed >> 27) % 3) * 86400;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    int failed = (int)syscall(SYS_clock_gettime, clock, now);
+
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += jump();
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    struct timespec precise;
+
+    (void)zone;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *where)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (where)
+        *where = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+IN_TIME = """
+import concurrent.futures, mmap, os, signal, sys, time
+import processes, tasks
+from pool import Pool, retry
+
+failing = mmap.mmap(-1, 1)  # anonymous: workers see the same byte
+starts = open(sys.argv[2] + ".starts", "ab", buffering=0)
+
+def begin():
+    if failing[0]:
+        failing[0] = 0
+        os._exit(1)
+    starts.write(b"x")
+
+def has_started(count):
+    processes.wait_until(lambda: os.fstat(starts.fileno()).st_size == count, "so many workers have started")
+
+def days():
+    "Between two looks at the wall clock, and from the monotonic clock of the test to ours."
+    looks = [time.time() for _ in range(30)]
+    return round((max(looks) - min(looks)) / 86400), round((time.monotonic() - float(sys.argv[1])) / 86400)
+
+def lasts(seconds, wait):
     began = time.monotonic()
-    with Pool(WORKERS) as pool:
-        assert isinstance(pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception(20), TaskTimeout)
-        backoff = retry.Backoff(0.1, jitter=0)
-        again = pool.options(retries=1, backoff=backoff).submit(tasks.crash_once, str(tmp_path / "marker"), 5)
-        assert again.result(20) == 5
+    found = wait()
+    took = time.monotonic() - began
+    assert seconds <= took < seconds + 10, took
+    return found
+
+def late(future):
+    try:
+        future.result(0.2)
+    except TimeoutError:
+        return True
+
+def replaced(dead):
+    "A worker has its second successor: the first one fails. So many others have died before."
+    has_started(2 + dead)
+    failing[0] = 1
+    os.kill(processes.worker_pids(pool)[0], signal.SIGKILL)
+    has_started(3 + dead)
+
+with Pool(2, initializer=begin) as pool:
+    print(pool.submit(days).result(20) == days(), *days())
+    for round_ in range(4):
+        held = pool.options(timeout=1000).submit(tasks.sleep, 1000)
+        processes.wait_until(held.running, "it runs")
+        error = lasts(0.2, pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception)
+        again = pool.options(retries=1, backoff=retry.Backoff(0.2, jitter=0))
+        five = lasts(0.2, again.submit(tasks.crash_once, f"{sys.argv[2]}{round_}", 5).result)
+        waits = lasts(0.2, lambda: late(held)), len(lasts(0.2, lambda: concurrent.futures.wait([held], 0.2)).not_done)
+        print(type(error).__name__, five, *waits, held.kill(), type(held.exception(20)).__name__)
         assert list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)]
-    assert time.monotonic() - began < 20
+        lasts(0.1, lambda: replaced(4 * round_ + 3))
+print("end")
+"""
+
+
+def _in_time(days: str) -> str:
+    return f"True {days}\n" + "TaskTimeout 5 True 1 True TaskKilled\n" * 4 + "end\n"
+
+
+def test_a_wall_clock_that_jumps_by_days_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require: Callable[[str], str]
+) -> None:
+    """Fault 33: in the client, in monitor and workers, which inherit it, and in what they wait with."""
+    library = tmp_path / "clock.so"
+    command = [require("cc"), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-x", "c", "-", "-o", str(library)]
+    subprocess.run(command, input=JUMPING_CLOCK, text=True, check=True, timeout=50)
+    monkeypatch.setenv("LD_PRELOAD", str(library))
+    ran = scripts.run(tmp_path, IN_TIME, str(time.monotonic()), str(tmp_path / "marker"))
+    assert (ran.stdout, ran.stderr) == (_in_time("2 0"), "")
+
+
+def test_a_monotonic_clock_that_is_days_off_changes_nothing(tmp_path: Path, lack: Callable[[str], NoReturn]) -> None:
+    """Fault 33: as in a container that was moved to a machine that had started at another time."""
+    offset = str(10 * 86_400)
+    options = ["--time", "--monotonic", offset, "--boottime", offset]
+    assert _unshared(tmp_path, IN_TIME, options, lack, str(time.monotonic()), "marker") == _in_time("0 10")
