@@ -304,7 +304,7 @@ def good_parts() -> dict[str, Any]:
         }
         for k in range(1, 9)
     ]  # fmt: skip
-    times = {name: [0.001, 0.002] for name in ("noticed", "next", "deadline", "gone", "jitter")}
+    times = {name: [0.001, 0.002] for name in ("noticed", "next", "deadline", "shutdown", "given up", "gone", "jitter")}
     parts: dict[str, Any] = {
         "faults": {"survived": list(range(1, 34)), "of": 33, "cases": {"passed": 90}, "form": "short", "good": True},
         "steps": {"moments": 3388, "missed": 1, "scenarios": "all", "steps": 20, "named": 20, "good": True},

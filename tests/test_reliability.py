@@ -232,6 +232,55 @@ def test_a_fork_bomb_is_gone_when_its_worker_is() -> None:
             assert pool.submit(_others_of_my_session).result(20) == 0
 
 
+BOMB_UNDER_A_LIMIT = """
+import os, resource, sys, time
+from pool import Pool
+
+read, write = os.pipe()
+
+def bomb():
+    while True:
+        try:
+            if os.fork() == 0 and os.getpid() % 2:
+                os.setsid()
+        except BlockingIOError:
+            os.write(write, b".")
+            time.sleep(0.001)
+
+def living():
+    return sum(os.stat(f"/proc/{pid}").st_uid == USER for pid in os.listdir("/proc") if pid.isdecimal())
+
+def a_little_of_everything(pool):
+    assert isinstance(pool.options(timeout=0.1).submit(time.sleep, 1000).exception(), TimeoutError)
+    print(type(pool.submit(os._exit, 3).exception()).__name__)
+
+with Pool(2) as pool:
+    a_little_of_everything(pool)  # all is imported that this user may not read
+USER = int(sys.argv[1])
+os.setresuid(USER, USER, USER)
+resource.setrlimit(resource.RLIMIT_NPROC, (40, 40))
+with Pool(2) as pool:
+    future = pool.options(timeout=1).submit(bomb)
+    os.read(read, 1)
+    print(living() >= 30)
+    a_little_of_everything(pool)  # two deaths, and no successor can be forked
+    print(type(future.exception()).__name__)
+    print(list(pool.imap(abs, range(-200, 0))) == list(range(200, 0, -1)))
+print(living())
+"""
+
+
+def test_under_a_limit_of_processes_a_fork_bomb_costs_only_its_own_task(
+    tmp_path: Path, lack: Callable[[str], NoReturn]
+) -> None:
+    """Fault 24. The limit is the user's, and no other process is this user's; it does not hold for root."""
+    if os.geteuid():
+        lack("only root can become another user")
+    ran = scripts.run(tmp_path, BOMB_UNDER_A_LIMIT, str(64_000 + os.getpid() % 1000))
+    assert ran.stdout.split() == ["WorkerCrashed", "True", "WorkerCrashed", "TaskTimeout", "True", "1"]
+    assert ran.stderr == ""
+
+
 def _others_of_my_session() -> int:
     mine = os.getsid(0)
     found = 0

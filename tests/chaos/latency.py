@@ -1,5 +1,6 @@
 """How long it takes, in seconds: until a death is noticed, until the slot works again, until a deadline is kept, until
-nobody is left of a client that was killed. And how late a sleeping process wakes here anyway, at the same time.
+nobody is left of a pool that ends or of a client that was killed. And how late a sleeping process wakes here anyway, at
+the same time.
 """
 
 from __future__ import annotations
@@ -101,6 +102,30 @@ def deadlines(count: int) -> Samples:
     return {"deadline": over}
 
 
+def pool_ends(count: int) -> Samples:
+    """So many pools that end when all is done, and so many whose tasks hang and are given up: from the call until the
+    last of monitor and workers has gone."""
+    done, hanging = [], []
+    for _ in range(count):
+        pool = Pool(WORKERS).start()
+        pool.submit(abs, -1).result(20)
+        done.append(_pool_end(pool, pool.shutdown))
+        with tempfile.TemporaryDirectory(prefix="latency-") as folder, Pool(WORKERS) as pool:
+            begun = _Begun(folder)
+            for number in range(WORKERS):
+                pool.submit(hold, begun.path, number)
+            for number in range(WORKERS):
+                begun.wait(number)
+            hanging.append(_pool_end(pool, pool.kill_workers))
+    return {"shutdown": done, "given up": hanging}
+
+
+def _pool_end(pool: Pool, end: Callable[[], object]) -> float:
+    took, alive = _until_gone([processes.monitor_pid(pool), *processes.worker_pids(pool)], end)
+    assert not alive
+    return took
+
+
 def client_deaths(count: int) -> tuple[Samples, dict[str, int]]:
     """So many clients that are killed, while each worker has a task that has started a process in a session of its own:
     from the kill until the last of monitor, workers and those processes has gone; and what was left."""
@@ -123,24 +148,28 @@ def _client_death(folder: str, environment: dict[str, str]) -> tuple[float, int]
     command = [sys.executable, "-m", "chaos.latency", "client", folder]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as client:
         assert client.stdout is not None
-        pids = json.loads(client.stdout.readline())
-        waiting = {os.pidfd_open(pid) for pid in pids}
-        poll = select.poll()
-        for fd in waiting:
-            poll.register(fd, select.POLLIN)
-        killed = time.monotonic_ns()
-        client.kill()
-        last = 0.0
-        while waiting and _since(killed) < GONE_SECONDS:
-            for fd, _ in poll.poll(1000):
-                last = _since(killed)
-                poll.unregister(fd)
-                waiting.discard(fd)
-                os.close(fd)
-        alive = len(waiting)
-        for fd in waiting:
-            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return _until_gone(json.loads(client.stdout.readline()), client.kill)
+
+
+def _until_gone(pids: list[int], end: Callable[[], object]) -> tuple[float, int]:
+    """Seconds from `end()` on, and how many have not gone."""
+    waiting = {os.pidfd_open(pid) for pid in pids}
+    poll = select.poll()
+    for fd in waiting:
+        poll.register(fd, select.POLLIN)
+    began = time.monotonic_ns()
+    end()
+    last = 0.0
+    while waiting and _since(began) < GONE_SECONDS:
+        for fd, _ in poll.poll(1000):
+            last = _since(began)
+            poll.unregister(fd)
+            waiting.discard(fd)
             os.close(fd)
+    alive = len(waiting)
+    for fd in waiting:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        os.close(fd)
     return (GONE_SECONDS if alive else last), alive
 
 
@@ -210,7 +239,8 @@ def measured(kills: int, clients: int, seed: int) -> dict[str, Any]:
     for name, condition in conditions.items():
         late: list[float] = []
         with condition(), jitter(late):
-            samples = {**deaths(kills, seed), **deadlines(max(2, kills // 3))}
+            few = max(2, kills // 3)
+            samples = {**deaths(kills, seed), **deadlines(few), **pool_ends(few)}
             ends, more = client_deaths(clients)
         found[name] = {**samples, **ends, "jitter": late}
         for what, count in more.items():

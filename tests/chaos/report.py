@@ -24,6 +24,8 @@ _TIMES = (
     ("noticed", "kill of a worker until its task's error is known", 0.05),
     ("next", "kill of a worker until the next task has begun in its slot (I20)", 0.25),
     ("deadline", "deadline until the late task's error is known", 0.1),
+    ("shutdown", "`shutdown()` of a pool that has done everything until all its processes have gone", 0.5),
+    ("given up", "`kill_workers()` while tasks hang until all its processes have gone", 2.0),
     ("gone", "SIGKILL of the client until all have gone: monitor, workers, what tasks had started", 1.0),
     ("jitter", "a sleep of 5 ms beside all that: how much too late it ends", math.inf),
 )
