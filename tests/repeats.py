@@ -76,8 +76,8 @@ _early: dict[str, _Held] = {}  # by case: after its second repeat, for the first
 
 @contextlib.contextmanager
 def nothing_added(case: str, repeat: int, folder: Path) -> Iterator[None]:
-    """Around one repeat of a case. Nothing may be there afterwards that was not before: process, descriptor, file. Files
-    it makes in `folder`."""
+    """One repeat of a case, which makes its files in `folder`. Nothing may be there afterwards that was not before:
+    process, descriptor, or file."""
     with mock.patch.dict(os.environ, TMPDIR=str(folder)), processes.nothing_left():
         yield
     assert not os.listdir(folder)
