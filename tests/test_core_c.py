@@ -102,6 +102,18 @@ PLANTED = [
         "-t 10 asleep",
     ),
     Planted(
+        "client_asleep stored with release only: store buffering, in want of a row",
+        "client.c",
+        [
+            (
+                "atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_seq_cst)",
+                "atomic_store_explicit(&h->client_asleep, look->wanting ? 2 : 1, memory_order_release)",
+            )
+        ],
+        "litmus",
+        "-t 10 head",
+    ),
+    Planted(
         "wake before publish: sleepers looked at before tail is stored",
         "client.c",
         [

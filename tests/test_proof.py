@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -148,10 +149,28 @@ sleep   T=2 K=0 DEP                                                       20    
 sleep   T=1 K=0 NO_LOOK                                                   30    230  stuck     stuck       4.8
 claim   T=1 K=0 WEAK_CAS                                                  40    230  stuck     complete    4.8  WRONG
 4 configurations in 8 s: 1 complete; 1 not as expected
+bounds of the complete searches: 3 tasks, 1 crashes, 2 workers
 """
     assert figures.searches(printed) == {
         "configurations": 4, "states": 1020, "complete": 1, "planted": 2, "caught": 1, "wrong": 1,
     }  # fmt: skip
+    assert figures.bounds(printed) == "3 tasks, 1 crashes, 2 workers"
+    assert figures.bounds("") == "bounds not said"
+
+
+def test_the_bounds_are_those_of_what_was_searched() -> None:
+    path = str(proof.ROOT / "ipc" / "model" / "run.py")
+    models = runpy.run_path(path)
+    searched = [("claim", "T=3 K=0 C=2"), ("sleep", "T=1 K=2 NO_RESTART"), ("payload", "T=2 W=1 C=1")]
+    said = "1 to 3 tasks, up to 2 crashes, up to 1 condemned, up to 2 cancelled, 1 or 2 workers"
+    assert models["bounds"](searched) == said
+    assert models["bounds"](searched[:1]) == "3 tasks, 0 crashes, 0 condemned, 2 cancelled, 2 workers"
+    for only, bounds in {
+        "payload T=1 K=1 C=1": "1 tasks, 1 crashes, 1 condemned, 0 cancelled, 2 workers",
+        "payload T=1 K=0 W=1 FREE_BLIND": "none",  # a planted fault bounds nothing
+    }.items():
+        ran = subprocess.run([sys.executable, path, "--only", only], stdout=subprocess.PIPE, text=True, timeout=120)
+        assert (ran.returncode, figures.bounds(ran.stdout)) == (0, bounds)
 
 
 def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:

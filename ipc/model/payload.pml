@@ -5,7 +5,8 @@
  *   unit); a result that the client adopts (view) and drops; either may be held until everything else has ended. Deaths and condemnations
  *   between any two steps, restart under generation+1, settle (rows, then what was kept). Arguments that find no room wait for rows in flight
  *   only; a result that can only fit where views are is given up.
- * Reduced: claims pick any READY row (the ring is the subject of claim.pml); waits are guards; memory is sequentially consistent.
+ * Reduced: claims pick any READY row (the ring is the subject of claim.pml); waits are guards; memory is sequentially consistent; a death is a
+ *   step of who dies, possible before each of its steps.
  * Checked: no unit is taken while anybody alive looks at it; what is held keeps its owner until it is dropped; all units are free at the end; no
  *   stuck state.
  *
@@ -80,23 +81,36 @@ inline give(u, from, to) {
 }
 
 /* ---------------------------------------------------------------------------------------------------- worker */
-#define ALIVE	(life[w] == 0 && gen[w] == g)
-#define NEXT(step)	atomic { if :: !ALIVE -> goto dead :: else fi; step }
+#define CONDEMNED_IS(r)	(row[r].st == CONDEMNED && row[r].slot == w && row[r].gen == gen[w])
+#define IS_CONDEMNED	(CONDEMNED_IS(0) || CONDEMNED_IS(R - 1))
+#define DIES	(IS_CONDEMNED || (kills && !stop))
+#define NEXT(step)	atomic { if :: DIES -> die(); goto dead :: true fi; step }
+#if defined(GIVE_LATE) || defined(DROP_AS_ROW) /* which look at the row later */
+#define FORGET	u = NONE; k = 0
+#else
+#define FORGET	u = NONE; k = 0; keep = 0; r = 0; q = 0
+#endif
+
+inline die() {
+	d_step {
+		if :: IS_CONDEMNED -> skip :: else -> kills-- fi;
+		life[w] = 1; held = NONE; keep = 0; forever = 0; r = 0; q = 0; k = 0; u = NONE
+	}
+}
 
 proctype worker(byte w) {
-	byte g, r, q, u, k, held = NONE;
-	bit keep, forever, blocked;
+	byte r, q, u = NONE, k, held = NONE;
+	bit keep, forever;
 start:
-	atomic { g = gen[w]; held = NONE; keep = 0; forever = 0; r = 0; q = 0; k = 0; u = NONE }
 	do
-	:: atomic { !ALIVE -> goto dead }
-	:: atomic { ALIVE && (row[0].st == READY || row[R - 1].st == READY) ->
+	:: atomic { DIES -> die(); goto dead }
+	:: atomic { row[0].st == READY || row[R - 1].st == READY ->
 		if
 		:: row[0].st == READY -> r = 0
 		:: row[R - 1].st == READY -> r = R - 1
 		fi;
 		d_step { /* claim; from here on it looks at its arguments */
-			row[r].st = RUNNING; row[r].slot = w; row[r].gen = g; q = row[r].seq;
+			row[r].st = RUNNING; row[r].slot = w; row[r].gen = gen[w]; q = row[r].seq;
 			k = 0;
 			do
 			:: k < NEED -> eyes[row[r].args + k] = eyes[row[r].args + k] | (1 << w); k++
@@ -110,33 +124,33 @@ start:
 		/* store */
 		NEXT( if :: row[r].st == RUNNING -> row[r].st = STORING :: else -> goto lost fi );
 		do
-		:: atomic { !ALIVE -> goto dead }
+		:: atomic { DIES -> die(); goto dead }
 #ifdef RESULT_LOW
-		:: atomic { ALIVE && (unit[0] == 0 || unit[1] == 0 || unit[L - 1] == 0) ->
+		:: atomic { unit[0] == 0 || unit[1] == 0 || unit[L - 1] == 0 ->
 			if :: unit[0] == 0 -> u = 0 :: unit[1] == 0 -> u = 1 :: unit[L - 1] == 0 -> u = L - 1 fi };
 #else
-		:: atomic { ALIVE && (unit[L] == 0 || unit[L + U - 1] == 0) -> /* seen free; the other worker may be faster */
+		:: atomic { unit[L] == 0 || unit[L + U - 1] == 0 -> /* seen free; the other worker may be faster */
 			if :: unit[L] == 0 -> u = L :: else -> u = L + U - 1 fi };
 #endif
 			atomic {
 				if
-				:: !ALIVE -> goto dead
-				:: ALIVE && unit[u] == 0 -> take(u, OWN(r, q)); eyes[u] = eyes[u] | (1 << w); break
-				:: else -> u = NONE
+				:: DIES -> die(); goto dead
+				:: unit[u] == 0 -> take(u, OWN(r, q)); eyes[u] = eyes[u] | (1 << w); break
+				:: unit[u] != 0 -> u = NONE
 				fi
 			}
 #ifndef WAIT_VIEWS
-		:: atomic { ALIVE && unit[L] == VIEW && unit[L + U - 1] == VIEW -> u = NONE; break } /* could_fit: an error in the row instead */
+		:: atomic { unit[L] == VIEW && unit[L + U - 1] == VIEW -> u = NONE; break } /* could_fit: an error in the row instead */
 #endif
 		od;
 		NEXT( row[r].ref = u );
 written:	/* finish: is anything still looking at the arguments? */
 		atomic {
 			if
-			:: !ALIVE -> goto dead
-			:: ALIVE && held == NONE -> keep = 1; forever = 0
-			:: ALIVE && held == NONE -> keep = 1; forever = 1
-			:: ALIVE -> keep = 0; k = 0;
+			:: DIES -> die(); goto dead
+			:: held == NONE -> keep = 1; forever = 0
+			:: held == NONE -> keep = 1; forever = 1
+			:: true -> keep = 0; k = 0;
 				do
 				:: k < NEED -> eyes[row[r].args + k] = eyes[row[r].args + k] & (255 - (1 << w)); k++
 				:: else -> break
@@ -146,7 +160,7 @@ written:	/* finish: is anything still looking at the arguments? */
 		};
 #ifndef GIVE_LATE
 		do
-		:: keep && k < NEED -> NEXT( give(row[r].args + k, OWN(r, q), KEPT(w, g)); k++ )
+		:: keep && k < NEED -> NEXT( give(row[r].args + k, OWN(r, q), KEPT(w, gen[w])); k++ )
 		:: else -> break
 		od;
 #endif
@@ -158,36 +172,35 @@ written:	/* finish: is anything still looking at the arguments? */
 				row[r].st = DONE
 			:: else -> goto lost
 			fi;
-			k = 0
+			FORGET
 		);
 #ifdef GIVE_LATE
 		do
-		:: keep && k < NEED -> NEXT( give(held + k, OWN(r, q), KEPT(w, g)); k++ )
+		:: keep && k < NEED -> NEXT( give(held + k, OWN(r, q), KEPT(w, gen[w])); k++ )
 		:: else -> break
 		od;
+		NEXT( k = 0 )
 #endif
-		NEXT( keep = 0; u = NONE; k = 0 )
-	:: atomic { ALIVE && held != NONE && (!forever || stop) -> k = 0 }; /* the last reference goes */
+	:: atomic { held != NONE && (!forever || stop) -> k = 0 }; /* the last reference goes */
 		NEXT( do
-			:: k < NEED -> assert(unit[held + k] == KEPT(w, g)); eyes[held + k] = eyes[held + k] & (255 - (1 << w)); k++
+			:: k < NEED -> assert(unit[held + k] == KEPT(w, gen[w])); eyes[held + k] = eyes[held + k] & (255 - (1 << w)); k++
 			:: else -> break
 			od; k = 0 );
 		do
 #ifdef DROP_AS_ROW
 		:: k < NEED -> NEXT( give(held + k, OWN(r, q), 0); k++ )
 #else
-		:: k < NEED -> NEXT( give(held + k, KEPT(w, g), 0); k++ )
+		:: k < NEED -> NEXT( give(held + k, KEPT(w, gen[w]), 0); k++ )
 #endif
 		:: else -> break
 		od;
 		NEXT( held = NONE; forever = 0; k = 0 )
-	:: atomic { ALIVE && stop && held == NONE -> life[w] = 2; goto out }
+	:: atomic { stop && held == NONE -> life[w] = 2; goto out }
 	od;
-lost:	/* condemned: it waits for its end */
-	!ALIVE;
+lost:	atomic { IS_CONDEMNED -> die() }; /* it waits for its end */
 dead:	atomic {
 		if
-		:: life[w] == 0 && gen[w] != g -> goto start /* the next generation */
+		:: life[w] == 0 -> goto start /* the next generation */
 		:: life[w] == 3 -> goto out
 		fi
 	};
@@ -200,13 +213,8 @@ inline blind(w) { j = 0; do :: j < L + U -> eyes[j] = eyes[j] & (255 - (1 << w))
 active proctype monitor() {
 	byte w, j;
 	do
-	:: atomic { kills && !stop && (life[0] == 0 || life[W - 1] == 0) ->
-		if :: life[0] == 0 -> w = 0 :: life[W - 1] == 0 -> w = W - 1 fi;
-		kills--; life[w] = 1; w = 0 }
 	:: atomic { condemns && (row[0].st == RUNNING || row[R - 1].st == RUNNING) -> condemns--;
 		if :: row[0].st == RUNNING -> row[0].st = CONDEMNED :: row[R - 1].st == RUNNING -> row[R - 1].st = CONDEMNED fi }
-	:: atomic { row[0].st == CONDEMNED && life[row[0].slot] == 0 && gen[row[0].slot] == row[0].gen -> life[row[0].slot] = 1 }
-	:: atomic { row[R - 1].st == CONDEMNED && life[row[R - 1].slot] == 0 && gen[row[R - 1].slot] == row[R - 1].gen -> life[row[R - 1].slot] = 1 }
 	:: atomic { life[0] == 1 || life[W - 1] == 1 ->
 		if :: life[0] == 1 -> w = 0 :: life[W - 1] == 1 -> w = W - 1 fi };
 #ifdef EARLY_REAP

@@ -128,6 +128,12 @@ def rounds(printed: str) -> int:
     return sum(map(int, re.findall(r"^litmus \S+ +(\d+) rounds, \d+ woken, none lost$", printed, re.M)))
 
 
+def bounds(printed: str) -> str:
+    """Of ipc/model/run.py: how many tasks, crashes and so on the complete searches had."""
+    match = re.search(r"^bounds of the complete searches: (.+)$", printed, re.M)
+    return match[1] if match else "bounds not said"
+
+
 def moments(printed: str) -> dict[str, int]:
     """Of tests/c/sweep: moments, and those that were missed."""
     match = re.search(r"^sweep: (\d+) moments \((\d+) missed\), 0 lost, 0 double$", printed, re.M)

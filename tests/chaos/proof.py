@@ -148,7 +148,7 @@ def models(scale: Scale, _: int, __: str) -> Result:
     found = figures.searches(ran.stdout)
     if ran.returncode:
         print(ran.stdout)
-    bounds = "1 to 3 tasks, up to 2 crashes, 2 workers" if not scale.models else f"only {scale.models}"
+    bounds = f"only {scale.models}" if scale.models else figures.bounds(ran.stdout)
     good = ran.returncode == 0 and not scale.models and found["caught"] == found["planted"] > 0
     return {**found, "bounds": bounds, "good": good}
 
