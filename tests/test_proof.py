@@ -179,8 +179,10 @@ def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:
 
 
 def test_litmuses_that_have_not_come_to_their_end_count_nothing() -> None:
-    assert figures.litmuses("a  5  add x\n20 litmuses, 1 not as expected\n") == {"litmuses": 20, "wrong": 1}
-    assert figures.litmuses("a  5  add x\n") == {"litmuses": 0, "wrong": 0}
+    names = ("litmuses", "wrong", "needed", "explained", "unexplained")
+    printed = "a  5  add x\n20 litmuses, 1 not as expected\n72 orders are needed, 48 are not; 2 unexplained\n"
+    assert figures.litmuses(printed) == dict(zip(names, (20, 1, 72, 48, 2), strict=True))
+    assert figures.litmuses("a  5  add x\n") == dict.fromkeys(names, 0)
     printed = (
         "litmus tail       72466 rounds, 36692 woken, none lost\nlitmus asleep        34 rounds, 2 woken, none lost\n"
     )
@@ -332,7 +334,8 @@ def good_parts() -> dict[str, Any]:
             "bounds": "2 crashes", "good": True,
         },
         "orders": {
-            "litmuses": 20, "wrong": 0, "rounds": 300_000, "stood still": False, "emulated": "passed", "good": True,
+            "litmuses": 20, "wrong": 0, "needed": 72, "explained": 48, "unexplained": 0, "rounds": 300_000,
+            "stood still": False, "emulated": "passed", "good": True,
         },
         "sanitizers": {"passed": 5, "of": 5, "good": True},
         "fuzz": {"executions": 30_000, "edges": 900, "good": True},

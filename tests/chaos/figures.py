@@ -117,10 +117,15 @@ def searches(printed: str) -> dict[str, int]:
 
 
 def litmuses(printed: str) -> dict[str, int]:
-    """Of ipc/model/orders.py: litmuses, and how many of them were not as expected; nothing if it has not come to its
-    end."""
-    match = re.search(r"^(\d+) litmuses, (\d+) not as expected$", printed, re.M)
-    return {"litmuses": int(match[1]), "wrong": int(match[2])} if match else {"litmuses": 0, "wrong": 0}
+    """Of ipc/model/orders.py: litmuses, how many of them were not as expected, and the orders of the source: needed in
+    one, explained, neither. Nothing if it has not come to its end."""
+    match = re.search(
+        r"^(\d+) litmuses, (\d+) not as expected\n(\d+) orders are needed, (\d+) are not; (\d+) unexplained$",
+        printed,
+        re.M,
+    )
+    found = map(int, match.groups()) if match else [0] * 5
+    return dict(zip(("litmuses", "wrong", "needed", "explained", "unexplained"), found, strict=True))
 
 
 def rounds(printed: str) -> int:

@@ -181,7 +181,12 @@ def _orders(parts: dict[str, Part]) -> Iterator[Row]:
         yield "orders of memory", "not run", ""
         return
     fine = f"{part['litmuses'] - part['wrong']}/{part['litmuses']}"
-    yield "orders of memory: enough, and each of them needed", fine, "litmuses of the core's steps, explored wholly"
+    orders = (
+        f"litmuses of the core's steps, explored wholly; {part['needed']} orders of the source are in them, for the"
+        f" other {part['explained']} it is said why nobody leans on them"
+    )
+    missing = f", and {part['unexplained']} ARE NEITHER" if part["unexplained"] else ""
+    yield "orders of memory: enough, and each of them needed", fine, orders + missing
     found = "FAILED" if part["stood still"] else none_of(0, part["rounds"], "round")
     yield "wake-ups lost on this machine", found, f"{part['rounds']:,} rounds of going to sleep against publishing"
     yield (
