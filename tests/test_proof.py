@@ -469,6 +469,9 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     yield parts, sums(), "kill of a worker until its task's error is known", "idle"
     yield good_parts(), sums(kills=-20_001), "random kills, version 0123456789ab", "99,999"
     yield good_parts(), sums(**{"killed: leaving": -1001}), "leaving", "999 (fewer than 1,000)"
+    parts = good_parts()
+    parts["soak"]["version"] = "another"
+    yield parts, sums(), "workers", str(soak.WORKERS)
     yield good_parts(), sums(lost=1, violations=1), "tasks lost", "1"
     yield good_parts(), sums(violations=2), "any other invariant broken", "2"
     yield good_parts(), {"another": Counter(kills=10)}, "random kills, version 0123456789ab", "0"

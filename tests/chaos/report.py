@@ -96,12 +96,13 @@ def _leftovers(part: Part | None) -> str:
 
 
 def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> bool:
-    """Whether every part has run, and has found what it should, often enough; on a machine with nothing else to do also
-    in time."""
+    """Whether every part has run with this version, and has found what it should, often enough; on a machine with
+    nothing else to do also in time."""
     mine = sums.get(version, Counter())
     latencies, soaked = parts.get("latencies"), parts.get("soak")
     return (
         all(parts.get(name, {}).get("good") for name in _JUDGED)
+        and all(part["version"] == version for part in parts.values())
         and latencies is not None
         and not any(latencies["left"].values())
         and _in_time(latencies)
