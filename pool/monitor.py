@@ -381,15 +381,17 @@ class Monitor:
         phase = _core.slot_info(self._segment, w.slot)["phase"]
         log = os.pread(w.log, _LOG_LIMIT, 0).decode(errors="replace")
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == worker_process.DEADLINE_SIGNAL
-        changed = os.WIFEXITED(status) and os.WEXITSTATUS(status) == worker_process.LEFT_CHANGED
         leaving = phase == _core.LEAVING and w.reason == _core.DIED
-        if leaving and self._options.recycle_changed:
-            log = self._report_changed(w, log)
-        if leaving and self._options.grace and (log or (status and not changed)):
+        left_changed, change = worker_process.LEFT_CHANGED << 8 if self._options.recycle_changed else 0, ""
+        if leaving and left_changed:
+            change, log = worker_process.split_log(log)
+            self._report_change(w, change)
+        if leaving and self._options.grace and (log or status not in (0, left_changed)):
             how = f"took longer than {self._options.grace:g} s" if late else "failed"
             self._report(f"the teardown of worker {w.slot} (pid {w.pid}) {how}\n{trim_stack(log).strip()}")
             log = ""
-        if leaving and changed:
+        # The task may have closed the log, or the teardown have ended in another way.
+        if leaving and (change or status == left_changed != 0):
             w.reason = _core.CHANGED
         elif leaving and (status == 0 or late):
             w.reason = _core.RESTARTED if w.generation < w.retire else _core.RECYCLED
@@ -409,15 +411,11 @@ class Monitor:
         _core.record_death(self._segment, w.slot, w.generation, pid, status, w.reason, w.peak)
         w.generation += 1
 
-    def _report_changed(self, w: _Worker, log: str) -> str:
-        """What a task has left changed, once for each function and change; the rest of the log."""
-        said, _, rest = log.partition("\n")
-        if worker_process.HAS_LEFT not in said:
-            return log
-        if said not in self._changes and len(self._changes) < _CHANGES:
-            self._changes.add(said)
-            self._report(f"{said}; worker {w.slot} (pid {w.pid}) is replaced, as others will be (said once)")
-        return rest
+    def _report_change(self, w: _Worker, change: str) -> None:
+        """What a task has left changed, once for each function and change."""
+        if change and change not in self._changes and len(self._changes) < _CHANGES:
+            self._changes.add(change)
+            self._report(f"{change}; worker {w.slot} (pid {w.pid}) is replaced, as others will be (said once)")
 
     def _report(self, text: str) -> None:
         """To stderr, as the traceback of a thread: no task is concerned. Not if that would block."""

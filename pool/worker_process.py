@@ -35,7 +35,7 @@ DEADLINE_SIGNAL = signal.SIGALRM
 
 BOOT_FAILED = 3  # exit code; what counts is that the worker was never ready
 LEFT_CHANGED = 4  # exit code: after a task that has left the process changed
-HAS_LEFT = " has left changed: "  # in the first line of its log, between who and what
+_HAS_LEFT = " has left changed: "  # in its log, between who and what
 _SPIN_US = 20
 _PROBE = 4 << 20  # bytes that a worker must still be able to get after a MemoryError
 _IDLE_MS = 1000
@@ -229,6 +229,13 @@ def _tear_down(teardown: Callable[[], object], timeout: float, log_fd: int) -> N
     teardown()
 
 
+def split_log(log: str) -> tuple[str, str]:
+    """What a worker says there of a task that has changed its process; and the rest."""
+    lines = log.splitlines(keepends=True)
+    said = [line for line in lines if _HAS_LEFT in line][:1]
+    return "".join(said).strip(), "".join(line for line in lines if line not in said)
+
+
 class _Watched:
     """What tasks must leave as the initializer has left it, and where it is said that one has not."""
 
@@ -242,12 +249,12 @@ class _Watched:
 
     def has_changed(self, fn: Callable[..., Any] | None) -> bool:
         """Since then, and ``fn`` was the last to run."""
-        differ = self._changes.between(self._before, self._changes.look())
+        differ = self._changes.since(self._before)
         if differ:
             self.changed = True
             name = "a task" if fn is None else codec.task_name(fn)
             with contextlib.suppress(OSError):  # it may have closed that too
-                os.write(self._log_fd, f"{name}{HAS_LEFT}{differ}\n".encode(errors="replace"))
+                os.write(self._log_fd, f"{name}{_HAS_LEFT}{differ}\n".encode(errors="replace"))
         return self.changed
 
 

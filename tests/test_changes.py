@@ -4,6 +4,7 @@ import contextlib
 import gc
 import io
 import locale
+import mmap
 import os
 import resource
 import signal
@@ -69,6 +70,22 @@ def _replace_a_stream() -> None:
     sys.stdout = io.StringIO()
 
 
+def _close_what_is_high() -> None:
+    os.closerange(3, 65536)
+
+
+def _set_a_timer() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+
+def _lower_the_priority() -> None:
+    os.nice(1)
+
+
+def _one_cpu() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
 def _leave_a_thread() -> None:
     threading.Thread(target=time.sleep, args=(1000,)).start()
 
@@ -79,11 +96,15 @@ WAYS = {
     "blocked signals": _block,
     "signal handlers": _handle,
     "limits": _limit,
+    "timers": _set_a_timer,
+    "priority": _lower_the_priority,
+    "affinity": _one_cpu,
     "environment": _environ,
     "locale": _locale,
     "garbage collection": _gc,
     "recursion limit": _recursion,
-    "standard streams": _close_all,
+    "standard streams": _replace_a_stream,
+    "open files": _close_what_is_high,
     "threads": _leave_a_thread,
 }
 
@@ -91,11 +112,11 @@ WAYS = {
 def _state() -> tuple[int, object]:
     """Of whom, and what can be sent of it."""
     state = changes.look()
-    texts = [repr(part) for part in state[:-2]]  # but for streams, which are objects, and threads
-    return os.getpid(), (texts, [os.path.exists(f"/proc/self/fd/{fd}") for fd in range(3)], state.threads)
+    parts = state._replace(standard_streams=None, open_files=len(state.open_files))
+    return os.getpid(), (*map(repr, parts), [os.path.exists(f"/proc/self/fd/{fd}") for fd in range(3)])
 
 
-@pytest.mark.parametrize("change", [*WAYS.values(), _replace_a_stream], ids=lambda change: change.__name__.strip("_"))
+@pytest.mark.parametrize("change", [*WAYS.values(), _close_all], ids=lambda change: change.__name__.strip("_"))
 def test_the_next_task_finds_the_process_as_it_was(change: Callable[[], None]) -> None:
     with Pool(1, recycle_changed=True) as pool:
         first, before = pool.submit(_state).result(20)
@@ -110,26 +131,48 @@ def test_the_next_task_finds_the_process_as_it_was(change: Callable[[], None]) -
 
 @pytest.mark.parametrize("what", WAYS)
 def test_a_change_has_a_name(what: str) -> None:
-    read, write = os.pipe()
+    said = mmap.mmap(-1, 100)  # needs no descriptor in the child
     if (pid := os.fork()) == 0:
         with contextlib.suppress(BaseException):
             before = changes.look()
-            report = os.dup2(write, 99)  # _close_all spares it
-            if what == "standard streams":
-                os.closerange(0, 3)
-            else:
-                WAYS[what]()
-            os.write(report, changes.between(before, changes.look()).encode())
+            WAYS[what]()
+            said.write(changes.since(before).encode())
         os._exit(0)
-    os.close(write)
-    with open(read) as pipe:
-        assert pipe.read() == what
     os.waitpid(pid, 0)
+    assert said.read().rstrip(b"\0").decode() == what
 
 
-def test_fewer_threads_are_no_change() -> None:
-    state = changes.look()
-    assert changes.between(state._replace(threads=state.threads + 1), state) == ""
+class _Incomparable:
+    def __call__(self, *_: object) -> None: ...
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+    __hash__ = object.__hash__
+
+
+def _handle_incomparably() -> None:
+    signal.signal(signal.SIGUSR2, _Incomparable())
+
+
+def _no_environment() -> None:
+    vars(os)["environ"] = None
+
+
+@pytest.mark.parametrize("change", [_handle_incomparably, _no_environment])
+def test_who_cannot_be_looked_at_has_changed(change: Callable[[], None]) -> None:
+    with Pool(1, recycle_changed=True) as pool:
+        pool.submit(change).result(20)
+        assert pool.submit(abs, -1).result(20) == 1
+        assert pool.insights().workers[0].restarts == {"changed": 1}
+
+
+def test_further_files_and_fewer_threads_are_no_change() -> None:
+    before = changes.look()
+    with open(os.devnull):
+        state = changes.look()
+        assert changes.between(before._replace(threads=state.threads + 1), state) == ""
+        assert changes.between(state, before) == "open files"
 
 
 def test_without_it_a_change_stays() -> None:
@@ -148,8 +191,10 @@ def _chdir_if(x: int) -> int:
 def test_in_maps_no_item_is_lost_and_a_chunk_is_one_task() -> None:
     with Pool(2, recycle_changed=True) as pool:
         assert list(pool.imap(_chdir_if, range(100), chunksize=1)) == [x * x for x in range(100)]
-        assert list(pool.imap(_chdir_if, range(100), chunksize=20)) == [x * x for x in range(100)]
-        processes.wait_until(lambda: _changed(pool) == 10 + 5, "each is counted")
+        processes.wait_until(lambda: _changed(pool) == 10, "each is counted")
+        assert list(pool.imap(_chdir_if, range(100), chunksize=50)) == [x * x for x in range(100)]
+        processes.wait_until(lambda: _changed(pool) >= 12, "each chunk is counted")
+        assert _changed(pool) < 20, "and not each of its items"
         assert pool.crashes == 0
 
 
