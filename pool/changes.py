@@ -1,8 +1,8 @@
 """What a task can leave changed in its process for the tasks after it: ``Pool(recycle_changed=True)``.
 
-Only what can be looked at in well below a millisecond. Not seen: what is in memory (globals, caches, ``sys.path``, the state of
-random numbers), handlers that code in C has set, variables of ``os.putenv``, further open files, threads that Python
-does not know, a thread in the place of one that has ended.
+Only what can be looked at in well below a millisecond. Not seen: what is in memory (globals, caches, ``sys.path``, the
+state of random numbers), handlers that code in C has set, variables of ``os.putenv``, further open files, threads that
+Python does not know, a thread in the place of one that has ended.
 """
 
 from __future__ import annotations

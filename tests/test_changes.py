@@ -265,3 +265,23 @@ def test_with_other_start_methods(method: str) -> None:
         pool.submit(os.chdir, "/").result(20)
         pool.submit(tasks.square, 2).result(20)
         assert pool.insights().workers[0].restarts == {"changed": 1}
+
+
+_TEARDOWN = """
+import os
+from pool import Pool, worker_process
+
+def teardown():
+    os._exit(worker_process.LEFT_CHANGED)
+
+with Pool(1, max_tasks_per_child=1, teardown=teardown) as pool:
+    pool.submit(abs, -1).result()
+    pool.submit(abs, -1).result()
+    print(pool.insights().workers[0].restarts)
+"""
+
+
+def test_a_teardown_that_ends_with_the_same_exit_code_has_failed(tmp_path: Path) -> None:
+    ran = scripts.run(tmp_path, _TEARDOWN)
+    assert ran.stdout == "{'exit code 4': 1}\n"
+    assert ran.stderr.count("the teardown of worker 0") == 3, "of each that has left"
