@@ -277,11 +277,9 @@ def teardown():
 with Pool(1, max_tasks_per_child=1, teardown=teardown) as pool:
     pool.submit(abs, -1).result()
     pool.submit(abs, -1).result()
-    print(*pool.insights().workers[0].restarts)
 """
 
 
 def test_a_teardown_that_ends_with_the_same_exit_code_has_failed(tmp_path: Path) -> None:
     ran = scripts.run(tmp_path, _TEARDOWN)
-    assert ran.stdout == "exit code 4\n"
     assert ran.stderr.count("the teardown of worker 0") == 3, "of each that has left"
