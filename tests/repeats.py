@@ -1,5 +1,5 @@
-"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times, and what they
-leave behind adds up until it shows."""
+"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times, and nothing
+may be left after any of them."""
 
 import contextlib
 import ctypes
@@ -75,8 +75,8 @@ _early: dict[str, _Held] = {}  # by case: after its second repeat, for the first
 
 @contextlib.contextmanager
 def nothing_added(case: str, repeat: int, folder: Path) -> Iterator[None]:
-    """Around one repeat of a case. Nothing may be there after it that was not there before: process, zombie, descriptor,
-    or file, for which it gets a folder."""
+    """Around one repeat of a case. Nothing may be there afterwards that was not before: process, zombie, descriptor,
+    or file; for files it gets a folder."""
     children = set(process.children_of(os.getpid()))
     with mock.patch.dict(os.environ, TMPDIR=str(folder)), processes.nothing_left():
         yield

@@ -1,4 +1,4 @@
-"""Faults of docs/reliability.md that no other test shows. `make faults` repeats some many times more (POOL_LONG=1)."""
+"""Faults of docs/reliability.md that no other test shows."""
 
 import contextlib
 import ctypes
@@ -181,6 +181,21 @@ def test_a_result_whose_pickling_never_ends_is_over_its_deadline() -> None:
         assert pool.submit(abs, -1).result(20) == 1
 
 
+def test_a_result_that_takes_for_ever_to_rebuild_holds_up_only_who_asks_for_it(gate: tasks.Gate) -> None:
+    """Fault 19, on the client's side."""
+    with Pool(1) as pool:
+        future = pool.submit(tasks.Held, gate.path, "")
+        asking = threading.Thread(target=future.result)
+        asking.start()
+        assert gate.await_start() == [os.getpid()], "it is rebuilt here"
+        assert [pool.submit(abs, -n).result(20) for n in range(100)] == list(range(100))
+        assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
+        assert asking.is_alive()
+        gate.open()
+        asking.join(20)
+        assert future.result() == 0
+
+
 def _bomb(generations: int) -> NoReturn:
     """Everybody forks, and everybody's children do: 2 ** generations processes, some in sessions of their own."""
     for n in range(generations):
@@ -284,9 +299,7 @@ def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
     assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
 
 
-def _unshared(
-    tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str
-) -> str:
+def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str) -> str:
     """What a script prints that runs in namespaces of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
@@ -366,7 +379,7 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-# Every look at the wall clock, of Python and of C, is a day before or after the one before it; whoever waits until a time
+# Each look at the wall clock, of Python and of C, is days before or after the one before it: whoever waits until a time
 # of this clock waits for days, or not at all.
 JUMPING_CLOCK = """
 #include <stdatomic.h>
