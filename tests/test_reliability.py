@@ -379,10 +379,11 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-# Each look at the wall clock, of Python and of C, is days before or after the one before it: whoever waits until a time
-# of this clock waits for days, or not at all.
+# A look at the wall clock, from Python or from C, is up to two days before or after the one before it, without a period:
+# whoever waits until a time of this clock waits for days, or not at all.
 JUMPING_CLOCK = """
 #include <stdatomic.h>
+#include <stdint.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -390,9 +391,9 @@ JUMPING_CLOCK = """
 
 static time_t jump(void)
 {
-    static atomic_uint looks;
+    static _Atomic uint64_t looks;
 
-    return ((time_t)(atomic_fetch_add(&looks, 1) % 3) - 1) * 86400;
+    return ((time_t)((atomic_fetch_add(&looks, 0x9E3779B97F4A7C15) >> 32) % 3) - 1) * 86400;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)
@@ -427,16 +428,24 @@ time_t time(time_t *where)
 """
 
 IN_TIME = """
-import concurrent.futures, sys, time
+import concurrent.futures, mmap, os, signal, sys, time
 import processes, tasks
 from pool import Pool, retry
 
+failing, ready = (mmap.mmap(-1, 1) for _ in range(2))  # anonymous: workers see the same bytes
+
+def begin():
+    if failing[0]:
+        failing[0] = 0
+        os._exit(1)
+    ready[0] += 1
+
 def days():
     "Between two looks at the wall clock, and from the monotonic clock of the test to ours."
-    looks = [time.time() for _ in range(3)]
+    looks = [time.time() for _ in range(30)]
     return round((max(looks) - min(looks)) / 86400), round((time.monotonic() - float(sys.argv[1])) / 86400)
 
-def lasts(wait, seconds=0.3):
+def lasts(seconds, wait):
     began = time.monotonic()
     found = wait()
     took = time.monotonic() - began
@@ -445,26 +454,33 @@ def lasts(wait, seconds=0.3):
 
 def late(future):
     try:
-        future.result(0.3)
+        future.result(0.2)
     except TimeoutError:
         return True
 
-with Pool(2) as pool:
-    print(days() == pool.submit(days).result(20), *days())
-    print(type(lasts(lambda: pool.options(timeout=0.3).submit(tasks.sleep, 1000).exception(20))).__name__)
-    again = pool.options(retries=1, backoff=retry.Backoff(0.3, jitter=0))
-    print(lasts(lambda: again.submit(tasks.crash_once, sys.argv[2], 5).result(20)))
-    held = pool.submit(tasks.sleep, 1000)
-    print(lasts(lambda: late(held)), len(lasts(lambda: concurrent.futures.wait([held], 0.3)).not_done))
-    processes.wait_until(held.running, "it runs")
-    print(held.kill(), type(held.exception(20)).__name__)
-    print(list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)])
+def replaced():
+    known, failing[0] = ready[0], 1
+    os.kill(processes.worker_pids(pool)[0], signal.SIGKILL)
+    return processes.wait_until(lambda: ready[0] > known, "the second of its successors is there")
+
+with Pool(1, initializer=begin) as pool:
+    print(pool.submit(days).result(20) == days(), *days())
+    for round_ in range(4):
+        error = lasts(0.2, pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception)
+        again = pool.options(retries=1, backoff=retry.Backoff(0.2, jitter=0))
+        five = lasts(0.2, again.submit(tasks.crash_once, f"{sys.argv[2]}{round_}", 5).result)
+        held = pool.submit(tasks.sleep, 1000)
+        waits = lasts(0.2, lambda: late(held)), len(lasts(0.2, lambda: concurrent.futures.wait([held], 0.2)).not_done)
+        processes.wait_until(held.running, "it runs")
+        print(type(error).__name__, five, *waits, held.kill(), type(held.exception(20)).__name__)
+        assert list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)]
+        lasts(0.1, replaced)
 print("end")
 """
 
 
 def _in_time(days: str) -> str:
-    return f"True {days}\nTaskTimeout\n5\nTrue 1\nTrue TaskKilled\nTrue\nend\n"
+    return f"True {days}\n" + "TaskTimeout 5 True 1 True TaskKilled\n" * 4 + "end\n"
 
 
 def test_a_wall_clock_that_jumps_by_days_changes_nothing(
