@@ -391,9 +391,11 @@ JUMPING_CLOCK = """
 
 static time_t jump(void)
 {
-    static _Atomic uint64_t looks;
+    static _Atomic uint64_t state;
+    uint64_t mixed = atomic_fetch_add(&state, 0x9E3779B97F4A7C15); /* splitmix64 */
 
-    return ((time_t)((atomic_fetch_add(&looks, 0x9E3779B97F4A7C15) >> 32) % 3) - 1) * 86400;
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    return (time_t)((mixed ^ mixed >> 27) % 3) * 86400;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)
@@ -432,13 +434,17 @@ import concurrent.futures, mmap, os, signal, sys, time
 import processes, tasks
 from pool import Pool, retry
 
-failing, ready = (mmap.mmap(-1, 1) for _ in range(2))  # anonymous: workers see the same bytes
+failing = mmap.mmap(-1, 1)  # anonymous: workers see the same byte
+starts = open(sys.argv[2] + ".starts", "ab", buffering=0)
 
 def begin():
     if failing[0]:
         failing[0] = 0
         os._exit(1)
-    ready[0] += 1
+    starts.write(b"x")
+
+def has_started(count):
+    processes.wait_until(lambda: os.fstat(starts.fileno()).st_size == count, "so many workers have started")
 
 def days():
     "Between two looks at the wall clock, and from the monotonic clock of the test to ours."
@@ -458,23 +464,25 @@ def late(future):
     except TimeoutError:
         return True
 
-def replaced():
-    known, failing[0] = ready[0], 1
+def replaced(dead):
+    "A worker has its second successor: the first one fails. So many others have died before."
+    has_started(2 + dead)
+    failing[0] = 1
     os.kill(processes.worker_pids(pool)[0], signal.SIGKILL)
-    return processes.wait_until(lambda: ready[0] > known, "the second of its successors is there")
+    has_started(3 + dead)
 
-with Pool(1, initializer=begin) as pool:
+with Pool(2, initializer=begin) as pool:
     print(pool.submit(days).result(20) == days(), *days())
     for round_ in range(4):
+        held = pool.options(timeout=1000).submit(tasks.sleep, 1000)
+        processes.wait_until(held.running, "it runs")
         error = lasts(0.2, pool.options(timeout=0.2).submit(tasks.sleep, 1000).exception)
         again = pool.options(retries=1, backoff=retry.Backoff(0.2, jitter=0))
         five = lasts(0.2, again.submit(tasks.crash_once, f"{sys.argv[2]}{round_}", 5).result)
-        held = pool.submit(tasks.sleep, 1000)
         waits = lasts(0.2, lambda: late(held)), len(lasts(0.2, lambda: concurrent.futures.wait([held], 0.2)).not_done)
-        processes.wait_until(held.running, "it runs")
         print(type(error).__name__, five, *waits, held.kill(), type(held.exception(20)).__name__)
         assert list(pool.imap(tasks.square, range(1000))) == [x * x for x in range(1000)]
-        lasts(0.1, replaced)
+        lasts(0.1, lambda: replaced(4 * round_ + 3))
 print("end")
 """
 
