@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import processes
 import pytest
+import repeats
 import scripts
 import tasks
 from chaos.figures import milliseconds, percentile
@@ -37,6 +38,24 @@ pytestmark = pytest.mark.timeout(1200 if LONG else 60)
 def _nothing_left() -> Iterator[None]:
     with processes.nothing_left():
         yield
+
+
+def _repeat(what: str, folder: Path) -> None:
+    kept = []
+    for repeat in range(10):
+        with repeats.nothing_added(what, repeat, folder):
+            if what == "file":
+                Path(os.environ["TMPDIR"], "left").touch()
+            elif what == "memory":
+                kept.append(bytearray(b"x") * (10 << 20))
+
+
+def test_what_stays_behind_a_repeat_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    _repeat("nothing", tmp_path / "files")
+    for what in "memory", "file":
+        with pytest.raises(AssertionError):
+            _repeat(what, tmp_path / "files")
 
 
 def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFixture[str]) -> None:
@@ -379,7 +398,7 @@ def test_forks_beside_threads_that_hold_locks() -> None:
         log.removeHandler(handler)
 
 
-# A look at the wall clock, from Python or from C, is up to two days before or after the one before it, without a period:
+# A look at the wall clock, from Python or from C, is up to two days before or after the last one, without a period:
 # whoever waits until a time of this clock waits for days, or not at all.
 JUMPING_CLOCK = """
 #include <stdatomic.h>
