@@ -117,7 +117,8 @@ class Client(Waiting):
         from pool import launch  # with the code of monitor and worker
 
         with PutOff():  # a pool that is half there could not even be stopped
-            self._running = running = launch.start(self.workers, self.options, self.tally.counts)
+            again = hasattr(self, "functions")
+            self._running = running = launch.start(self.workers, self.options, self.tally.counts, again)
             self.inherited = running.inherited
             self.tally.begin()
             self.segment = running.segment

@@ -138,13 +138,14 @@ class Running:
                     return
 
 
-def start(workers: int, options: WorkerOptions, counts: object) -> Running:
-    """Make the segment, start the monitor. ``counts``: the client's ``_core.tally``.
+def start(workers: int, options: WorkerOptions, counts: object, again: bool = False) -> Running:
+    """Make the segment, start the monitor. ``counts``: the client's ``_core.tally``; ``again``: in place of a damaged
+    segment, which nobody could have done before he had threads.
 
     Raises MemoryError or OSError if there is too little memory for it; PoolStartError if there can be no process. With
     another start method than fork also what pickling the initializer raised, and RuntimeError in a script that a
     worker imports."""
-    if options.start_method == "fork":
+    if options.start_method == "fork" and not again:
         _warn_about_threads()
     options.folder = spill.new_folder()
     parcel = None
