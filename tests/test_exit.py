@@ -216,7 +216,8 @@ HANGING = """
 import contextlib, os, signal, tasks
 from pool import Pool
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+for number in (signal.SIGHUP, signal.SIGQUIT):  # also where the tests run under nohup, or in the background
+    signal.signal(number, signal.SIG_DFL)
 client = os.getpid()
 
 def hang(_=None):
