@@ -28,6 +28,8 @@ FEWER = {
     "test_reliability.py::test_a_wall_clock_that_jumps_by_days_changes_nothing": SOME,
     # does the same each time
     "test_core_c.py::test_the_core_keeps_its_promises": ONCE,
+    "test_images.py::test_noise": ONCE,
+    "test_images.py::test_one_bit_of_a_word_is_wrong": ONCE,
     "test_restart.py::test_story": ONCE,
     # repeats its fault itself: `times`
     "test_exit.py::test_a_second_after_the_client_was_killed_nobody_is_left": ONCE,
