@@ -63,6 +63,9 @@ def play(the_plan: Plan, path: str = "", hang: float = HANG) -> tuple[Verdict, s
         if os.listdir(files):
             left += f" files {os.listdir(files)} are left"
         verdict = oracle.judge(folder, the_plan, exit_code, left)
+        if verdict.figures["kills judged"]:
+            judged = {f"judged: {state}": count for state, count in killed(verdict.figures).items()}
+            verdict.figures.update(judged)
         if hail is not None:
             verdict.wrong.extend(hail.wrong)
             verdict.figures.update(hail.figures, violations=len(hail.wrong))
@@ -160,13 +163,27 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
 # ---- sums
 
 
+SOURCES = ("pool/**/*.py", "ipc/*.py", "ipc/*.[ch]", "ipc/core/*.[ch]")
+"""What is put to the proof."""
+JUDGES = tuple(
+    f"tests/chaos/{name}.py"
+    for name in ("arrays", "campaign", "killer", "observer", "oracle", "plan", "player", "witness", "work")
+)
+"""What plays and judges episodes: sums of a lax oracle and of a strict one shall not be mixed."""
+
+
+def digest(*patterns: str, more: str = "") -> str:
+    """Of all files that they match, and of something more."""
+    root = TESTS.parent
+    found = hashlib.sha256(more.encode())
+    for source in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+        found.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def version() -> str:
-    """What it is that is put to the proof: a digest of the sources of ``pool`` and ``ipc``, without the models."""
-    digest, root = hashlib.sha256(), TESTS.parent
-    for source in sorted(path for part in ("pool", "ipc") for path in (root / part).rglob("*.[chp]*")):
-        if source.suffix in (".c", ".h", ".py") and source.parent != root / "ipc" / "model":
-            digest.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()[:12]
+    """Of what campaigns put to the proof, and of what judges it."""
+    return digest(*SOURCES, *JUDGES)
 
 
 def load(path: str) -> dict[str, Counter[str]]:

@@ -1,14 +1,16 @@
 """Everything that can be shown, with one command, and the table of it in docs/reliability.md; the README has the gist.
 
 ``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a
-folder, so a run that was broken off goes on where it was: a part is run again only if pool or ipc has changed, if more
-or less of it is asked for, or with ``--again``. Campaigns add up for as long as the folder is there. Exit code 0: all
+folder, so a run that was broken off goes on where it was: a part is run again only if it was not good, if pool, ipc or
+what judges it has changed, if more or less of it is asked for, or with ``--again``. That a part was not good is kept
+and told. Campaigns add up for as long as the folder is there, and go on until there were enough kills. Exit code 0: all
 parts have run, and all is as it should be.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,17 +30,18 @@ import test_core_c
 
 from chaos import campaign, figures, latency, peers, planted, soak
 from chaos.campaign import TESTS
-from chaos.report import is_good, report, summary
+from chaos.report import is_enough, is_good, report, summary
 
 ROOT = TESTS.parent
 PAGE, README = ROOT / "docs" / "reliability.md", ROOT / "README.md"
 Result = dict[str, Any]
+MORE_SECONDS = 120.0  # of kills, if there were not enough yet
 
 
 class Scale(NamedTuple):
     """How much of each part. An empty tuple, or text, chooses all."""
 
-    campaign: float = 1800.0  # seconds
+    campaign: float = 1800.0  # seconds at least; then on, until there were enough kills
     soak: float = 1800.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
     kills: int = 300  # for times, on the machine as it is and on a busy one
@@ -48,6 +51,7 @@ class Scale(NamedTuple):
     peers: tuple[str, ...] = ()
     fuzz: float = 120.0  # seconds
     long: bool = True  # tests of faults
+    enough: bool = True  # kills
     faults: tuple[int, ...] = ()
     profiles: tuple[str, ...] = ("hail", "hail", "")  # of campaigns, in equal parts; "": what a seed draws
     scenarios: tuple[str, ...] = ()  # of the sweep
@@ -67,7 +71,7 @@ class Scale(NamedTuple):
 
 
 BRIEF = Scale(
-    campaign=0.0, soak=1.0, every=0.1, long=False, kills=2, clients=1, peer_kills=3, peer_seconds=5.0,
+    campaign=0.0, enough=False, soak=1.0, every=0.1, long=False, kills=2, clients=1, peer_kills=3, peer_seconds=5.0,
     peers=(peers.OURS,), fuzz=1.0, faults=(9,), profiles=("storm",), scenarios=("small",),
     points=("claim:owned",), sanitized=(("steps.asan",),), models="RELAXED_TAIL", litmus=0.1, emulated=False,
     bugs=("cancelled, and run nonetheless",), core_bugs="planted and rounded",
@@ -101,10 +105,18 @@ def _pytest(tests: list[str], *options: str, **environment: str) -> dict[str, Co
 def kills(scale: Scale, seed: int, sums: str) -> Result:
     """Random kills. What they have found is in the sums."""
     total: Counter[str] = Counter()
-    for profile in scale.profiles:
-        if not total["violations"]:
-            total += campaign.campaign(seed, scale.campaign / len(scale.profiles), profile, sums)
-    return {"good": not total["violations"]}
+    share = scale.campaign / len(scale.profiles)
+    for nth, profile in enumerate(itertools.cycle(scale.profiles)):
+        if total["violations"] or (nth >= len(scale.profiles) and _has_enough(scale, sums)):
+            return {"good": not total["violations"]}
+        total += campaign.campaign(
+            seed, share if nth < len(scale.profiles) else min(share, MORE_SECONDS), profile, sums
+        )
+    raise AssertionError("unreachable")
+
+
+def _has_enough(scale: Scale, sums: str) -> bool:
+    return not scale.enough or is_enough(campaign.load(sums).get(campaign.version(), Counter()))
 
 
 def steps(scale: Scale, _: int, __: str) -> Result:
@@ -217,21 +229,35 @@ def soaked(scale: Scale, seed: int, _: str) -> Result:
 class Part(NamedTuple):
     run: Callable[[Scale, int, str], Result]  # with a seed, and the file of the sums
     how_much: tuple[str, ...]  # fields of Scale
+    judged_by: tuple[str, ...]  # files; without what all parts share
 
 
 PARTS = {
-    "latencies": Part(latencies, ("kills", "clients")),
-    "peers": Part(compared, ("peer_kills", "peer_seconds", "peers")),
-    "soak": Part(soaked, ("soak", "every")),
-    "steps": Part(steps, ("scenarios", "points")),
-    "sanitizers": Part(sanitizers, ("sanitized",)),
-    "fuzz": Part(fuzz, ("fuzz",)),
-    "kills": Part(kills, ("campaign", "profiles")),
-    "faults": Part(faults, ("faults", "long")),
-    "planted": Part(bugs, ("bugs", "core_bugs")),
-    "models": Part(models, ("models",)),
-    "orders": Part(orders, ("litmus", "emulated")),
+    "latencies": Part(latencies, ("kills", "clients"), ("tests/chaos/latency.py",)),
+    "peers": Part(compared, ("peer_kills", "peer_seconds", "peers"), ("tests/chaos/peers.py",)),
+    "soak": Part(soaked, ("soak", "every"), ("tests/chaos/soak.py",)),
+    "steps": Part(steps, ("scenarios", "points"), ("tests/c/sweep.c", "tests/c/failpoints.c", "tests/c/kit.h")),
+    "sanitizers": Part(sanitizers, ("sanitized",), ("tests/c/[st]*.c", "tests/c/failpoints.c", "tests/c/kit.h")),
+    "fuzz": Part(fuzz, ("fuzz",), ("tests/c/fuzz.c", "tests/c/found/*")),
+    "kills": Part(kills, ("campaign", "profiles", "enough"), campaign.JUDGES),
+    "faults": Part(faults, ("faults", "long"), ("tests/*.py",)),
+    "planted": Part(
+        bugs,
+        ("bugs", "core_bugs"),
+        (*campaign.JUDGES, "tests/chaos/planted.py", "tests/test_core_c.py", "tests/c/*.[ch]"),
+    ),
+    "models": Part(models, ("models",), ("ipc/model/run.py", "ipc/model/*.pml")),
+    "orders": Part(orders, ("litmus", "emulated"), ("ipc/model/orders.py", "tests/c/*.[ch]")),
 }
+
+
+def versions() -> dict[str, str]:
+    """By part: a digest of what is put to the proof, and of what judges that."""
+    more = {"faults": repr(figures.named_tests(PAGE.read_text()))}
+    return {
+        name: campaign.digest(*campaign.SOURCES, *part.judged_by, more=more.get(name, ""))
+        for name, part in PARTS.items()
+    }
 
 
 # ---- what is known so far
@@ -257,7 +283,6 @@ def about() -> Result:
     machine = f"{os.cpu_count()} x {models[0]}, Linux {kernel[0] if kernel else '?'}, {python}"
     return {
         "commit": _commit(),
-        "version": campaign.version(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": machine,
         "load": round(os.getloadavg()[0], 1),
@@ -278,20 +303,26 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
     folder.mkdir(parents=True, exist_ok=True)
     sums = str(folder / "sums.json")
     for name in names:
-        parts, here = load(folder), about()
+        here = {**about(), "version": versions()[name]}
         much = json.loads(json.dumps([getattr(scale, field) for field in PARTS[name].how_much]))
-        known = parts.get(name, {})
-        if not again and known.get("version") == here["version"] and known["scale"] == much:
+        known = load(folder).get(name, {})
+        same = known.get("version") == here["version"]
+        if not again and same and known["scale"] == much and known["good"]:
             print(f"{name}: known since {known['date']}", flush=True)
             continue
+        failed = known["failed"] + [_when(known)] * (not known["good"]) if same else []
         print(f"{name} ...", flush=True)
         began = time.monotonic()
         found = PARTS[name].run(scale, seed, sums)
         took = round(time.monotonic() - began, 1)
-        parts = {**load(folder), name: {**found, **here, "seed": seed, "took": took, "scale": much}}
-        save(folder, parts)
+        found = {**found, **here, "seed": seed, "took": took, "scale": much, "failed": failed}
+        save(folder, {**load(folder), name: found})
         print(f"{name}: {'good' if found['good'] else 'NOT GOOD'}, {took:.0f} s", flush=True)
-    return is_good(load(folder), campaign.load(sums), campaign.version())
+    return is_good(load(folder), campaign.load(sums), versions())
+
+
+def _when(known: Result) -> str:
+    return f"commit {known['commit']}, {known['date']}, seed {known['seed']}"
 
 
 def main(arguments: list[str]) -> int:
@@ -313,7 +344,7 @@ def main(arguments: list[str]) -> int:
     scale = BRIEF if options.brief else Scale(**chosen)
     names = options.only.split(",") if options.only else list(PARTS)
     good = prove(options.folder, names, scale, options.seed, options.again)
-    known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), campaign.version())
+    known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), versions())
     text = report(*known)
     for path, part in ((options.page, text), (options.readme, summary(*known))):
         path.write_text(figures.put(path.read_text(), part))

@@ -14,10 +14,10 @@ from typing import Any
 from chaos import figures, peers
 from chaos.figures import none_of
 from chaos.observer import STATES, UNSEEN
-from chaos.soak import FEWEST, grown, sound
+from chaos.soak import FEWEST, grown, is_long, sound
 
-ENOUGH, KILLS = 1000, 100_000  # kills in each state, and all of them
-_JUDGED = ("faults", "steps", "models", "orders", "sanitizers", "fuzz", "planted", "peers")  # by themselves
+ENOUGH, KILLS = 1000, 100_000  # kills in each state, and all of them; only those that were judged
+FAULTS, CLIENTS, PEER_KILLS, INPUTS, VALUES, TIMES = 33, 1000, 1000, 100_000, 1_000_000, 100  # the least of each
 Row = tuple[str, str, str]
 Part = dict[str, Any]
 _TIMES = (
@@ -31,8 +31,10 @@ _TIMES = (
 )
 
 
-def report(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> str:
-    """``parts``: what each part has found, by its name; ``sums``: of the campaigns, by version."""
+def report(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dict[str, str]) -> str:
+    """``parts``: what each part has found, by its name; ``sums``: of the campaigns, by version; ``versions``: of now,
+    by part."""
+    version = versions["kills"]
     mine = sums.get(version, Counter())
     everything = sum(sums.values(), Counter())
     rows = [row for make in _ROWS for row in make(parts)]
@@ -46,21 +48,21 @@ def report(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) 
         _latencies(parts.get("latencies")),
         _slopes(parts.get("soak")),
         _peers(parts.get("peers")),
-        _about(parts, mine, version),
+        _about(parts, mine, versions),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
-def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> str:
+def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dict[str, str]) -> str:
     """The least that one should know, for the README."""
-    mine = sums.get(version, Counter())
+    mine = sums.get(versions["kills"], Counter())
     steps, latencies, planted = (parts.get(name) for name in ("steps", "latencies", "planted"))
     tried = {figure: measured for figure, measured, _ in _faults(parts)}
     lost, doubled = (none_of(mine[name], mine["kills judged"], "kill") for name in ("lost", "doubled"))
     wrong = none_of(mine["wrong values"], mine["values compared"], "value")
     rows = [
         ("faults that a pool in memory can meet: survived", tried["faults survived"]),
-        ("workers killed at random moments", f"{mine['kills']:,}"),
+        ("workers killed at random moments, with nothing else broken", f"{mine['kills judged']:,}"),
         ("tasks lost by that", lost),
         ("tasks run twice, or charged with another's death", doubled),
         ("wrong values", wrong),
@@ -80,7 +82,9 @@ def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str)
 def _in_time(part: Part) -> bool:
     """By the first condition: the machine as it was."""
     samples = next(iter(part["samples"].values()))
-    return all(figures.percentile(samples[name], 0.99) <= target for name, _, target in _TIMES)
+    return all(
+        len(samples[name]) >= TIMES and figures.percentile(samples[name], 0.99) <= target for name, _, target in _TIMES
+    )
 
 
 def _time(part: Part | None, name: str) -> str:
@@ -95,21 +99,37 @@ def _leftovers(part: Part | None) -> str:
     return "not run" if part is None else f"{sum(part['left'].values())} processes and files, {part['clients']:,} runs"
 
 
-def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], version: str) -> bool:
+def is_enough(mine: Counter[str]) -> bool:
+    """Whether so many kills were judged, in each state of who is killed."""
+    return mine["kills judged"] >= KILLS and all(mine["judged: " + state] >= ENOUGH for state in STATES)
+
+
+def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dict[str, str]) -> bool:
     """Whether every part has run with this version, and has found what it should, often enough; on a machine with
     nothing else to do also in time."""
-    mine = sums.get(version, Counter())
-    latencies, soaked = parts.get("latencies"), parts.get("soak")
+    if any(
+        name not in parts
+        or not parts[name].get("good")
+        or parts[name]["version"] != version
+        or not parts[name]["commit"].isalnum()  # a plus: something was not committed
+        for name, version in versions.items()
+    ):
+        return False
+    mine = sums.get(versions["kills"], Counter())
+    faults, fuzz, latencies = parts["faults"], parts["fuzz"], parts["latencies"]
     return (
-        all(parts.get(name, {}).get("good") for name in _JUDGED)
-        and all(part["version"] == version for part in parts.values())
-        and latencies is not None
+        len(faults["survived"]) == faults["of"] == FAULTS
+        and faults["form"] == "long"
+        and fuzz["executions"] >= INPUTS
+        and parts["models"]["complete"] > 0
+        and parts["peers"]["results"][peers.OURS]["kills"] >= PEER_KILLS
+        and latencies["clients"] >= CLIENTS
         and not any(latencies["left"].values())
         and _in_time(latencies)
-        and soaked is not None
-        and sound(soaked)
-        and mine["kills"] >= KILLS
-        and all(mine["killed: " + state] >= ENOUGH for state in STATES)
+        and sound(parts["soak"])
+        and is_long(parts["soak"])
+        and is_enough(mine)
+        and mine["values compared"] >= VALUES
         and not any(figures["violations"] for figures in sums.values())
     )
 
@@ -119,7 +139,7 @@ def _campaigns(name: str, sums: Counter[str]) -> Iterator[Row]:
     seeds = len({name.partition(":")[0] for name in sums if name.startswith("seed ")})
     hours = sums["milliseconds"] / 3_600_000
     among = f"{episodes:,} episodes, {seeds:,} seeds, {hours:.2f} hours"
-    yield f"random kills, {name}", f"{sums['kills']:,}", among
+    yield f"random kills, {name}", f"{kills:,}", f"and {sums['kills'] - kills:,} more that were not judged; {among}"
     judged = f"{kills:,} kills where the pool was to go on as if nothing had happened, {name}"
     yield "tasks lost", none_of(sums["lost"], kills, "kill"), judged
     yield "tasks run twice, or a death charged wrongly", none_of(sums["doubled"], kills, "kill"), judged
@@ -261,15 +281,15 @@ _ROWS: tuple[Callable[[dict[str, Part]], Iterator[Row]], ...] = (
 def _histogram(mine: Counter[str], everything: Counter[str]) -> str:
     rows = []
     for state in (*STATES, UNSEEN):
-        count, ever = mine["killed: " + state], everything["killed: " + state]
+        count, ever = mine["judged: " + state], everything["judged: " + state]
         few = "" if count >= ENOUGH or state == UNSEEN else f" (fewer than {ENOUGH:,})"
-        rows.append((state, f"{count:,}{few}", f"{ever:,}"))
+        rows.append((state, f"{count:,}{few}", f"{mine['killed: ' + state] - count:,}", f"{ever:,}"))
     compared = "death records compared"
-    rows.append((compared, f"{mine[compared]:,}", f"{everything[compared]:,}"))
+    rows.append((compared, f"{mine[compared]:,}", "", f"{everything[compared]:,}"))
     what = (
         "What the dead were at, as an observer outside of the pool has read it in shared memory while they stood still:"
     )
-    return f"{what}\n\n{figures.table(('killed while', 'kills with this version', 'with all of them'), rows)}"
+    return f"{what}\n\n{figures.table(('killed while', 'kills', 'not judged', 'with all versions'), rows)}"
 
 
 def _latencies(part: Part | None) -> str:
@@ -285,8 +305,8 @@ def _latencies(part: Part | None) -> str:
             rows.append((what, condition, f"{len(times):,}", *shown, wanted + missed))
     head = ("milliseconds", "machine", "samples", "p50", "p99", "max", "p99 to be reached")
     return (
-        f"Times, with {part['workers']} workers; busy: beside as many computing processes as cores.\n\n"
-        + figures.table(head, rows)
+        f"Times, with {part['workers']} workers; busy: beside as many computing processes as cores, which is not"
+        " judged.\n\n" + figures.table(head, rows)
     )
 
 
@@ -297,7 +317,10 @@ def _slopes(part: Part | None) -> str:
     first, last = samples[0], samples[-1]
     more = grown(samples) if len(samples) >= FEWEST else {}
     names = [name for name in first if name != "kills"]
-    rows = [(name, f"{first[name]:,}", f"{last[name]:,}", more.get(name, "too few samples")) for name in names]
+    rows = [
+        (name, f"{first[name]:,}", f"{last[name]:,}", f"{more.get(name, 'too few samples')}{_unjudged(name, more)}")
+        for name in names
+    ]
     what = (
         f"One pool, {last['kills']:,} kills, {tasks['values']:,} right values, {tasks['wrong']:,} wrong ones; counted"
         f" {len(samples)} times at rest, and the slope (95 %) of the second half. RSS has pages of libraries in it that"
@@ -306,19 +329,25 @@ def _slopes(part: Part | None) -> str:
     return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
 
 
+def _unjudged(name: str, more: dict[str, figures.Slope]) -> str:
+    judged = "RSS" not in name or name not in more or more[name].per_thousand + more[name].error < 1
+    return "" if judged else " (not judged)"
+
+
 def _peers(part: Part | None) -> str:
     if part is None:
         return "The same kills for other pools: not run."
     return peers.text(part["results"], part["scale"][1])
 
 
-def _about(parts: dict[str, Part], mine: Counter[str], version: str) -> str:
+def _about(parts: dict[str, Part], mine: Counter[str], versions: dict[str, str]) -> str:
     lines = []
     for name, part in sorted(parts.items()):
-        older = "" if part["version"] == version else " (an older one)"
+        older = "" if part["version"] == versions[name] else " (an older one)"
         lines.append(
             f"- {name}: commit {part['commit']}, version {part['version']}{older}, {part['date']}, seed {part['seed']},"
             f" {part['took']:.0f} s; {part['machine']}; load {part['load']} before it"
+            + "".join(f"; NOT GOOD before, with {when}" for when in part["failed"])
         )
     played = sorted((name.removeprefix("seed "), count) for name, count in mine.items() if name.startswith("seed "))
     if played:

@@ -5,7 +5,7 @@ seconds has it rest, with all deaths settled and all workers there again. Then t
 of client and monitor, the workers that live, the children of either that nobody has waited for (zombies), the client's
 Python objects (blocks of memory), and the files, are counted. Exit code 0: no value was wrong, at rest there were
 always as many workers as configured, no zombies, and as many descriptors, and files, as at first, and of blocks,
-mappings and anonymous memory (KiB) there are, with 95 % confidence, fewer than one more for each hundred kills.
+mappings and anonymous memory (KiB) there are, with 95 % confidence, fewer than one more for each thousand kills.
 """
 
 from __future__ import annotations
@@ -184,14 +184,19 @@ def main() -> int:
     return 0 if sound(found) else 1
 
 
+def is_long(found: dict[str, Any]) -> bool:
+    """Long enough for slopes to be judged."""
+    return found["samples"][-1]["kills"] >= LONG and len(found["samples"]) >= FEWEST
+
+
 def sound(found: dict[str, Any]) -> bool:
     samples = found["samples"]
     steady = [name for name in samples[0] if name == "files" or name.endswith("descriptors")]
     flat = all(at[name] <= samples[0][name] for at in samples for name in steady)
     whole = all(at.get("workers") == WORKERS and at["client: zombies"] == at["monitor: zombies"] == 0 for at in samples)
-    if samples[-1]["kills"] >= LONG and len(samples) >= FEWEST:
+    if is_long(found):
         own = {name: more for name, more in grown(samples).items() if "RSS" not in name}  # see the page about RSS
-        flat = flat and all(more.per_thousand + more.error < 10 for more in own.values())  # one for each hundred deaths
+        flat = flat and all(more.per_thousand + more.error < 1 for more in own.values())
     return (
         flat
         and whole
