@@ -88,8 +88,8 @@ proof: DEBIAN_TOOLS += $(AARCH64_TOOLS)
 aarch64: debian-packages ## C tests as an aarch64 build under qemu: logic and layout, not the order of memory
 	$(MAKE) -C tests/c run-aarch64
 
-chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECONDS=60 SUMS=file that goes on growing)
-	PYTHONPATH=tests $(PY) -m chaos $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
+chaos: $(VENV)/.extra-test ## random faults, judged from outside (SEED=... SECONDS=60 SUMS=file that goes on growing; REPLAY=...)
+	PYTHONPATH=tests $(PY) -m chaos $(if $(REPLAY),--replay $(REPLAY)) $(if $(SEED),--seed $(SEED)) --seconds $(or $(SECONDS),60) $(if $(SUMS),--sums $(SUMS))
 
 faults: $(VENV)/.extra-test debian-packages ## the tests that docs/reliability.md names, many times longer, and all planted bugs
 	CI=true POOL_LONG=1 $(PY) -m pytest -o faulthandler_timeout=1190 $(addprefix tests/,$(shell grep -o 'test_[a-z_]*\.py::[a-z0-9_]*' docs/reliability.md | sort -u))

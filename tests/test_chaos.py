@@ -324,7 +324,7 @@ def test_campaigns_add_up_and_end_with_the_first_failure(
     assert "I5: twice" in told
     assert "what it said" in told
     (file,) = (tmp_path / "plans").iterdir()
-    assert f"again: --replay {file}" in told
+    assert f"again: make chaos REPLAY={file}" in told
     kept = campaign.planned(str(file))
     assert all(event in campaign.planned("8:3:calm").events for event in kept.events)
 

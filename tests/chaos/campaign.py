@@ -157,7 +157,7 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
     PLANS.mkdir(parents=True, exist_ok=True)
     file = PLANS / f"{name.replace(':', '-')}.json"
     file.write_text(the_plan.slice(keep).text())
-    return "\n".join([*lines, f"again: --replay {file}"])
+    return "\n".join([*lines, f"again: make chaos REPLAY={file}"])
 
 
 # ---- sums
