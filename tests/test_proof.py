@@ -295,7 +295,9 @@ def test_what_a_pool_has_done_is_told_apart(
     way = peers.Way(
         "", make, Fake.give, Future.done, Future.result, lambda pool: None, lambda error: str(error) == "over", 1.0
     )
-    found = peers.Run(way, str(path), 1).play(kills=1, seconds=3.0 if "stop" in story.values() else 1.0)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as stranger:
+        found = peers.Run(way, str(path), 1).play(kills=1, seconds=3.0 if "stop" in story.values() else 1.0)
+        assert processes.runs(stranger.pid), "it was there before any pool"
     names = ("wrong", "failed", "lost", "innocent", "rebuilt", "hung")
     assert {name: found[name] for name in names} == {**dict.fromkeys(names, 0), **expected}
     assert found["accepted"] == found["values"] + found["wrong"] + found["failed"] + found["lost"] > 0

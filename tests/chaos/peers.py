@@ -196,6 +196,7 @@ class Run:
         self._news = 0.0  # when a task has ended last
         self._knocked = False  # one more was given since
         self._read = 0
+        self._strangers = set(processes.children_of_all(os.getpid()))  # that were here before any pool
         self._spared = threading.Event()  # nobody is killed any more
         self._stop = threading.Event()
 
@@ -283,7 +284,7 @@ class Run:
         end.start()
         end.join(END)
         if hung or end.is_alive():
-            for pid in processes.children_of_all(os.getpid()):
+            for pid in set(processes.children_of_all(os.getpid())) - self._strangers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
