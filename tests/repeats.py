@@ -30,6 +30,8 @@ FEWER = {
     "test_core_c.py::test_the_core_keeps_its_promises": ONCE,
     "test_restart.py::test_story": ONCE,
     # repeats its fault itself: `times`
+    "test_exit.py::test_a_client_that_is_killed_while_its_pool_starts_leaves_nobody": ONCE,
+    "test_exit.py::test_a_second_after_client_and_monitor_were_killed_together_no_worker_is_left": ONCE,
     "test_exit.py::test_a_second_after_the_client_was_killed_nobody_is_left": ONCE,
     "test_reliability.py::test_a_fork_bomb_is_gone_when_its_worker_is": ONCE,
     "test_reliability.py::test_all_workers_are_killed_at_once_again_and_again": ONCE,
