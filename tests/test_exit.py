@@ -3,10 +3,12 @@
 import functools
 import gc
 import os
+import random
 import signal
 import time
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import processes
@@ -16,6 +18,7 @@ import tasks
 from chaos.figures import percentile
 from repeats import LONG, times
 
+from ipc import process
 from pool import Pool, errors
 from pool.client import Client
 
@@ -129,6 +132,12 @@ def test_sys_exit_keeps_its_code(tmp_path: Path) -> None:
 # ---- Ctrl-C
 
 
+def _usual(took: Callable[[], float]) -> float:
+    """What of three runs the second was, in the long form the slowest: it is for a quiet machine, and on others a stall
+    is no fault of ours."""
+    return sorted(took() for _ in range(3))[2 if LONG else 1]
+
+
 WAITS = {
     "result": "pool.submit(work, sys.argv[1]).result()",
     "with": "with pool: pool.submit(work, sys.argv[1])",
@@ -173,8 +182,7 @@ def test_one_ctrl_c_ends_everything_at_once_and_quietly(tmp_path: Path, wait: st
         processes.wait_until(lambda: not any(map(processes.runs, family)), "all are gone")
         return took
 
-    # The promise is for an unloaded machine; this one is perhaps used by others at the same time.
-    assert any(took() < 0.5 for _ in range(5))
+    assert _usual(took) < 0.5
     gate.close()
 
 
@@ -208,6 +216,79 @@ def test_a_second_after_the_client_was_killed_nobody_is_left(tmp_path: Path) -> 
     samples = [took() for _ in times(5, 100)]
     assert percentile(samples, 0.99 if LONG else 0.5) < 1  # on a busy machine a stall is no fault of ours
     gate.close()
+
+
+@pytest.mark.parametrize("moment", ["idle", "busy"])
+def test_a_second_after_client_and_monitor_were_killed_together_no_worker_is_left(tmp_path: Path, moment: str) -> None:
+    """Nobody is there to act: each worker dies with its parent."""
+    script = """
+        import signal, sys, tasks
+        from pool import Pool
+
+        with Pool(2) as pool:
+            for future in [pool.submit(tasks.hold, sys.argv[1]) for _ in range(2)]:
+                future.result()
+            print("idle", flush=True)
+            signal.pause()
+    """
+    gate = tasks.Gate(tmp_path)
+
+    def took() -> float:
+        with processes.nothing_left(), scripts.start(tmp_path, script, gate.path) as client:
+            workers = gate.await_start(2)
+            family = [client.pid, *process.children_of(client.pid)]
+            assert len(family) == 2
+            if moment == "idle":
+                gate.open(2)
+                assert client.stdout is not None
+                assert client.stdout.readline() == "idle\n"
+            for pid in family:
+                os.kill(pid, signal.SIGSTOP)
+            processes.wait_until(lambda: all(map(processes.is_stopped, family)), "neither of them acts any more")
+            for pid in family:
+                os.kill(pid, signal.SIGKILL)
+            began = time.monotonic()
+            processes.wait_until(lambda: not any(map(processes.runs, workers)), "all are gone")
+            return time.monotonic() - began
+
+    samples = [took() for _ in times(3, 50)]
+    assert percentile(samples, 0.99 if LONG else 0.5) < 1
+    gate.close()
+
+
+def test_a_client_that_is_killed_while_its_pool_starts_leaves_nobody(tmp_path: Path) -> None:
+    script = """
+        import signal
+        from pool import Pool
+
+        print("starts", flush=True)
+        pool = Pool(2).start()
+        assert sum(pool.map(abs, range(50))) == 1225
+        signal.pause()
+    """
+    lucky = random.Random(27)
+
+    def took() -> float:
+        ours = set(process.children_of(os.getpid()))
+        with processes.nothing_left():
+            with scripts.start(tmp_path, script) as client:
+                assert client.stdout is not None
+                client.stdout.readline()
+                time.sleep(lucky.uniform(0, 0.04))  # any moment of it
+                family = set(processes.children_of_all(client.pid))
+                client.kill()
+            began = time.monotonic()
+
+            def left() -> bool:
+                """Also of those that were forked since: whose parents are gone comes to us."""
+                family.update(set(processes.children_of_all(os.getpid())) - ours)
+                return any(map(processes.runs, family))
+
+            processes.wait_until(lambda: not left(), "all are gone")
+            return time.monotonic() - began
+
+    samples = [took() for _ in times(10, 200)]
+    assert percentile(samples, 0.99 if LONG else 0.5) < 1
 
 
 # ---- other signals
@@ -268,7 +349,7 @@ def test_two_seconds_after_a_signal_nobody_is_left_whatever_hangs(
         assert len(family) == 3
         return took
 
-    assert any(took() < 2 for _ in range(3))  # one stall of the machine is no fault of ours
+    assert _usual(took) < 2
 
 
 # ---- forks
@@ -277,7 +358,8 @@ def test_two_seconds_after_a_signal_nobody_is_left_whatever_hangs(
 def test_a_forked_child_gets_a_clear_error_and_the_parents_pool_goes_on(tmp_path: Path) -> None:
     script = """
         import concurrent.futures, os, sys, tasks, warnings
-        from pool import Pool, errors
+        from ipc import process
+from pool import Pool, errors
 
         warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # from 3.12 on
 
@@ -333,7 +415,8 @@ def test_a_forked_child_gets_a_clear_error_and_the_parents_pool_goes_on(tmp_path
 def test_a_fork_while_other_threads_use_the_pool_does_not_hang(tmp_path: Path) -> None:
     script = """
         import os, threading, tasks
-        from pool import Pool, errors
+        from ipc import process
+from pool import Pool, errors
 
         pool = Pool(2).start()
         stop = []

@@ -2,6 +2,7 @@
 
 import functools
 import mmap
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -532,6 +533,50 @@ def test_a_worker_that_the_kernel_has_killed_for_want_of_memory_is_recognised(
     oom = "WorkerCrashed True 9 worker died in __main__.fill: killed by the kernel for want of memory (OOM)"
     by_hand = "WorkerCrashed False 9 worker died in __main__.killed: SIGKILL"
     assert done.stdout.splitlines() == [oom, by_hand, oom, "8"]
+
+
+def test_the_kernel_takes_a_worker_although_the_client_is_larger(small_cgroup: Path, tmp_path: Path) -> None:
+    script = """
+    import os
+    import sys
+    from pathlib import Path
+
+    Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+    from pool import Pool
+
+    def fill():
+        kept = []
+        while True:
+            kept.append(b"1" * (1 << 20))
+
+    with Pool(1) as pool:
+        pool.submit(pow, 2, 3).result(20)
+        large = b"1" * (30 << 20)  # the worker, which was there before, does not have it
+        for _ in range(3):
+            error = pool.submit(fill).exception(20)
+            print(type(error).__name__, error.oom)
+    """
+    done = scripts.run(tmp_path, script, str(small_cgroup))
+    assert done.stdout.splitlines() == ["WorkerCrashed True"] * 3
+
+
+def _score(pid: int | str) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_only_workers_are_offered_to_the_kernels_killer(method: str) -> None:
+    before = _score("self")
+    with Pool(2, multiprocessing.get_context(method)) as pool:
+        for _ in range(2):  # the first workers, and who comes after them
+            assert pool.submit(_score, "self").result(20) == 500
+            segment = pool._client.segment
+            processes.wait_until(
+                lambda: all(_core.slot_info(segment, slot)["phase"] == _core.IDLE for slot in range(2)), "all are ready"
+            )
+            assert [_score(pid) for pid in processes.worker_pids(pool)] == [500, 500]
+            assert _score("self") == _score(processes.monitor_pid(pool)) == before
+            pool.restart()
 
 
 def test_a_kill_by_hand_is_no_oom() -> None:

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import itertools
 import logging
+import mmap
+import multiprocessing
 import os
 import random
 import resource
@@ -26,7 +28,7 @@ import tasks
 from chaos.figures import milliseconds, percentile
 from repeats import LONG, times
 
-from ipc import _core
+from ipc import _core, process
 from pool import Pool
 from pool.errors import ResultNotPicklable, TaskTimeout
 
@@ -330,6 +332,78 @@ def test_signals_in_any_order_at_client_and_monitor() -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert sent >= 4000
+
+
+STORM = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+
+
+@contextlib.contextmanager
+def _storm_at_children() -> Iterator[list[int]]:
+    """Whoever becomes our child is sent signals from its first moment on. Yields who was."""
+    ours = set(process.children_of(os.getpid()))
+    stop, hit = threading.Event(), []
+
+    def storm() -> None:
+        for number in itertools.takewhile(lambda _: not stop.is_set(), itertools.cycle(STORM)):
+            for pid in set(process.children_of(os.getpid())) - ours:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                    hit.append(pid)
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        yield hit
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(("method", "short", "long"), [("fork", 15, 200), ("spawn", 4, 50)])
+@pytest.mark.filterwarnings("ignore:the pool forks while other threads run")
+def test_signals_at_the_monitor_from_its_first_moment_on(method: str, short: int, long: int) -> None:
+    """Fault 28: until it ignores them they are blocked, from before it exists."""
+    context = multiprocessing.get_context(method)
+    for _ in times(short, long):
+        with _storm_at_children() as hit, Pool(WORKERS, context) as pool:
+            assert [pool.submit(abs, -n).result(20) for n in range(10)] == list(range(10))
+            monitor = processes.monitor_pid(pool)
+            processes.wait_until(lambda: monitor in hit, "it was hit")
+
+
+_forks = mmap.mmap(-1, 1)  # anonymous: all whom we fork see the same byte
+
+
+def _await_signal() -> None:
+    processes.wait_until(lambda: _forks[0] >= WORKERS, "the last of the first workers was sent its signal")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_a_worker_in_its_first_moments_costs_no_task(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 28: at worst it is a failed start. Tasks are waiting already, but nobody claims one before the signal."""
+    client, fork, lucky = os.getpid(), os.fork, random.Random(28)
+
+    def fork_and_signal() -> int:
+        pid = fork()
+        if pid and os.getpid() != client:  # the monitor, which inherits this
+            if _forks[0] == WORKERS - 1:
+                until = time.monotonic() + late
+                while time.monotonic() < until:
+                    pass
+                os.kill(pid, number)
+            _forks[0] += 1
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_and_signal)
+    for _ in times(20, 200):
+        _forks[0], late = 0, lucky.choice([0, lucky.uniform(0, 0.01)])
+        with Pool(WORKERS, initializer=_await_signal) as pool:
+            futures = [pool.submit(tasks.square, x) for x in range(100)]
+            assert [future.result(20) for future in futures] == [x * x for x in range(100)]
+            assert pool.crashes == 0
+            assert _forks[0] >= WORKERS
 
 
 AS_PID_1 = """
