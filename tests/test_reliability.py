@@ -408,6 +408,7 @@ def test_a_signal_at_a_worker_in_its_first_moments_costs_no_task(
 
 AS_PID_1 = """
 import os, signal, warnings
+import processes
 from pool import Pool
 from pool.worker_process import BOOT_FAILED
 
@@ -428,6 +429,8 @@ with Pool(2) as pool:
     for code in codes:
         orphan(code)
         assert pool.submit(orphan, code).result(20) == code
+    monitor = processes.monitor_pid(pool)
+    processes.wait_until(lambda: processes.living_and_zombies(monitor) == (2, 0), "the monitor has waited for all orphans")
     assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
     assert pool.crashes == 0
 print("end")
@@ -441,14 +444,38 @@ def test_as_the_first_process_of_a_container_it_is_not_confused_by_orphans(
     assert _unshared(tmp_path, AS_PID_1, ["--pid", "--mount-proc"], lack) == "end\n"
 
 
-def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str) -> str:
-    """What a script prints that runs in namespaces of its own."""
+def test_a_command_that_is_the_first_process_of_a_container_can_be_terminated(
+    gate: tasks.Gate, lack: Callable[[str], NoReturn]
+) -> None:
+    """Fault 30: the kernel ends no such process by a signal that it does not catch."""
+    options = _namespaces(["--pid", "--mount-proc"], lack)
+    command = [*options, sys.executable, "-m", "pool", "map", "tasks:hold", gate.path]
+    there = {**os.environ, "PYTHONPATH": str(scripts.HERE)}
+    with scripts.Script(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=there) as ran:
+        gate.await_start()
+        (first,) = process.children_of(ran.pid)
+        began = time.monotonic()
+        os.kill(first, signal.SIGTERM)
+        _, said = ran.communicate(timeout=scripts.TIMEOUT)
+        took = time.monotonic() - began
+    assert ran.returncode == 128 + signal.SIGTERM
+    assert said.startswith("interrupted: 0 of 1 done")
+    assert took < 2
+
+
+def _namespaces(options: list[str], lack: Callable[[str], NoReturn]) -> list[str]:
+    """The start of a command that runs the rest of it in namespaces of its own."""
     unshare = shutil.which("unshare")
     if unshare is None or subprocess.run([unshare, *options, "--fork", "true"], capture_output=True).returncode:
         lack("no new namespaces here")
+    return [str(unshare), *options, "--fork", "--kill-child"]
+
+
+def _unshared(tmp_path: Path, script: str, options: list[str], lack: Callable[[str], NoReturn], *arguments: str) -> str:
+    """What a script prints that runs there."""
     file = tmp_path / "script.py"
     file.write_text(script)
-    command = [str(unshare), *options, "--fork", "--kill-child", sys.executable, str(file), *arguments]
+    command = [*_namespaces(options, lack), sys.executable, str(file), *arguments]
     there = {**os.environ, "PYTHONPATH": str(scripts.HERE)}
     ran = subprocess.run(command, capture_output=True, text=True, timeout=50, cwd=tmp_path, env=there)
     assert ran.stderr == ""
