@@ -564,16 +564,17 @@ def _score(pid: int | str) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
+def _are_idle(segment: object, slots: int) -> bool:
+    return all(_core.slot_info(segment, slot)["phase"] == _core.IDLE for slot in range(slots))
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_only_workers_are_offered_to_the_kernels_killer(method: str) -> None:
     before = _score("self")
     with Pool(2, multiprocessing.get_context(method)) as pool:
         for _ in range(2):  # the first workers, and who comes after them
             assert pool.submit(_score, "self").result(20) == 500
-            segment = pool._client.segment
-            processes.wait_until(
-                lambda: all(_core.slot_info(segment, slot)["phase"] == _core.IDLE for slot in range(2)), "all are ready"
-            )
+            processes.wait_until(lambda: _are_idle(pool._client.segment, 2), "all are ready")
             assert [_score(pid) for pid in processes.worker_pids(pool)] == [500, 500]
             assert _score("self") == _score(processes.monitor_pid(pool)) == before
             pool.restart()

@@ -367,8 +367,7 @@ def test_signals_at_the_monitor_from_its_first_moment_on(method: str, short: int
     for _ in times(short, long):
         with _storm_at_children() as hit, Pool(WORKERS, context) as pool:
             assert [pool.submit(abs, -n).result(20) for n in range(10)] == list(range(10))
-            monitor = processes.monitor_pid(pool)
-            processes.wait_until(lambda: monitor in hit, "it was hit")
+            processes.wait_until(lambda: processes.monitor_pid(pool) in hit, "it was hit")
 
 
 _forks = mmap.mmap(-1, 1)  # anonymous: all whom we fork see the same byte
@@ -430,7 +429,7 @@ with Pool(2) as pool:
         orphan(code)
         assert pool.submit(orphan, code).result(20) == code
     monitor = processes.monitor_pid(pool)
-    processes.wait_until(lambda: processes.living_and_zombies(monitor) == (2, 0), "the monitor has waited for all orphans")
+    processes.wait_until(lambda: processes.living_and_zombies(monitor) == (2, 0), "it waits for all orphans")
     assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
     assert pool.crashes == 0
 print("end")
