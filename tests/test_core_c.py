@@ -566,18 +566,6 @@ PLANTED = [
         "-t 10 asleep",
     ),
     Planted(
-        "the sleep of a loop stored with release only: store buffering",
-        "client.c",
-        [
-            (
-                "atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_seq_cst)",
-                "atomic_store_explicit(&h->client_asleep, look.wanting ? 2 : 1, memory_order_release)",
-            ),
-        ],
-        "litmus",
-        "-t 80 listen",  # shown after 0.7 to 20 s, on one machine; the first lost wake-up ends it
-    ),
-    Planted(
         "no second look while a loop listens",
         "client.c",
         [("if (something_to_do(c->s, &look)) {", "if (0) {")],

@@ -134,9 +134,14 @@ def test_a_worker_that_was_stopped_for_a_while_goes_on(gate: tasks.Gate) -> None
         assert pool.crashes == 0
 
 
-def _control_segments(maps: str) -> set[str]:
+def _segments(maps: str, kind: str) -> set[str]:
     """The inodes of all that are mapped."""
-    return {line.split()[4] for line in maps.splitlines() if "memfd:pool-control" in line}
+    return {line.split()[4] for line in maps.splitlines() if f"memfd:pool-{kind}" in line}
+
+
+def _our_segments(kind: str) -> set[str]:
+    """Other tests may have left some."""
+    return _segments(Path("/proc/self/maps").read_text(), kind)
 
 
 def _maps_of_a_child() -> str:
@@ -155,18 +160,18 @@ def _maps_of_a_child() -> str:
 
 def test_a_child_that_a_task_forks_has_no_control_segment_to_write_to() -> None:
     """Fault 12."""
-    others = _control_segments(Path("/proc/self/maps").read_text())  # tests of the core may have left some
+    others = _our_segments("control")
     with Pool(1) as pool:
         maps = pool.submit(_maps_of_a_child).result(20)
-        (ours,) = _control_segments(Path("/proc/self/maps").read_text()) - others
+        (ours,) = _our_segments("control") - others
     assert "memfd:pool-payload" in maps
-    assert ours not in _control_segments(maps)
+    assert ours not in _segments(maps, "control")
 
 
-def _overwrite_the_payload_from_a_child() -> int:
+def _overwrite_the_payload_from_a_child(ours: set[str]) -> int:
     if (pid := os.fork()) == 0:
         for line in Path("/proc/self/maps").read_text().splitlines():
-            if "memfd:pool-payload" in line:
+            if line.split()[4] in ours:
                 start, end = (int(address, 16) for address in line.split()[0].split("-"))
                 ctypes.memset(start, 0xFF, end - start)
         os._exit(0)
@@ -176,11 +181,14 @@ def _overwrite_the_payload_from_a_child() -> int:
 def test_a_child_that_writes_into_the_payload_hurts_values_and_no_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 12: that memory stays mapped in it."""
     monkeypatch.setattr("ipc.segment.default_room", lambda *_: 0)  # the smallest
+    others = _our_segments("payload")  # which may have gigabytes
     with Pool(WORKERS) as pool:
         large = [pool.submit(list, range(n, n + 10_000)) for n in range(WORKERS * 2)]
         for future in large:
             processes.wait_until(future.done, "its value is there, and not yet decoded")
-        assert pool.submit(_overwrite_the_payload_from_a_child).result(20) == 0
+        ours = _our_segments("payload") - others
+        assert len(ours) == 1
+        assert pool.submit(_overwrite_the_payload_from_a_child, ours).result(20) == 0
         seen = {type(future.exception(20)) for future in large}
         assert seen <= {type(None), ResultNotPicklable}
         # Another function: the bytes of the first, for a worker that has not called it yet, lie there too.
