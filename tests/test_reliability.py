@@ -29,7 +29,7 @@ from chaos.figures import milliseconds, percentile
 from repeats import LONG, times
 
 from ipc import _core, process
-from pool import Pool
+from pool import Pool, worker
 from pool.errors import ResultNotPicklable, TaskTimeout
 
 WORKERS = 2
@@ -107,6 +107,27 @@ def test_all_workers_are_killed_at_once_again_and_again() -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             assert [future.result(20) for future in futures] == [x * x for x in range(n, n + 200)]
+
+
+def _square_and_attempt(x: int) -> tuple[int, int]:
+    return x * x, worker().attempt
+
+
+def test_workers_killed_before_a_task_is_claimed_spend_no_attempt() -> None:
+    """Fault 2: all of them stand still while tasks are published, and never go on."""
+    with Pool(WORKERS).start() as pool:
+        segment = pool._client.segment
+        for _ in times(20, 500):
+            pids = [_wait_until_ready(segment, slot) for slot in range(WORKERS)]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            processes.wait_until(lambda: all(map(processes.is_stopped, pids)), "they are stopped")
+            futures = [pool.submit(_square_and_attempt, x) for x in range(100)]
+            assert _core.counters(segment)["ready"] == 100
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert [future.result(20) for future in futures] == [(x * x, 1) for x in range(100)]
+        assert pool.crashes == 0
 
 
 def test_a_stopped_worker_is_killed_at_its_deadline(gate: tasks.Gate) -> None:
