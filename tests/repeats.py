@@ -1,5 +1,5 @@
-"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times, and nothing
-may be left after any of them."""
+"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times (POOL_REPEATS,
+else ten, unless they are listed here), and nothing may be left after any of them."""
 
 import contextlib
 import ctypes
@@ -13,7 +13,7 @@ import processes
 from chaos.figures import named_tests
 
 LONG = os.environ.get("POOL_LONG") == "1"
-OFTEN, SOME, ONCE = 10, 3, 1
+OFTEN, SOME, ONCE = int(os.environ.get("POOL_REPEATS", "10")), 3, 1
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
 FEWER = {
     # takes seconds

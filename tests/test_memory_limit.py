@@ -560,6 +560,54 @@ def test_the_kernel_takes_a_worker_although_the_client_is_larger(small_cgroup: P
     assert done.stdout.splitlines() == ["WorkerCrashed True"] * 3
 
 
+def test_shared_memory_adapts_to_the_limit_of_the_cgroup_and_can_be_filled(
+    small_cgroup: Path, tmp_path: Path, gate: tasks.Gate
+) -> None:
+    """A page that the kernel could not give would be a SIGBUS of whoever touches it."""
+    script = """
+    import os
+    import sys
+    from pathlib import Path
+
+    Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+    import numpy
+    import processes
+    import tasks
+    from ipc import _core
+    from ipc.memory import available_memory
+    from pool import Pool
+
+    MIB = 1 << 20
+    numbers = numpy.arange(2 * MIB, dtype=numpy.int8)
+    filling = []
+    while available_memory() > MIB:
+        filling.append(b"1" * (MIB // 4))
+    try:
+        Pool(1).start()
+    except MemoryError as error:
+        print(error)
+    del filling
+    with Pool(1).start() as pool:
+        room, segment = pool._client._running.room, pool._client.segment
+        print(8 * MIB <= room <= 32 * MIB)
+        held = pool.submit(tasks.hold, sys.argv[2])
+        processes.wait_until(held.running, "nothing else is taken out")
+        parts = [numbers[n : n + MIB - 4096] for n in range(room // MIB)]
+        large = len(parts) // 4
+        futures = [pool.submit(numpy.copy if n < large else numpy.sum, part) for n, part in enumerate(parts)]
+        print(_core.counters(segment)["units"] * _core.UNIT_SIZE >= 0.45 * room)  # half of it is for arguments,
+        open(sys.argv[2], "wb").write(b"x")
+        results = [future.result(20) for future in futures]
+        print(_core.counters(segment)["views"] * _core.UNIT_SIZE >= 0.2 * room)  # a quarter for arrays that are kept
+        print(all((results[n] == parts[n]).all() for n in range(large)))
+        print(all(results[n] == parts[n].sum() for n in range(large, len(parts))), pool.crashes)
+    """
+    done = scripts.run(tmp_path, script, str(small_cgroup), gate.path)
+    refused, *rest = done.stdout.splitlines()
+    assert refused.startswith("too little memory for a pool of 1 workers: ")
+    assert rest == ["True", "True", "True", "True", "True 0"]
+
+
 def _score(pid: int | str) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
