@@ -1,5 +1,5 @@
-"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times (POOL_REPEATS,
-else ten, unless they are listed here), and nothing may be left after any of them."""
+"""The long form of the tests of faults (POOL_LONG=1): those that docs/reliability.md names run many times (POOL_REPEATS
+times those that are not listed here), and nothing may be left after any of them."""
 
 import contextlib
 import ctypes

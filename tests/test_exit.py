@@ -357,8 +357,7 @@ def test_two_seconds_after_a_signal_nobody_is_left_whatever_hangs(
 def test_a_forked_child_gets_a_clear_error_and_the_parents_pool_goes_on(tmp_path: Path) -> None:
     script = """
         import concurrent.futures, os, sys, tasks, warnings
-        from ipc import process
-from pool import Pool, errors
+        from pool import Pool, errors
 
         warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # from 3.12 on
 
@@ -414,8 +413,7 @@ from pool import Pool, errors
 def test_a_fork_while_other_threads_use_the_pool_does_not_hang(tmp_path: Path) -> None:
     script = """
         import os, threading, tasks
-        from ipc import process
-from pool import Pool, errors
+        from pool import Pool, errors
 
         pool = Pool(2).start()
         stop = []

@@ -615,10 +615,10 @@ def _score(pid: int | str) -> int:
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_only_workers_are_offered_to_the_kernels_killer(method: str) -> None:
     before = _score("self")
-    with Pool(2, multiprocessing.get_context(method)) as pool:
+    with Pool(2, multiprocessing.get_context(method)).start() as pool:
+        segment = pool._client.segment
         for _ in range(2):  # the first workers, and who comes after them
             assert pool.submit(_score, "self").result(20) == 500
-            segment = pool._client.segment
             processes.wait_until(
                 lambda: all(_core.slot_info(segment, slot)["phase"] == _core.IDLE for slot in range(2)), "all are ready"
             )

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import logging
 import mmap
@@ -109,6 +110,12 @@ def test_all_workers_are_killed_at_once_again_and_again() -> None:
             assert [future.result(20) for future in futures] == [x * x for x in range(n, n + 200)]
 
 
+def _stop(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    processes.wait_until(lambda: all(map(processes.is_stopped, pids)), "they are stopped")
+
+
 def _square_and_attempt(x: int) -> tuple[int, int]:
     return x * x, worker().attempt
 
@@ -119,9 +126,7 @@ def test_workers_killed_before_a_task_is_claimed_spend_no_attempt() -> None:
         segment = pool._client.segment
         for _ in times(20, 500):
             pids = [_wait_until_ready(segment, slot) for slot in range(WORKERS)]
-            for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            processes.wait_until(lambda: all(map(processes.is_stopped, pids)), "they are stopped")
+            _stop(pids)
             futures = [pool.submit(_square_and_attempt, x) for x in range(100)]
             assert _core.counters(segment)["ready"] == 100
             for pid in pids:
@@ -145,8 +150,7 @@ def test_a_worker_that_was_stopped_for_a_while_goes_on(gate: tasks.Gate) -> None
     with Pool(2) as pool:
         future = pool.submit(tasks.hold, gate.path, "once")
         (pid,) = gate.await_start()
-        os.kill(pid, signal.SIGSTOP)
-        processes.wait_until(lambda: processes.is_stopped(pid), "it is stopped")
+        _stop([pid])
         gate.open()
         assert [pool.submit(abs, -n).result(20) for n in range(300)] == list(range(300))
         assert not future.done()
@@ -388,8 +392,7 @@ def test_signals_at_the_monitor_from_its_first_moment_on(method: str, short: int
     for _ in times(short, long):
         with _storm_at_children() as hit, Pool(WORKERS, context) as pool:
             assert [pool.submit(abs, -n).result(20) for n in range(10)] == list(range(10))
-            monitor = processes.monitor_pid(pool)
-            processes.wait_until(lambda: monitor in hit, "it was hit")
+            processes.wait_until(functools.partial(hit.__contains__, processes.monitor_pid(pool)), "it was hit")
 
 
 _forks = mmap.mmap(-1, 1)  # anonymous: all whom we fork see the same byte
@@ -451,7 +454,7 @@ with Pool(2) as pool:
         orphan(code)
         assert pool.submit(orphan, code).result(20) == code
     monitor = processes.monitor_pid(pool)
-    processes.wait_until(lambda: processes.living_and_zombies(monitor) == (2, 0), "the monitor has waited for all orphans")
+    processes.wait_until(lambda: processes.living_and_zombies(monitor) == (2, 0), "no orphan is left")
     assert list(pool.imap(abs, range(-100, 0))) == list(range(100, 0, -1))
     assert pool.crashes == 0
 print("end")
