@@ -574,18 +574,19 @@ def test_shared_memory_adapts_to_the_limit_of_the_cgroup_and_can_be_filled(
     import processes
     import tasks
     from ipc import _core
-    from ipc.memory import available_memory
+    from ipc.segment import Segment
     from pool import Pool
 
     MIB = 1 << 20
     numbers = numpy.arange(2 * MIB, dtype=numpy.int8)
-    filling = []
-    while available_memory() > MIB:
+    filling, refused = [], None
+    while refused is None:
         filling.append(b"1" * (MIB // 4))
-    try:
-        Pool(1).start()
-    except MemoryError as error:
-        print(error)
+        try:
+            Segment.create(1, 1).close()  # what a start does first
+        except MemoryError as error:
+            refused = error
+    print(refused)
     del filling
     with Pool(1).start() as pool:
         room, segment = pool._client._running.room, pool._client.segment
