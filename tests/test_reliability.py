@@ -82,8 +82,12 @@ def _kill_and_wait(segment: object, slot: int) -> float:
     victim = _wait_until_ready(segment, slot)
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
+    _await_successor(segment, slot, victim)
     return time.monotonic() - began
+
+
+def _await_successor(segment: object, slot: int, victim: int) -> None:
+    processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
 
 
 def _wait_until_ready(segment: object, slot: int) -> int:
@@ -132,6 +136,8 @@ def test_workers_killed_before_a_task_is_claimed_spend_no_attempt() -> None:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             assert [future.result(20) for future in futures] == [(x * x, 1) for x in range(100)]
+            for slot, pid in enumerate(pids):  # the dead look ready until they are waited for
+                _await_successor(segment, slot, pid)
         assert pool.crashes == 0
 
 
