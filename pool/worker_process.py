@@ -152,8 +152,9 @@ def _forked(segment: object) -> None:
 
 def _settle_in(slot: int, outputs_fd: int, options: WorkerOptions) -> None:
     """Priority, memory score, title, imports, threads, random numbers; last the user's initializer."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb", buffering=0) as score:
-        score.write(b"500")  # when memory runs out the kernel shall take a worker, not the client
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "r+b", buffering=0) as score:
+        # When memory runs out the kernel shall take a worker, not the client, whose own score was inherited.
+        score.write(b"%d" % min(1000, int(score.read()) + 500))
     if options.nice:
         os.nice(options.nice)
     if options.cpu_affinity:

@@ -560,6 +560,55 @@ def test_the_kernel_takes_a_worker_although_the_client_is_larger(small_cgroup: P
     assert done.stdout.splitlines() == ["WorkerCrashed True"] * 3
 
 
+def test_shared_memory_adapts_to_the_limit_of_the_cgroup_and_can_be_filled(
+    small_cgroup: Path, tmp_path: Path, gate: tasks.Gate
+) -> None:
+    """A page that the kernel could not give would be a SIGBUS of whoever touches it."""
+    script = """
+    import os
+    import sys
+    from pathlib import Path
+
+    Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+    import numpy
+    import processes
+    import tasks
+    from ipc import _core
+    from ipc.segment import Segment
+    from pool import Pool
+
+    MIB = 1 << 20
+    numbers = numpy.arange(2 * MIB, dtype=numpy.int8)
+    filling, refused = [], None
+    while refused is None:
+        filling.append(b"1" * (MIB // 4))
+        try:
+            Segment.create(1, 1).close()  # what a start does first
+        except MemoryError as error:
+            refused = error
+    print(refused)
+    del filling
+    with Pool(1).start() as pool:
+        room, segment = pool._client._running.room, pool._client.segment
+        print(8 * MIB <= room <= 32 * MIB)
+        held = pool.submit(tasks.hold, sys.argv[2])
+        processes.wait_until(held.running, "nothing else is taken out")
+        parts = [numbers[n : n + MIB - 4096] for n in range(room // MIB)]
+        large = len(parts) // 4
+        futures = [pool.submit(numpy.copy if n < large else numpy.sum, part) for n, part in enumerate(parts)]
+        print(_core.counters(segment)["units"] * _core.UNIT_SIZE >= 0.45 * room)  # half of it is for arguments,
+        open(sys.argv[2], "wb").write(b"x")
+        results = [future.result(20) for future in futures]
+        print(_core.counters(segment)["views"] * _core.UNIT_SIZE >= 0.2 * room)  # a quarter for arrays that are kept
+        print(all((results[n] == parts[n]).all() for n in range(large)))
+        print(all(results[n] == parts[n].sum() for n in range(large, len(parts))), pool.crashes)
+    """
+    done = scripts.run(tmp_path, script, str(small_cgroup), gate.path)
+    refused, *rest = done.stdout.splitlines()
+    assert refused.startswith("too little memory for a pool of 1 workers: ")
+    assert rest == ["True", "True", "True", "True", "True 0"]
+
+
 def _score(pid: int | str) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 
@@ -571,13 +620,30 @@ def _are_idle(segment: object, slots: int) -> bool:
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_only_workers_are_offered_to_the_kernels_killer(method: str) -> None:
     before = _score("self")
-    with Pool(2, multiprocessing.get_context(method)) as pool:
+    with Pool(2, multiprocessing.get_context(method)).start() as pool:
+        segment = pool._client.segment
         for _ in range(2):  # the first workers, and who comes after them
-            assert pool.submit(_score, "self").result(20) == 500
-            processes.wait_until(lambda: _are_idle(pool._client.segment, 2), "all are ready")
-            assert [_score(pid) for pid in processes.worker_pids(pool)] == [500, 500]
+            assert pool.submit(_score, "self").result(20) == before + 500
+            processes.wait_until(lambda: _are_idle(segment, 2), "all are ready")
+            assert [_score(pid) for pid in processes.worker_pids(pool)] == [before + 500] * 2
             assert _score("self") == _score(processes.monitor_pid(pool)) == before
             pool.restart()
+
+
+@pytest.mark.parametrize(("own", "of_worker"), [(300, 800), (700, 1000)])
+def test_workers_go_before_a_client_that_is_offered_itself(tmp_path: Path, own: int, of_worker: int) -> None:
+    script = """
+    import sys
+    from pathlib import Path
+
+    score = Path("/proc/self/oom_score_adj")
+    score.write_text(sys.argv[1])
+    from pool import Pool
+
+    with Pool(1) as pool:
+        print(pool.submit(score.read_text).result(20).strip())
+    """
+    assert scripts.run(tmp_path, script, str(own)).stdout == f"{of_worker}\n"
 
 
 def test_a_kill_by_hand_is_no_oom() -> None:

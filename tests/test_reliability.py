@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import logging
 import mmap
@@ -29,7 +30,7 @@ from chaos.figures import milliseconds, percentile
 from repeats import LONG, times
 
 from ipc import _core, process
-from pool import Pool
+from pool import Pool, worker
 from pool.errors import ResultNotPicklable, TaskTimeout
 
 WORKERS = 2
@@ -81,8 +82,12 @@ def _kill_and_wait(segment: object, slot: int) -> float:
     victim = _wait_until_ready(segment, slot)
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
-    processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
+    _await_successor(segment, slot, victim)
     return time.monotonic() - began
+
+
+def _await_successor(segment: object, slot: int, victim: int) -> None:
+    processes.wait_until(lambda: _ready(segment, slot) not in (0, victim), "its successor is ready")
 
 
 def _wait_until_ready(segment: object, slot: int) -> int:
@@ -109,6 +114,33 @@ def test_all_workers_are_killed_at_once_again_and_again() -> None:
             assert [future.result(20) for future in futures] == [x * x for x in range(n, n + 200)]
 
 
+def _stop(pids: list[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    processes.wait_until(lambda: all(map(processes.is_stopped, pids)), "they are stopped")
+
+
+def _square_and_attempt(x: int) -> tuple[int, int]:
+    return x * x, worker().attempt
+
+
+def test_workers_killed_before_a_task_is_claimed_spend_no_attempt() -> None:
+    """Fault 2: all of them stand still while tasks are published, and never go on."""
+    with Pool(WORKERS).start() as pool:
+        segment = pool._client.segment
+        for _ in times(20, 500):
+            pids = [_wait_until_ready(segment, slot) for slot in range(WORKERS)]
+            _stop(pids)
+            futures = [pool.submit(_square_and_attempt, x) for x in range(100)]
+            assert _core.counters(segment)["ready"] == 100
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert [future.result(20) for future in futures] == [(x * x, 1) for x in range(100)]
+            for slot, pid in enumerate(pids):  # the dead look ready until they are waited for
+                _await_successor(segment, slot, pid)
+        assert pool.crashes == 0
+
+
 def test_a_stopped_worker_is_killed_at_its_deadline(gate: tasks.Gate) -> None:
     """Fault 10."""
     with Pool(1) as pool:
@@ -124,8 +156,7 @@ def test_a_worker_that_was_stopped_for_a_while_goes_on(gate: tasks.Gate) -> None
     with Pool(2) as pool:
         future = pool.submit(tasks.hold, gate.path, "once")
         (pid,) = gate.await_start()
-        os.kill(pid, signal.SIGSTOP)
-        processes.wait_until(lambda: processes.is_stopped(pid), "it is stopped")
+        _stop([pid])
         gate.open()
         assert [pool.submit(abs, -n).result(20) for n in range(300)] == list(range(300))
         assert not future.done()
