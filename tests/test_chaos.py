@@ -17,7 +17,7 @@ import pytest
 import tasks
 from chaos import campaign, killer, observer, oracle, peers, plan, work
 from chaos.oracle import Verdict
-from chaos.plan import Event, Plan, batch
+from chaos.plan import MANY, Event, Plan, batch
 
 from ipc import _core
 from pool import Pool
@@ -63,8 +63,8 @@ REST: dict[str, Any] = {
 }  # fmt: skip
 
 
-def judged(folder: Path, event: Event, told: str, kills: str, ledger: str, **rest: Any) -> Verdict:
-    """Of an episode with one worker and one event, whose pool counts what was told."""
+def judged(folder: Path, event: Event, told: str, kills: str, ledger: str, most: int = MANY, **rest: Any) -> Verdict:
+    """Of an episode with one worker and one event, whose pool counts what was told. `most`: crashes of a task."""
     died = [line for line in told.splitlines() if line.startswith(("death", "decoding"))]
     counts = {
         "crashes": sum(not line.endswith(" late") for line in died),
@@ -74,7 +74,8 @@ def judged(folder: Path, event: Event, told: str, kills: str, ledger: str, **res
     (folder / "kills").write_text(kills)
     (folder / "ledger").write_text(ledger)
     (folder / "final.json").write_text(json.dumps({**REST, **counts, **rest}))
-    return oracle.judge(str(folder), Plan("hail", 1, 1, 0.01, False, [event], "shutdown"), 0, "")
+    the_plan = Plan("hail", 1, 1, 0.01, False, [event], "shutdown", most_crashes=most)
+    return oracle.judge(str(folder), the_plan, 0, "")
 
 
 def broken(verdict: Verdict) -> set[str]:
@@ -155,6 +156,29 @@ def test_what_cannot_have_been_is_seen(old: str, new: str, breaks: str, tmp_path
     if not breaks and not new:
         assert verdict.figures["kills judged"] == 1
         assert verdict.figures["values compared"] == verdict.figures["executions"] - 1 == 2
+
+
+@pytest.mark.parametrize(
+    ("crashes", "ended", "breaks"),
+    [(2, False, set()), (2, True, {"I4"}), (3, True, set()), (3, False, {"I6"}), (4, True, {"I6"})],
+)
+def test_a_task_is_poison_after_three_crashes(crashes: int, ended: bool, breaks: set[str], tmp_path: Path) -> None:
+    (number,) = work.numbers(0, 1, "plain")
+    ledger, told, kills = ["0 40 born 1"], [], []
+    for k in range(crashes):
+        ledger += [f"{number} {40 + k} run {100 * k + 10}", f"0 {41 + k} born {100 * k + 40}"]
+        kills.append(f"{40 + k} {100 * k + 20} {observer.SINGLE}")
+        told.append(f"death {number} {40 + k} {100 * k + 30} crashed")
+    if ended:
+        told.append(f"end {number} 900 crashed {number}")
+    else:
+        ledger += [f"{number} {40 + crashes} run 600", f"{number} {40 + crashes} end 700"]
+        told.append(f"end {number} 900 value {work.digest_of(number)}")
+    lines = ("\n".join(words) + "\n" for words in (told, kills, ledger))
+    ends = {"generations": crashes, "ends": {"SIGKILL": crashes}}
+    verdict = judged(tmp_path, batch("submit", 0, 1, retries=MANY), *lines, most=3, **ends)
+    assert broken(verdict) == breaks
+    assert bool(verdict.figures["doubled"]) == bool(breaks)
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,20 @@ def test_our_own_line_among_the_other_pools_is_judged(change: dict[str, int], fa
 
 
 @pytest.mark.parametrize(
+    ("failed", "lost", "named", "expected"),
+    [(2, 0, [5, 6], 0), (2, 0, [5, 5], 1), (1, 0, [7], 1), (2, 1, [5, 6], 1), (1, 0, [], 0), (3, 0, [], 1)],
+)
+def test_no_worker_is_the_culprit_of_two_tasks(failed: int, lost: int, named: list[int], expected: int) -> None:
+    assert peers.innocent(failed, lost, {5, 6}, named) == expected
+
+
+def test_what_pools_made_of_fewer_kills_is_told_for_as_many() -> None:
+    text = peers.text({"another": OURS | {"kills": 87, "failed": 8, "lost": 1}}, 7.0)
+    told = dict(zip(peers.COLUMNS, cells(text, "another"), strict=True))
+    assert [told[name] for name in ("kills", "failed", "lost", "hung")] == ["87", "92", "12", "0"]
+
+
+@pytest.mark.parametrize(
     ("killed", "starts", "expected"),
     [
         ([], [1], []),
@@ -241,7 +255,7 @@ def test_a_pool_that_hangs_or_ends_as_a_whole_has_a_row_that_says_so(program: st
     assert not peers.is_fair(found)
     text = peers.text({"another": {"version": "1.0", **found}, peers.OURS: OURS}, 7.0)
     assert cells(text, "another")[:3] == ["1.0", said, ""]
-    assert cells(text, peers.OURS) == [str(OURS[name]) for name in peers.COLUMNS]
+    assert cells(text, peers.OURS)[:3] == ["1.2.3", "1009", "100"]
 
 
 class Fake:

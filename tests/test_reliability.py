@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import itertools
 import logging
 import mmap

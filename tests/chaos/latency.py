@@ -240,7 +240,7 @@ def measured(kills: int, clients: int, seed: int) -> dict[str, Any]:
         late: list[float] = []
         with condition(), jitter(late):
             few = max(2, kills // 3)
-            samples = {**deaths(kills, seed), **deadlines(few), **pool_ends(few)}
+            samples = {**deaths(kills, seed), **deadlines(kills), **pool_ends(few)}
             ends, more = client_deaths(clients)
         found[name] = {**samples, **ends, "jitter": late}
         for what, count in more.items():

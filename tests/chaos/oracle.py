@@ -40,6 +40,8 @@ from chaos.plan import Plan
 
 NO_TASK = -1
 BY_DEATH = {"crashed", "late", "memory", "killed"}  # outcomes that are the end of a worker
+FOREIGN = "I2: it ended by a death that is not its own"
+DOUBLED = ("I3", "I4", "I5", "I6", "G1", "G2", "R3", FOREIGN)  # a task was run twice, or a death charged wrongly
 
 
 RECOVERY = 5.0
@@ -186,7 +188,7 @@ def judge(folder: str, plan: Plan, exit_code: int, left: str) -> Verdict:
     wrong += _ledger(record, rogue)
     tasks = [_attempts(record, number) for number in record.policies]
     for task in tasks:
-        wrong += _task(task, record, told, calm, rogue)
+        wrong += _task(task, record, told, calm, rogue, plan.most_crashes)
         if not rogue:
             wrong += _times(task, record)
     if plan.workers == 1 and not rogue:
@@ -244,7 +246,7 @@ def _ledger(record: Record, rogue: bool) -> list[str]:
     return wrong
 
 
-def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool) -> list[str]:
+def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool, most: int) -> list[str]:
     """What must hold for each task by itself."""
     number, retries, outcome = task.number, task.retries, task.outcome
     kind, name = work.kind_of(number), f"task {number} ({work.KINDS[work.kind_of(number)]})"
@@ -275,11 +277,15 @@ def _task(task: Attempts, record: Record, told: bool, calm: bool, rogue: bool) -
         allowed = {"value", "raised", "cancelled", *BY_DEATH, "broken"}
         return wrong if outcome in allowed else [*wrong, f"I2: an outcome that cannot be, {detail}: {seen}"]
     wrong += [f"{why}: {seen}" for why in _outcome(task, detail, number in record.asked)]
+    crashes = sum(death.why == "crashed" for death in task.deaths)
+    if crashes > most or (crashes == most and outcome != "crashed"):
+        wrong.append(f"I6: it was begun again after {most} crashes: {seen}")
     at_least, at_most = {
         "value": (deaths + 1, deaths + 1),
         "raised": (retries + 1, retries + 1),
         "cancelled": (deaths, retries),
         "killed": (deaths, deaths),
+        "crashed": (deaths, deaths) if crashes >= most else (retries + 1, retries + 1),
     }.get(outcome, (retries + 1, retries + 1))
     if kind == work.RAISES and outcome == "killed":
         at_most = retries + 1
@@ -352,7 +358,7 @@ def _outcome(task: Attempts, detail: str, asked: bool) -> list[str]:
     kind, outcome, deaths = work.kind_of(task.number), task.outcome, task.deaths
     wrong = []
     if outcome in BY_DEATH and (not deaths or deaths[-1].why != outcome):
-        wrong.append("I2: it ended by a death that is not its own")
+        wrong.append(FOREIGN)
     if outcome == "crashed" and detail != str(task.number):
         wrong.append(f"I2: the error names {detail}")
     if outcome == "raised" and (kind != work.RAISES or detail != f'"ValueError: {task.number}"'):
@@ -509,9 +515,10 @@ def _figures(record: Record, tasks: list[Attempts], wrong: list[str]) -> Counter
         figures["killed: " + state] += 1
     for task in tasks:
         figures["ended: " + (task.outcome or "not told")] += 1
+        figures["ended as poison"] += task.outcome == "crashed" and len(task.deaths) <= task.retries
         figures["killed between claim and first line"] += _early(task)
     figures["lost"] = sum(text.startswith("I14") for text in wrong)
-    figures["doubled"] = sum(text.startswith(("I5", "I6", "I4")) for text in wrong)
+    figures["doubled"] = sum(text.startswith(DOUBLED) for text in wrong)
     figures["wrong values"] = sum(text.startswith("I7") for text in wrong)
     figures["left behind"] = sum(text.startswith("I15") for text in wrong)
     figures["violations"] = len(wrong)

@@ -12,7 +12,8 @@ docs/reliability.md:
     wrong       ended with another value
     failed      ended with an error
     lost        have not ended when nothing had come for 30 s (pebble: 190 s)
-    innocent    failed or lost beyond one for each kill: no killed worker can have been running these
+    innocent    failed or lost beyond one for each kill: no killed worker can have been running these; where errors
+                name a worker, at least those that name one that was not killed, or one that another has named
     doubled     begun more than once
     rebuilt     times that the pool said that it was over, and a new one was made
     hung        times that it did not say so, but nothing came for so long, not even what it was given meanwhile
@@ -81,6 +82,7 @@ class Way(NamedTuple):
     end: Callable[[Any], object]
     is_over: Callable[[Exception], bool] = lambda _: False  # whether a task's error says so, if nothing else does
     patience: float = HANG  # longer than any time limit of its own
+    culprit: Callable[[Exception], int] | None = None  # pid of the worker that a task's error names
 
 
 def _ours() -> Any:
@@ -147,6 +149,10 @@ def _get(handle: Any, timeout: float) -> Any:
     return handle.get(timeout)
 
 
+def _pid(error: Exception) -> int:
+    return int(getattr(error, "pid", 0))
+
+
 def _stop_and_join(pool: Any) -> None:
     pool.stop()
     pool.join()
@@ -159,7 +165,7 @@ def _has_lost_a_worker(error: Exception) -> bool:
 
 OURS = "this pool"
 POOLS = {
-    OURS: Way("prefork-pool", _ours, _submit, _done, _result, lambda pool: pool.kill_workers()),
+    OURS: Way("prefork-pool", _ours, _submit, _done, _result, lambda pool: pool.kill_workers(), culprit=_pid),
     "ProcessPoolExecutor": Way("", _stdlib, _submit, _done, _result, lambda pool: pool.shutdown(wait=False)),
     "loky": Way("loky", _loky, _submit, _done, _result, lambda pool: pool.shutdown(wait=False, kill_workers=True)),
     "multiprocessing.Pool": Way("", _multiprocessing, _apply, _ready, _get, lambda pool: pool.terminate()),
@@ -188,6 +194,7 @@ class Run:
         self.open: dict[int, Any] = {}  # those that have not ended, by number
         self.ends: Counter[str] = Counter()
         self.killed: dict[int, int] = {}  # pid → ns
+        self.named: list[int] = []  # pids, by errors of tasks
         self.rebuilt = self.hung = 0
         self._began: dict[int, int] = {}  # pid → ns of its first task
         self._first = 0  # task of this pool
@@ -262,6 +269,8 @@ class Run:
             except Exception as error:
                 self.ends["failed"] += 1
                 over = over or (number >= self._first and self.way.is_over(error))
+                if self.way.culprit:
+                    self.named.append(self.way.culprit(error))
             self._overtaken = max(self._overtaken, number - WAITING)
             self._heard()
         return over
@@ -342,13 +351,19 @@ class Run:
             "kills": kills,
             "accepted": self.accepted,
             **ends,
-            "innocent": max(0, ends["failed"] + ends["lost"] - kills),
+            "innocent": innocent(ends["failed"], ends["lost"], set(self.killed), self.named),
             "doubled": sum(count > 1 for count in begun.values()),
             "rebuilt": self.rebuilt,
             "hung": self.hung,
             "recovery ms p50": _after(took, 0.5),
             "recovery ms p99": _after(took, 0.99),
         }
+
+
+def innocent(failed: int, lost: int, killed: set[int], named: Sequence[int]) -> int:
+    """How many tasks, at least, have failed or were lost though no worker was killed that ran them. `named`: the pids
+    in the errors of those that have failed, if errors of this pool name any."""
+    return max(0, failed + lost - len(killed), len(named) - len(killed & set(named)))
 
 
 def recoveries(killed: Sequence[int], starts: Sequence[int]) -> list[float]:
@@ -367,10 +382,8 @@ def _after(took: Sequence[float], share: float) -> str:
 # ---- outside
 
 
-COLUMNS = (
-    *("version", "kills", "accepted", "values", "wrong", "failed", "lost", "innocent", "doubled", "rebuilt", "hung"),
-    *("recovery ms p50", "recovery ms p99"),
-)
+COUNTS = ("accepted", "values", "wrong", "failed", "lost", "innocent", "doubled", "rebuilt", "hung")
+COLUMNS = ("version", "kills", *COUNTS, "recovery ms p50", "recovery ms p99")
 
 
 def is_fair(found: dict[str, Any]) -> bool:
@@ -385,17 +398,26 @@ def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
         f"The same kills for other pools: {WORKERS} workers, tasks of {TASK_SECONDS * 1e3:.0f} ms, {WAITING} of which"
         f" are kept waiting; every {KILL_EVERY * 1e3:.0f} ms, for at most {seconds:.0f} s, a worker that is alive and"
         " has begun a task before is killed, whatever it is at (with tasks so short, often the pool's own steps);"
-        " nobody asks for a task to be run again. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
+        " nobody asks for a task to be run again. From *accepted* to *hung* all are numbers for each 1,000 *kills*,"
+        " rounded up. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
         f" *lost* (had not ended when nothing had come for {HANG:.0f} s; of pebble {LOCKS:.0f} s, for it waits 60 s"
         " for a lock of the dead, up to thrice). *innocent*: failed or lost beyond one for each kill; as a worker"
-        " runs one task at a time, at least so many were running in no killed one. *doubled*: begun more than once."
+        " runs one task at a time, at least so many were running in no killed one; of this pool, whose errors name the"
+        " worker, also those that name one that was not killed, or that another error has named. *doubled*: begun more"
+        " than once."
         " *rebuilt*: the pool said that it was over, as ProcessPoolExecutor, loky and mpire do at a death by design,"
         " and was made anew; *hung*: it did not say so, but nothing came for so long, not even what it was given"
         " meanwhile. *recovery*: from a kill until a worker begins its first task, each such worker counted for one"
         f" kill; if the pool was over, with its end, for which it is given {END:.0f} s, and the start of the new one."
     )
-    rows = [(pool, *(found.get(name, "") for name in COLUMNS)) for pool, found in results.items()]
+    rows = [(pool, *(_cell(found, name) for name in COLUMNS)) for pool, found in results.items()]
     return f"{what}\n\n{figures.table(('pool', *COLUMNS), rows)}"
+
+
+def _cell(found: dict[str, Any], name: str) -> Any:
+    if name in COUNTS and name in found and found["kills"]:
+        return math.ceil(found[name] * 1000 / found["kills"])
+    return found.get(name, "")
 
 
 def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from chaos import work
 
 MANY = 1000  # retries that nobody uses up
+FEW = 2  # crashes that make a task poison in some episodes; three, as in other pools, happen to hardly any task
 WAYS = {"submit": 8, "chunks": 8, "imap": 8, "slow chunks": 1, "map": 3, "run": 3, "amap": 3}
 """And their shares of the tasks. ``map`` raises at the first failure, so only what cannot fail goes through it."""
 START_METHODS = {"fork": 8, "forkserver": 1, "spawn": 1}
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
     kills have met workers in every state; from ``outside``: look for rare ones with every kill. ``outside``: who kills
     is not the client but who has started it, in one of TIMINGS, and looks for what was ``met`` least so far, by the
     kills of earlier episodes. ``tasks_per_worker``, ``units`` (of payload): 0: as many as there are.
-    ``start_method``: how workers come to be."""
+    ``start_method``: how workers come to be. ``most_crashes``: of one task, until it is poison. As a rule MANY: who is
+    killed here is innocent, however often."""
 
     profile: str
     seed: int
@@ -65,6 +67,7 @@ class Plan(NamedTuple):
     units: int = 0
     met: dict[str, int] | None = None
     start_method: str = "fork"
+    most_crashes: int = MANY
 
     def text(self) -> str:
         return json.dumps(self._asdict())
@@ -100,9 +103,9 @@ def storm(tasks: int, seed: int, kill_every: float = 0.05, hunt: bool = False, f
 def hail(seed: int, rounds: int, kill_every: float, timing: str, workers: int = 4) -> Plan:
     """As many kills as possible, which meet workers in every state there is: from outside, in every kind of load by
     turns. Results of 3 MiB in a small room let storing take its time; short limits condemn."""
-    events, first = [], 0
+    events, first, few = [], 0, seed % 4 == 1
     for k in range(rounds):
-        retries = (0, MANY)[k % 2]
+        retries = MANY if few or k % 2 else 0
         for way, count, mix, options in (
             ("submit", 200, "plain", {}),
             ("imap", 150, "plain", {}),
@@ -117,7 +120,20 @@ def hail(seed: int, rounds: int, kill_every: float, timing: str, workers: int = 
         if k % 4 == 3:
             events.append(Event("restart", {}))
     hunt, share = seed % 2 == 0, 5 if seed % 3 else 0
-    return Plan("hail", seed, workers, kill_every, hunt, events, "shutdown", True, timing, share, 320)
+    return Plan(
+        "hail",
+        seed,
+        workers,
+        kill_every,
+        hunt,
+        events,
+        "shutdown",
+        True,
+        timing,
+        share,
+        320,
+        most_crashes=FEW if few else MANY,
+    )
 
 
 def draw(profile: str, seed: int) -> Plan:

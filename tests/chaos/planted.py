@@ -22,7 +22,7 @@ from typing import NamedTuple
 from chaos import campaign, plan
 
 ROOT = campaign.TESTS.parent
-HANG = 6.0  # seconds
+HANG = 10.0  # seconds
 LIMIT = 90.0  # seconds in which a bug must be found
 
 
@@ -227,6 +227,13 @@ PLANTED = [
         [("            process.reap(found.si_pid)\n", "            return\n")],
         "mixed",
         "I11",
+    ),
+    Planted(
+        "poison is given again",
+        "pool/retry.py",
+        [("or crashes >= MOST_CRASHES", "or crashes > MOST_CRASHES")],
+        "hail",
+        "I6",
     ),
     Planted(
         "crashes are not counted",

@@ -355,7 +355,7 @@ def main(folder: str, hang: float) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in a shell's background has it ignored
     with open(os.path.join(folder, "plan.json")) as file:
         plan = Plan.of(file.read())
-    retry.MOST_CRASHES = MANY  # whoever is killed here is innocent, however often
+    retry.MOST_CRASHES = plan.most_crashes
     began = time.monotonic()
     final = _arrays(folder, plan) if plan.profile == "arrays" else Player(folder, plan, hang).play()
     final["seconds"] = round(time.monotonic() - began, 3)
