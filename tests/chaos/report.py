@@ -100,8 +100,9 @@ def _leftovers(part: Part | None) -> str:
 
 
 def is_enough(mine: Counter[str]) -> bool:
-    """Whether so many kills were judged, in each state of who is killed."""
-    return mine["kills judged"] >= KILLS and all(mine["judged: " + state] >= ENOUGH for state in STATES)
+    """Whether so many kills were judged, in each state of who is killed, and so many values compared."""
+    each = all(mine["judged: " + state] >= ENOUGH for state in STATES)
+    return each and mine["kills judged"] >= KILLS and mine["values compared"] >= VALUES
 
 
 def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dict[str, str]) -> bool:
@@ -129,7 +130,6 @@ def is_good(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dic
         and sound(parts["soak"])
         and is_long(parts["soak"])
         and is_enough(mine)
-        and mine["values compared"] >= VALUES
         and not any(figures["violations"] for figures in sums.values())
     )
 
