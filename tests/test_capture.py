@@ -221,8 +221,9 @@ def test_the_size_of_a_failure_is_without_what_was_printed(catching: Pool, chunk
         assert 0 < failure.account.bytes_out < 5000
 
 
-def test_a_result_in_a_file() -> None:
+def test_a_result_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """So large that it does not fit into the room."""
+    monkeypatch.setattr("ipc.segment.default_room", lambda *_: 4 * MIB)
     with Pool(1, capture_output=True) as pool:
         room = pool.start()._client.room
         future = pool.submit(say_and_return, 1)
