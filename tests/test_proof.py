@@ -175,6 +175,13 @@ def test_the_bounds_are_those_of_what_was_searched() -> None:
         assert (ran.returncode, figures.bounds(ran.stdout)) == (0, bounds)
 
 
+def test_states_are_counted_however_many_they_are() -> None:
+    stored = runpy.run_path(str(proof.ROOT / "ipc" / "model" / "run.py"))["stored"]
+    assert stored("  2118769 states, stored\n   123 states, matched\n") == "2118769"
+    assert stored("1.0669135e+08 states, stored\n1.1724768e+08 states, matched\n") == "106691350"
+    assert stored("pan: out of memory\n") == ""
+
+
 def test_a_sweep_that_has_not_come_to_its_end_counts_nothing() -> None:
     assert figures.moments("small kill\nsweep: 3388 moments (2 missed), 0 lost, 0 double\n")["moments"] == 3388
     assert figures.moments("small kill 300 instructions\n") == {"moments": 0, "missed": 0}

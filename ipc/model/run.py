@@ -241,6 +241,13 @@ def verdict(out: str) -> str:
     return "complete" if errors[1] == "0" else "error"
 
 
+def stored(out: str) -> str:
+    """How many states a search has stored; "" if it does not say. Above 99,999,999 pan prints eight digits and an
+    exponent."""
+    states = re.search(r"(\S+) states, stored", out)
+    return str(int(float(states[1]))) if states else ""
+
+
 def check(config: Config, limits: Limits, trail: bool) -> tuple[Row, str]:
     """Compile and search one configuration; the row of the table and, for a surprise, how it came about."""
     model, switches, expected = config
@@ -260,14 +267,13 @@ def check(config: Config, limits: Limits, trail: bool) -> tuple[Row, str]:
             return (model, switches, "", "", expected, "broken", time.monotonic() - began), made.stdout + made.stderr
         out = search(os.path.join(tmp, "pan"), limits, tmp)
         got = verdict(out)
-        states = re.search(r"(\d+) states, stored", out)
         depth = re.search(r"depth reached (\d+)", out)
-        found = (states[1] if states else "", depth[1] if depth else "")
+        found = (stored(out), depth[1] if depth else "")
         row: Row = (model, switches, *found, expected, got, time.monotonic() - began)
         how = ""
         if got in ("stuck", "assert", "error") and (trail or got != expected):
             how = "\n".join(run("spin", "-t", "-p", "-g", *flags, f"{model}.pml").stdout.splitlines()[-120:])
-        elif got != expected:
+        elif not as_expected(expected, got):
             how = out[-1500:]
         return row, how
 
