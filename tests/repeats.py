@@ -38,6 +38,7 @@ FEWER = {
     "test_reliability.py::test_a_fork_bomb_is_gone_when_its_worker_is": ONCE,
     "test_reliability.py::test_all_workers_are_killed_at_once_again_and_again": ONCE,
     "test_reliability.py::test_a_signal_at_a_worker_in_its_first_moments_costs_no_task": ONCE,
+    "test_reliability.py::test_a_signal_at_a_worker_is_that_of_the_task_it_runs": ONCE,
     "test_reliability.py::test_an_idle_worker_that_is_killed_is_replaced_soon": ONCE,
     "test_reliability.py::test_forks_beside_threads_that_hold_locks": ONCE,
     "test_reliability.py::test_signals_at_the_monitor_from_its_first_moment_on": ONCE,

@@ -493,7 +493,8 @@ def test_damage_brings_another_segment_and_its_wire(run: Run, no_timer: None) ->
                 *(pool.run(tasks.square, x) for x in range(3000)),
                 return_exceptions=True,
             )
-            assert {type(r) for r in results[1:]} <= {int, errors.SegmentCorrupt}
+            # A result may be hurt in the very moment in which it is read, after its row was found to be right.
+            assert {type(r) for r in results[1:]} <= {int, errors.SegmentCorrupt, errors.ResultNotPicklable}
             await turns(lambda: pool._client.segment is not first, "the damage is found")
             for x in range(100):
                 assert await pool.run(tasks.square, x) == x * x

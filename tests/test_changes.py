@@ -75,7 +75,7 @@ def _close_what_is_high() -> None:
 
 
 def _set_a_timer() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    signal.setitimer(signal.ITIMER_REAL, 1000)
 
 
 def _lower_the_priority() -> None:

@@ -1117,7 +1117,7 @@ def test_no_descriptor_is_left_to_client_and_monitor_while_they_run(tmp_path: Pa
     assert ran.stderr == ""
 
 
-def test_a_worker_that_cannot_be_forked_is_tried_again_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_be_forked_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     real, client = os.fork, os.getpid()
     calls: list[int] = []
 

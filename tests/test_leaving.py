@@ -287,6 +287,7 @@ def test_an_initializer_that_fails_now_ends_the_pool(tmp_path: Path) -> None:
     assert pool.submit(tasks.square, 2).result() == 4
     with pytest.raises(errors.PoolStartError, match="no second start"):
         pool.restart()
+    assert (tmp_path / "starts").read_text() == "x" * 7, "one that was ready, then six that failed"
 
 
 # ---- teardown

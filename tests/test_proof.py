@@ -567,7 +567,7 @@ def test_only_what_is_between_the_marks_is_replaced() -> None:
 # ---- the whole
 
 
-@pytest.mark.timeout(110)
+@pytest.mark.timeout(300)
 def test_the_least_of_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page, readme = tmp_path / "page.md", tmp_path / "readme.md"
     for path in (page, readme):

@@ -30,7 +30,7 @@ from repeats import LONG, times
 
 from ipc import _core, process
 from pool import Pool, worker
-from pool.errors import ResultNotPicklable, TaskTimeout
+from pool.errors import ResultNotPicklable, TaskTimeout, WorkerCrashed
 
 WORKERS = 2
 pytestmark = pytest.mark.timeout(1200 if LONG else 60)
@@ -268,12 +268,18 @@ def test_a_fork_bomb_is_gone_when_its_worker_is() -> None:
     """Fault 24: one that has an end. The pool sets no limit of its own."""
     for _ in times(2, 50):
         with Pool(1) as pool:
-            assert isinstance(pool.options(timeout=0.5).submit(_bomb, 7).exception(20), TaskTimeout)
-            assert pool.submit(_others_of_my_session).result(20) == 0
+            marks = pool.start()._client._running.marks
+            future, most = pool.options(timeout=0.5).submit(_bomb, 7), 0
+            while not future.done():
+                most = max(most, len(process.marked(marks)))
+            assert most > 20, "else nobody would be seen afterwards whatever happens"
+            assert isinstance(future.exception(), TaskTimeout)
+            worker = pool.submit(os.getpid).result(20)
+            assert process.marked(marks) == sorted([processes.monitor_pid(pool), worker])
 
 
 BOMB_UNDER_A_LIMIT = """
-import os, resource, sys, time
+import contextlib, os, resource, sys, time
 from pool import Pool
 
 read, write = os.pipe()
@@ -288,7 +294,11 @@ def bomb():
             time.sleep(0.001)
 
 def living():
-    return sum(os.stat(f"/proc/{pid}").st_uid == USER for pid in os.listdir("/proc") if pid.isdecimal())
+    count = 0
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            count += os.stat(f"/proc/{pid}").st_uid == USER
+    return count
 
 def a_little_of_everything(pool):
     assert isinstance(pool.options(timeout=0.1).submit(time.sleep, 1000).exception(), TimeoutError)
@@ -319,15 +329,6 @@ def test_under_a_limit_of_processes_a_fork_bomb_costs_only_its_own_task(
     ran = scripts.run(tmp_path, BOMB_UNDER_A_LIMIT, str(64_000 + os.getpid() % 1000))
     assert ran.stdout.split() == ["WorkerCrashed", "True", "WorkerCrashed", "TaskTimeout", "True", "1"]
     assert ran.stderr == ""
-
-
-def _others_of_my_session() -> int:
-    mine = os.getsid(0)
-    found = 0
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError, ValueError):
-            found += int(name) != os.getpid() and os.getsid(int(name)) == mine
-    return found
 
 
 def _open_all() -> NoReturn:
@@ -441,6 +442,33 @@ def test_a_signal_at_a_worker_in_its_first_moments_costs_no_task(
             assert [future.result(20) for future in futures] == [x * x for x in range(100)]
             assert pool.crashes == 0
             assert _forks[0] >= WORKERS
+
+
+def test_a_signal_at_a_worker_is_that_of_the_task_it_runs(gate: tasks.Gate) -> None:
+    """Fault 28: an interrupt, or one death for each that ends a process; nothing for any other task."""
+    lucky, deaths = random.Random(28), 0
+    with Pool(WORKERS) as pool:
+        beside = pool.submit(tasks.hold, gate.path, "beside")
+        (innocent,) = gate.await_start()
+        for _ in times(20, 500):
+            future, number = pool.submit(tasks.hold, gate.path), lucky.choice(STORM)
+            (pid,) = gate.await_start()
+            others = [pool.submit(tasks.square, x) for x in range(20)]
+            os.kill(pid, number)
+            error = future.exception(20)
+            if number == signal.SIGINT:
+                assert type(error) is KeyboardInterrupt
+                assert processes.runs(pid)
+            else:
+                assert isinstance(error, WorkerCrashed)
+                assert (error.pid, error.attempt) == (pid, 1)
+                assert number.name in str(error)
+                deaths += 1
+            assert [other.result(20) for other in others] == [x * x for x in range(20)]
+        assert pool.crashes == deaths > 5
+        assert processes.runs(innocent)
+        gate.open()
+        assert beside.result(20) == "beside"
 
 
 AS_PID_1 = """

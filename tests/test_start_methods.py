@@ -597,7 +597,7 @@ def test_the_client_ends_in_the_middle(method: str, how: signal.Signals, tmp_pat
             client.send_signal(how)
             assert client.wait(20) == -how
             if how == signal.SIGINT:
-                said = client.stderr.read()
+                said = client.stderr.read().splitlines()
                 assert said.count("KeyboardInterrupt") == 1, "nobody else says anything"
         processes.wait_until(lambda: not any(map(processes.runs, theirs)), "monitor and workers end", _SOON)
 
