@@ -11,13 +11,15 @@ from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import processes
 import pytest
 import tasks
-from chaos import campaign, killer, observer, oracle, peers, plan, work
+from chaos import campaign, killer, observer, oracle, peers, plan, witness, work
 from chaos.oracle import Verdict
 from chaos.plan import MANY, Event, Plan, batch
+from chaos.sources import TESTS
 
 from ipc import _core
 from pool import Pool
@@ -191,6 +193,7 @@ def test_a_task_is_poison_after_three_crashes(crashes: int, ended: bool, breaks:
         ({"mappings": {"client": [270, 302], "monitor": [270, 279]}}, "I12"),
         ({"files left": ["/dev/null"]}, "I12"),
         ({"in use": 3}, "I12"),
+        ({"falls": ["crashes of the pool, 3 to 2"]}, "I10"),
         ({"crashes": 2}, "I10"),
         ({"counted": {"ended": 2, "died": 0}}, "I10"),
         ({"counted": {"ended": 3, "died": 1}}, "I10"),
@@ -269,6 +272,18 @@ def test_an_observer_sees_what_each_worker_is_at(gate: tasks.Gate) -> None:
     seen.close()
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other, pytest.raises(observer.Gone, match="has no pool"):
         observer.Observer(other.pid)
+
+
+def test_a_count_that_goes_down_is_seen() -> None:
+    with Pool(1).start() as pool:
+        seen = witness.Witness(pool, 1, 20)
+        pool.submit(abs, -7).result()
+        seen.look()
+        with mock.patch.object(pool._client, "crashes", 5):
+            seen.look()
+        assert not seen.falls
+        seen.look()
+        assert seen.falls == ["crashes of the pool, 5 to 0"]
 
 
 @pytest.mark.timeout(30)
@@ -391,7 +406,7 @@ def _add(sums: str, times: int) -> None:
 def test_the_kills_that_other_pools_are_shown() -> None:
     """Of the table of `chaos.peers`, our own line."""
     command = [sys.executable, "-m", "chaos.peers", "--only", "this pool", "--kills", "10", "--seconds", "10"]
-    ran = subprocess.run(command, cwd=campaign.TESTS, capture_output=True, text=True, timeout=80)
+    ran = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=80)
     names, _, line = (row.strip("| ").split(" | ") for row in ran.stdout.splitlines()[-3:])
     figures = {name: float(figure) for name, figure in zip(names[2:], line[2:], strict=True)}
     assert line[:2] == [peers.OURS, metadata.version("prefork-pool")]

@@ -15,7 +15,7 @@ from typing import Any
 import processes
 import pytest
 import test_core_c
-from chaos import figures, peers, planted, proof, report, soak
+from chaos import figures, peers, planted, proof, report, soak, sources
 from chaos.observer import STATES
 
 VERSION = "0123456789ab"
@@ -27,7 +27,7 @@ HERE = {
     "took": 7.4,
     "machine": "1 x A Computer",
     "load": 0.5,
-    "scale": [1000, 120.0],
+    "scale": {"peer_seconds": 120.0},
     "failed": [],
 }
 VERSIONS = dict.fromkeys(proof.PARTS, VERSION)
@@ -346,7 +346,7 @@ def good_parts() -> dict[str, Any]:
     samples = [
         {
             "kills": 600 * k, "client: blocks": 9 + k % 2, "workers": soak.WORKERS, "client: zombies": 0,
-            "monitor: zombies": 0, "client: descriptors": 7, "files": 0,
+            "monitor: zombies": 0, "client: descriptors": 7, "files": 0, "units in use": 0,
         }
         for k in range(1, 9)
     ]  # fmt: skip
@@ -373,7 +373,7 @@ def good_parts() -> dict[str, Any]:
             "samples": {"idle": times}, "left": {"processes": 0, "files": 0}, "clients": 1000, "workers": 2,
             "good": True,
         },
-        "soak": {"samples": samples, "tasks": {"values": 5000}, "files left": 0, "good": True},
+        "soak": {"samples": samples, "tasks": {"values": 5000}, "files left": 0, "seconds": 3600, "good": True},
         "kills": {"good": True},
     }  # fmt: skip
     assert not any(set(part) & set(HERE) for part in parts.values())
@@ -420,7 +420,8 @@ def test_the_table() -> None:
     assert cell(text, "files left after SIGKILL of the client") == "0 (p ≤ 3.0e-3 per run)"
     assert "| jitter" not in text
     assert "not run" not in text
-    assert "commit abcdef0, version 0123456789ab, 2026-01-02, seed 5, 7 s; 1 x A Computer; load 0.5 before it" in text
+    assert "commit abcdef0, version 0123456789ab, 2026-01-02, seed 5, 7 s" in text
+    assert "seed 5, 7 s, peer seconds 120; 1 x A Computer; load 0.5 before it" in text
     assert report.is_good(good_parts(), sums(), VERSIONS)
 
 
@@ -435,7 +436,7 @@ def test_the_gist_of_it() -> None:
     assert good["tasks lost by that"] == "0 (p ≤ 2.5e-5 per kill)"
     assert good["bugs planted for all this to find: found"] == "90/90"
     assert good["a killed worker's task has failed after"] == "1.0 ms, p99 2.0 ms"
-    assert good["left of a script that was killed with SIGKILL"] == "0 processes and files, 1,000 runs"
+    assert good["processes and files left of a script that was killed with SIGKILL"] == "0 (p ≤ 3.0e-3 per run)"
     assert said(good_parts(), sums(lost=2))["tasks lost by that"] == "2"
     nothing = said({}, {})
     assert nothing["workers killed at random moments, with nothing else broken"] == "0"
@@ -468,7 +469,9 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
     parts = good_parts()
     parts["soak"]["samples"][-1]["client: descriptors"] = 8
     yield parts, sums(), "client: descriptors", "7"
-    for name, count in (("workers", soak.WORKERS - 1), ("client: zombies", 1), ("monitor: zombies", 1)):
+    for name, count in (
+        ("workers", soak.WORKERS - 1), ("client: zombies", 1), ("monitor: zombies", 1), ("units in use", 1),
+    ):  # fmt: skip
         parts = good_parts()
         parts["soak"]["samples"][3][name] = count
         yield parts, sums(), name, str(parts["soak"]["samples"][0][name])
@@ -504,6 +507,7 @@ def spoilt() -> Iterator[tuple[dict[str, Any], dict[str, Counter[str]], str, str
         ("fuzz", {"executions": 10}, "inputs of the fuzzer that led a reader astray", "0 (p ≤ 3.0e-1 per input)"),
         ("latencies", {"clients": 2}, "files left after SIGKILL of the client", "0 (too few to show anything)"),
         ("models", {"complete": 0}, "states of the models explored", "12,345"),
+        ("soak", {"seconds": 3599}, "workers", str(soak.WORKERS)),
     ):
         parts = good_parts()
         parts[name].update(change)
@@ -565,6 +569,26 @@ def test_only_what_is_between_the_marks_is_replaced() -> None:
 
 
 # ---- the whole
+
+
+def test_judges_are_found_with_all_that_they_import() -> None:
+    assert {"tests/chaos/killer.py", "tests/tasks.py", "tests/test_layout.py"} <= set(sources.judges("chaos.player"))
+    assert "tests/chaos/killer.py" in sources.judges("chaos.soak")
+    assert "tests/chaos/oracle.py" not in sources.judges("chaos.soak")
+    assert sources.judges("no module of ours") == ("tests/chaos/__init__.py",)
+    for part in proof.PARTS.values():
+        for name in part.judged_by:
+            assert list(sources.ROOT.glob(name)) or len(sources.judges(name)) > 1, "it is there"
+
+
+def test_pages_are_written_only_if_everything_has_run_in_full_on_these_sources() -> None:
+    parts = {name: {**part, "scale": proof.how_much(name, proof.Scale())} for name, part in good_parts().items()}
+    assert proof.is_whole(parts, VERSIONS)
+    assert not proof.is_whole(parts, {**VERSIONS, "kills": "another"})
+    assert not proof.is_whole({name: part for name, part in parts.items() if name != "fuzz"}, VERSIONS)
+    for name in parts:
+        less = {**parts[name], "scale": proof.how_much(name, proof.BRIEF)}
+        assert not proof.is_whole({**parts, name: less}, VERSIONS)
 
 
 @pytest.mark.timeout(300)

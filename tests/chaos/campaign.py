@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import random
@@ -32,16 +31,11 @@ from chaos.killer import Killer
 from chaos.observer import STATES, UNSEEN
 from chaos.oracle import Verdict
 from chaos.plan import Plan
+from chaos.sources import ROOT, SOURCES, digest, judges, surroundings
 
 HANG = 60.0  # seconds without any outcome: then it hangs
 TRIES = 3  # times that a slice is played before it is believed to be harmless
-TESTS = Path(__file__).parent.parent
-PLANS = TESTS.parent / "build" / "chaos"  # of what has failed
-
-
-def surroundings(path: str = "", **variables: str) -> dict[str, str]:
-    """The environment of a program of ours. ``path``: where its modules are looked for first."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (path, str(TESTS)))), **variables}
+PLANS = ROOT / "build" / "chaos"  # of what has failed
 
 
 def play(the_plan: Plan, path: str = "", hang: float = HANG) -> tuple[Verdict, str]:
@@ -64,11 +58,11 @@ def play(the_plan: Plan, path: str = "", hang: float = HANG) -> tuple[Verdict, s
             left += f" files {os.listdir(files)} are left"
         verdict = oracle.judge(folder, the_plan, exit_code, left)
         if verdict.figures["kills judged"]:
-            judged = {f"judged: {state}": count for state, count in killed(verdict.figures).items()}
-            verdict.figures.update(judged)
+            met = killed(verdict.figures)
+            verdict.figures.update({f"judged: {state}": met[state] for state in STATES})
         if hail is not None:
             verdict.wrong.extend(hail.wrong)
-            verdict.figures.update(hail.figures, violations=len(hail.wrong))
+            verdict.figures.update(hail.figures, violations=len(hail.wrong), doubled=len(hail.wrong))
         return verdict, said
     finally:
         shutil.rmtree(folder)
@@ -163,27 +157,13 @@ def explain(the_plan: Plan, verdict: Verdict, said: str, name: str, seconds: flo
 # ---- sums
 
 
-SOURCES = ("pool/**/*.py", "ipc/*.py", "ipc/*.[ch]", "ipc/core/*.[ch]")
-"""What is put to the proof."""
-JUDGES = tuple(
-    f"tests/chaos/{name}.py"
-    for name in ("arrays", "campaign", "killer", "observer", "oracle", "plan", "player", "witness", "work")
-)
-"""What plays and judges episodes: sums of a lax oracle and of a strict one shall not be mixed."""
-
-
-def digest(*patterns: str, more: str = "") -> str:
-    """Of all files that they match, and of something more."""
-    root = TESTS.parent
-    found = hashlib.sha256(more.encode())
-    for source in sorted({path for pattern in patterns for path in root.glob(pattern)}):
-        found.update(str(source.relative_to(root)).encode() + b"\0" + source.read_bytes())
-    return found.hexdigest()[:12]
+JUDGES = ("chaos.campaign", "chaos.player")
+"""What plays and judges episodes, with all that they import."""
 
 
 def version() -> str:
     """Of what campaigns put to the proof, and of what judges it."""
-    return digest(*SOURCES, *JUDGES)
+    return digest(*SOURCES, *judges(*JUDGES))
 
 
 def load(path: str) -> dict[str, Counter[str]]:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import processes
 
-from chaos.campaign import surroundings
+from chaos.sources import surroundings
 from pool import Pool, errors
 
 WORKERS = 2

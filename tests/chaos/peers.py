@@ -46,7 +46,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import processes
 
-from chaos import campaign, figures
+from chaos import figures
+from chaos.sources import surroundings
 
 WORKERS, WAITING, TASK_SECONDS, KILL_EVERY = 2, 100, 0.001, 0.05
 HANG = 30.0  # seconds; what comes late is not lost
@@ -436,7 +437,7 @@ def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dic
 def one(command: list[str], path: str, seconds: float) -> dict[str, Any]:
     """What this process has written about its pool, or what became of it. Not through a pipe: what a pool leaves
     behind would hold it open."""
-    environment = dict(os.environ, PYTHONPATH=str(campaign.TESTS))
+    environment = surroundings()
     ran = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         status = ran.wait(seconds)

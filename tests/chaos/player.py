@@ -39,7 +39,7 @@ from tasks import SlowToDecode
 from chaos import work
 from chaos.killer import Killer
 from chaos.observer import UNSEEN
-from chaos.plan import HARMLESS, MANY, Plan, batch
+from chaos.plan import HARMLESS, MANY, SHIPPED, Plan, batch
 from chaos.witness import Witness, listening
 from ipc import _core, segment
 from pool import Failure, Pool, errors, retry
@@ -125,6 +125,8 @@ class Player:
                     _agree(BEGIN)
                 for event in plan.events:
                     getattr(self, event.what.replace(" ", "_"))(**event.details)
+                    if plan.profile != "rogue":
+                        self.witness.look()
                 if plan.hunt and not plan.outside:
                     self._hunt()
                 if plan.end == "shutdown":
@@ -321,6 +323,7 @@ class Player:
             "unfinished": self.pool._client.unfinished,
             "files left": _left(self.files + 2),  # ours: outcomes and kills
             "missed": self.killer.missed() if self.plan.hunt else [],
+            "falls": self.witness.falls,
             **self.seen,
         }
 
@@ -355,7 +358,8 @@ def main(folder: str, hang: float) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in a shell's background has it ignored
     with open(os.path.join(folder, "plan.json")) as file:
         plan = Plan.of(file.read())
-    retry.MOST_CRASHES = plan.most_crashes
+    if plan.most_crashes != SHIPPED:
+        retry.MOST_CRASHES = plan.most_crashes
     began = time.monotonic()
     final = _arrays(folder, plan) if plan.profile == "arrays" else Player(folder, plan, hang).play()
     final["seconds"] = round(time.monotonic() - began, 3)

@@ -3,8 +3,9 @@
 ``python -m chaos.proof`` (``make proof``) runs the parts one after the other. What each has found is kept in a
 folder, so a run that was broken off goes on where it was: a part is run again only if it was not good, if pool, ipc or
 what judges it has changed, if more or less of it is asked for, or with ``--again``. That a part was not good is kept
-and told. Campaigns add up for as long as the folder is there, and go on until there were enough kills. Exit code 0: all
-parts have run, and all is as it should be.
+and told. Campaigns add up for as long as the folder is there, and go on until there were enough kills. The table is
+printed, and written if all parts have run in full on these sources, good or not. Exit code 0: all parts have run, and
+all is as it should be.
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ from typing import Any, NamedTuple
 import test_core_c
 
 from chaos import campaign, figures, latency, peers, planted, soak
-from chaos.campaign import TESTS
 from chaos.report import is_enough, is_good, report, summary
+from chaos.sources import ROOT, SOURCES, TESTS, digest, judges, surroundings
 
-ROOT = TESTS.parent
 PAGE, README = ROOT / "docs" / "reliability.md", ROOT / "README.md"
 Result = dict[str, Any]
 MORE_SECONDS = 120.0  # of kills, if there were not enough yet
@@ -42,7 +42,7 @@ class Scale(NamedTuple):
     """How much of each part. An empty tuple, or text, chooses all."""
 
     campaign: float = 1800.0  # seconds at least; then on, until there were enough kills
-    soak: float = 1800.0  # seconds
+    soak: float = 7200.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
     kills: int = 300  # for times, on the machine as it is and on a busy one
     clients: int = 500  # the same
@@ -198,7 +198,7 @@ def sanitizers(scale: Scale, _: int, __: str) -> Result:
 def bugs(scale: Scale, _: int, __: str) -> Result:
     """All planted bugs, of the chaos runner and of the core."""
     command = [sys.executable, "-m", "chaos.planted", *scale.bugs]
-    ran = subprocess.run(command, env=campaign.surroundings(), stdout=subprocess.PIPE, text=True)
+    ran = subprocess.run(command, env=surroundings(), stdout=subprocess.PIPE, text=True)
     last = re.search(r"^(\d+)/\d+ caught$", ran.stdout, re.M)
     chaos = (int(last[1]) if last else 0, len(planted.PLANTED))
     if chaos[0] < chaos[1]:
@@ -229,22 +229,22 @@ def soaked(scale: Scale, seed: int, _: str) -> Result:
 class Part(NamedTuple):
     run: Callable[[Scale, int, str], Result]  # with a seed, and the file of the sums
     how_much: tuple[str, ...]  # fields of Scale
-    judged_by: tuple[str, ...]  # files; without what all parts share
+    judged_by: tuple[str, ...]  # modules of the tests, with all that they import, and files; without this one
 
 
 PARTS = {
-    "latencies": Part(latencies, ("kills", "clients"), ("tests/chaos/latency.py",)),
-    "peers": Part(compared, ("peer_kills", "peer_seconds", "peers"), ("tests/chaos/peers.py",)),
-    "soak": Part(soaked, ("soak", "every"), ("tests/chaos/soak.py",)),
+    "latencies": Part(latencies, ("kills", "clients"), ("chaos.latency",)),
+    "peers": Part(compared, ("peer_kills", "peer_seconds", "peers"), ("chaos.peers",)),
+    "soak": Part(soaked, ("soak", "every"), ("chaos.soak",)),
     "steps": Part(steps, ("scenarios", "points"), ("tests/c/sweep.c", "tests/c/failpoints.c", "tests/c/kit.h")),
     "sanitizers": Part(sanitizers, ("sanitized",), ("tests/c/[st]*.c", "tests/c/failpoints.c", "tests/c/kit.h")),
     "fuzz": Part(fuzz, ("fuzz",), ("tests/c/fuzz.c", "tests/c/found/*")),
     "kills": Part(kills, ("campaign", "profiles", "enough"), campaign.JUDGES),
-    "faults": Part(faults, ("faults", "long"), ("tests/*.py",)),
+    "faults": Part(faults, ("faults", "long"), ("tests/**/*.py", "tests/c/*.[ch]", "tests/c/found/*", "examples/*.py")),
     "planted": Part(
         bugs,
         ("bugs", "core_bugs"),
-        (*campaign.JUDGES, "tests/chaos/planted.py", "tests/test_core_c.py", "tests/c/*.[ch]"),
+        (*campaign.JUDGES, "chaos.planted", "test_core_c", "tests/c/*.[ch]"),
     ),
     "models": Part(models, ("models",), ("ipc/model/run.py", "ipc/model/*.pml")),
     "orders": Part(orders, ("litmus", "emulated"), ("ipc/model/orders.py", "tests/c/*.[ch]")),
@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
     """By part: a digest of what is put to the proof, and of what judges that."""
     more = {"faults": repr(figures.named_tests(PAGE.read_text()))}
     return {
-        name: campaign.digest(*campaign.SOURCES, *part.judged_by, more=more.get(name, ""))
+        name: digest(*SOURCES, *part.judged_by, *judges(*part.judged_by), more=more.get(name, ""))
         for name, part in PARTS.items()
     }
 
@@ -304,13 +304,13 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
     sums = str(folder / "sums.json")
     for name in names:
         here = {**about(), "version": versions()[name]}
-        much = json.loads(json.dumps([getattr(scale, field) for field in PARTS[name].how_much]))
+        much = how_much(name, scale)
         known = load(folder).get(name, {})
         same = known.get("version") == here["version"]
         if not again and same and known["scale"] == much and known["good"]:
             print(f"{name}: known since {known['date']}", flush=True)
             continue
-        failed = known["failed"] + [_when(known)] * (not known["good"]) if same else []
+        failed = known["failed"] + [_when(known)] * (not known["good"]) if known else []
         print(f"{name} ...", flush=True)
         began = time.monotonic()
         found = PARTS[name].run(scale, seed, sums)
@@ -321,6 +321,20 @@ def prove(folder: Path, names: list[str], scale: Scale, seed: int, again: bool) 
     return is_good(load(folder), campaign.load(sums), versions())
 
 
+def how_much(name: str, scale: Scale) -> dict[str, Any]:
+    """Of a part: the fields of the scale that concern it."""
+    much: dict[str, Any] = json.loads(json.dumps({field: getattr(scale, field) for field in PARTS[name].how_much}))
+    return much
+
+
+def is_whole(parts: dict[str, Result], versions: dict[str, str]) -> bool:
+    """Whether each part has run on these sources, and in full."""
+    return all(
+        name in parts and parts[name]["version"] == version and parts[name]["scale"] == how_much(name, Scale())
+        for name, version in versions.items()
+    )
+
+
 def _when(known: Result) -> str:
     return f"commit {known['commit']}, {known['date']}, seed {known['seed']}"
 
@@ -328,8 +342,8 @@ def _when(known: Result) -> str:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="proof", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "proof", help="where results are kept")
-    parser.add_argument("--page", type=Path, default=PAGE, help="what the table is written into")
-    parser.add_argument("--readme", type=Path, default=README, help="what the shorter one is written into")
+    parser.add_argument("--page", type=Path, help="what the table is written into, whatever has run")
+    parser.add_argument("--readme", type=Path, help="what the shorter one is written into, likewise")
     parser.add_argument("--only", default="", help=f"parts, with commas between them: {', '.join(PARTS)}")
     parser.add_argument("--again", action="store_true", help="also what is known")
     parser.add_argument("--brief", action="store_true", help="the least of each part, to see that all of it works")
@@ -345,9 +359,11 @@ def main(arguments: list[str]) -> int:
     names = options.only.split(",") if options.only else list(PARTS)
     good = prove(options.folder, names, scale, options.seed, options.again)
     known = (load(options.folder), campaign.load(str(options.folder / "sums.json")), versions())
-    text = report(*known)
-    for path, part in ((options.page, text), (options.readme, summary(*known))):
-        path.write_text(figures.put(path.read_text(), part))
+    text, whole = report(*known), is_whole(known[0], known[2])
+    for path, usual, part in ((options.page, PAGE, text), (options.readme, README, summary(*known))):
+        if path or whole:
+            file = path or usual
+            file.write_text(figures.put(file.read_text(), part))
     print(text)
     return 0 if good else 1
 

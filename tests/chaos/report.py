@@ -14,7 +14,7 @@ from typing import Any
 from chaos import figures, peers
 from chaos.figures import none_of
 from chaos.observer import STATES, UNSEEN
-from chaos.soak import FEWEST, grown, is_long, sound
+from chaos.soak import FEWEST, UNJUDGED, grown, is_long, sound
 
 ENOUGH, KILLS = 1000, 100_000  # kills in each state, and all of them; only those that were judged
 FAULTS, CLIENTS, PEER_KILLS, INPUTS, VALUES, TIMES = 33, 1000, 1000, 100_000, 1_000_000, 100  # the least of each
@@ -74,7 +74,7 @@ def summary(parts: dict[str, Part], sums: dict[str, Counter[str]], versions: dic
         ("a killed worker's task has failed after", _time(latencies, "noticed")),
         ("the next task has begun in its place after", _time(latencies, "next")),
         ("a task that is over its `timeout` has failed after the timeout and", _time(latencies, "deadline")),
-        ("left of a script that was killed with SIGKILL", _leftovers(latencies)),
+        ("processes and files left of a script that was killed with SIGKILL", _leftovers(latencies)),
     ]
     return figures.table(("", "measured"), rows)
 
@@ -96,7 +96,9 @@ def _time(part: Part | None, name: str) -> str:
 
 
 def _leftovers(part: Part | None) -> str:
-    return "not run" if part is None else f"{sum(part['left'].values())} processes and files, {part['clients']:,} runs"
+    if part is None:
+        return "not run"
+    return none_of(sum(part["left"].values()), part["clients"], "run")
 
 
 def is_enough(mine: Counter[str]) -> bool:
@@ -324,20 +326,28 @@ def _slopes(part: Part | None) -> str:
     what = (
         f"One pool, {last['kills']:,} kills, {tasks['values']:,} right values, {tasks['wrong']:,} wrong ones; counted"
         f" {len(samples)} times at rest, and the slope (95 %) of the second half. RSS has pages of libraries in it that"
-        " come when their code runs for the first time; what is a process' own is anonymous:"
+        " come when their code runs for the first time, and shared memory is what was touched last and not given back"
+        " yet: what is a process' own is anonymous, and what is in use of shared memory is counted by units. Before the"
+        " blocks are counted the interpreter's cache of types is cleared, which holds up to 4,096 names:"
     )
     return f"{what}\n\n{figures.table(('at rest', 'first', 'last', 'more per 1,000 kills'), rows)}"
 
 
 def _unjudged(name: str, more: dict[str, figures.Slope]) -> str:
-    judged = "RSS" not in name or name not in more or more[name].per_thousand + more[name].error < 1
+    judged = not name.endswith(UNJUDGED) or name not in more or more[name].per_thousand + more[name].error < 1
     return "" if judged else " (not judged)"
 
 
 def _peers(part: Part | None) -> str:
     if part is None:
         return "The same kills for other pools: not run."
-    return peers.text(part["results"], part["scale"][1])
+    return peers.text(part["results"], part["scale"]["peer_seconds"])
+
+
+def _scale(part: Part) -> str:
+    """How much of it was asked for, where that is a number."""
+    asked = {name.replace("_", " "): count for name, count in part["scale"].items() if type(count) in (int, float)}
+    return "".join(f", {name} {count:g}" for name, count in asked.items())
 
 
 def _about(parts: dict[str, Part], mine: Counter[str], versions: dict[str, str]) -> str:
@@ -346,7 +356,7 @@ def _about(parts: dict[str, Part], mine: Counter[str], versions: dict[str, str])
         older = "" if part["version"] == versions[name] else " (an older one)"
         lines.append(
             f"- {name}: commit {part['commit']}, version {part['version']}{older}, {part['date']}, seed {part['seed']},"
-            f" {part['took']:.0f} s; {part['machine']}; load {part['load']} before it"
+            f" {part['took']:.0f} s{_scale(part)}; {part['machine']}; load {part['load']} before it"
             + "".join(f"; NOT GOOD before, with {when}" for when in part["failed"])
         )
     played = sorted((name.removeprefix("seed "), count) for name, count in mine.items() if name.startswith("seed "))

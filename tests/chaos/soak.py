@@ -3,9 +3,10 @@
 ``python -m chaos.soak [--seconds S] [--every S]`` lets a client work, kills its workers from outside, and every so many
 seconds has it rest, with all deaths settled and all workers there again. Then the file descriptors, mappings and memory
 of client and monitor, the workers that live, the children of either that nobody has waited for (zombies), the client's
-Python objects (blocks of memory), and the files, are counted. Exit code 0: no value was wrong, at rest there were
-always as many workers as configured, no zombies, and as many descriptors, and files, as at first, and of blocks,
-mappings and anonymous memory (KiB) there are, with 95 % confidence, fewer than one more for each thousand kills.
+Python objects (blocks of memory), the units of shared memory that are in use for anything but the pool's functions, and
+the files, are counted. Exit code 0: no value was wrong, at rest there were always as many workers as configured, no
+zombies, no units in use, and as many descriptors and files as at first; and of blocks, mappings and anonymous memory
+(KiB) there are, with 95 % confidence, fewer than one more for each thousand kills.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from typing import Any
 import processes
 
 from chaos import figures
-from chaos.campaign import surroundings
 from chaos.killer import Killer
 from chaos.observer import Observer
+from chaos.sources import surroundings
+from ipc import _core
 from pool import Failure, Pool, errors, retry
 
 WORKERS = 3
@@ -37,6 +39,10 @@ LENGTHS = (10, 1000, 100_000)
 KILL_EVERY = 0.012
 FEWEST = 8  # samples that have a slope
 LONG = 4000  # kills: after the half of so many, nothing is made for the first time
+HOUR = 3600.0  # seconds: what does not grow in less may yet
+UNJUDGED = ("RSS, KiB", "shared, KiB")
+"""RSS has pages of libraries in it that come when their code runs for the first time, and of shared memory as much as
+was touched last and not given back yet. What of it is in use are the units, which are judged."""
 WARM_UP = 0.5  # of the samples: what is made once and kept is there by then
 
 
@@ -66,6 +72,8 @@ def _be_client() -> None:
                     pool.submit(int, "7").result()  # the last deaths are settled by who uses the pool
                 if not sys.stdin.readline():
                     return
+                counters = _core.counters(pool._client.segment)
+                print(counters["units"] - counters["functions"] - counters["kept"], flush=True)
 
 
 def _batch(pool: Any, first: int, seen: Counter[str]) -> None:
@@ -91,7 +99,8 @@ def _batch(pool: Any, first: int, seen: Counter[str]) -> None:
 def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
     """What was counted at each rest, and what became of the tasks."""
     samples: list[dict[str, int]] = []
-    records, kills, end, seen = 0, 0, time.monotonic() + seconds, {}
+    records, kills, seen, began = 0, 0, {}, time.monotonic()
+    end = began + seconds
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, processes.nothing_left():
         command = [sys.executable, "-m", "chaos.soak", "--client"]
         pipe = subprocess.PIPE
@@ -111,12 +120,15 @@ def soak(seconds: float, every: float, seed: int) -> dict[str, Any]:
                 print(file=client.stdin, flush=True)
                 told = json.loads(client.stdout.readline())
                 seen = told["tasks"]
-                samples.append({"kills": kills, "client: blocks": told["blocks"], **_at_rest(client.pid, folder)})
+                at_rest = _at_rest(client.pid, folder)
                 print(file=client.stdin, flush=True)
+                units = int(client.stdout.readline())
+                samples.append({"kills": kills, "client: blocks": told["blocks"], "units in use": units, **at_rest})
             client.stdin.close()
             assert client.wait(60) == 0
         files = sum(len(found) for _, _, found in os.walk(folder))
-    return {"samples": samples, "tasks": seen, "files left": files}
+        took = time.monotonic() - began
+    return {"samples": samples, "tasks": seen, "records": records, "files left": files, "seconds": round(took)}
 
 
 def _at_rest(client: int, folder: str) -> dict[str, int]:
@@ -146,14 +158,16 @@ def _at_rest(client: int, folder: str) -> dict[str, int]:
 def _used(pid: int) -> dict[str, int]:
     with open(f"/proc/{pid}/maps") as file:
         maps = sum(1 for _ in file)
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        sizes = dict(line.split()[:2] for line in file if line.startswith(("Rss", "Anonymous")))
+    with open(f"/proc/{pid}/smaps_rollup") as file, open(f"/proc/{pid}/status") as status:
+        lines = [*file, *status]
+        sizes = dict(line.split()[:2] for line in lines if line.startswith(("Rss:", "Anonymous:", "RssShmem:")))
     fds = len(os.listdir(f"/proc/{pid}/fd"))
     return {
         "descriptors": fds,
         "mappings": maps,
         "RSS, KiB": int(sizes["Rss:"]),
         "anonymous, KiB": int(sizes["Anonymous:"]),
+        "shared, KiB": int(sizes["RssShmem:"]),
     }
 
 
@@ -186,16 +200,18 @@ def main() -> int:
 
 def is_long(found: dict[str, Any]) -> bool:
     """Long enough for slopes to be judged."""
-    return found["samples"][-1]["kills"] >= LONG and len(found["samples"]) >= FEWEST
+    kills, samples = found["samples"][-1]["kills"], len(found["samples"])
+    return kills >= LONG and samples >= FEWEST and found["seconds"] >= HOUR
 
 
 def sound(found: dict[str, Any]) -> bool:
     samples = found["samples"]
     steady = [name for name in samples[0] if name == "files" or name.endswith("descriptors")]
     flat = all(at[name] <= samples[0][name] for at in samples for name in steady)
+    flat = flat and not any(at["units in use"] for at in samples)
     whole = all(at.get("workers") == WORKERS and at["client: zombies"] == at["monitor: zombies"] == 0 for at in samples)
     if is_long(found):
-        own = {name: more for name, more in grown(samples).items() if "RSS" not in name}  # see the page about RSS
+        own = {name: more for name, more in grown(samples).items() if not name.endswith(UNJUDGED)}
         flat = flat and all(more.per_thousand + more.error < 1 for more in own.values())
     return (
         flat

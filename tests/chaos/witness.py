@@ -64,6 +64,23 @@ class Witness:
             hang,
         )
         self._before = self._used()
+        self._counts: Counter[str] = Counter()
+        self.falls: list[str] = []  # of what the pool counts, and never goes down
+
+    def look(self) -> None:
+        """While it works: compare what the pool counts with what it was at the last look."""
+        insights = self._pool.insights()
+        counts = Counter({"crashes of the pool": self._pool.crashes})
+        for one in insights.functions:
+            for what in ("count", "crashes", "limits", "kills"):
+                counts[f"{what} of {one.name}"] = getattr(one, what)
+        for slot, worker in enumerate(insights.workers):
+            counts[f"tasks of slot {slot}"] = worker.tasks
+            for how, times in worker.restarts.items():
+                counts[f"{how} in slot {slot}"] = times
+        falls = {name: (most, counts[name]) for name, most in self._counts.items() if counts[name] < most}
+        self.falls += [f"{name}, {most} to {count}" for name, (most, count) in falls.items()]
+        self._counts = counts
 
     def _used(self) -> dict[str, dict[str, int]]:
         """Descriptors and mappings of client and monitor."""
