@@ -232,10 +232,43 @@ def test_no_worker_is_the_culprit_of_two_tasks(failed: int, lost: int, named: li
     assert peers.innocent(failed, lost, {5, 6}, named) == expected
 
 
-def test_what_pools_made_of_fewer_kills_is_told_for_as_many() -> None:
-    text = peers.text({"another": OURS | {"kills": 87, "failed": 8, "lost": 1}}, 7.0)
-    told = dict(zip(peers.COLUMNS, cells(text, "another"), strict=True))
-    assert [told[name] for name in ("kills", "failed", "lost", "hung")] == ["87", "92", "12", "0"]
+@pytest.mark.parametrize(
+    ("kills", "failed", "lost", "rates"),
+    [
+        (99, 8, 1, ("-", "-", "-")),
+        (100, 8, 1, ("80.0", "10.0", "0")),
+        (30_000, 2, 1_000_000, ("< 0.1", "33,333.3", "0")),
+    ],
+)
+def test_what_pools_made_of_kills_is_told_as_it_is_and_as_a_rate_if_there_were_enough(
+    kills: int, failed: int, lost: int, rates: tuple[str, ...]
+) -> None:
+    counts, _, per_thousand = peers.text(
+        {"another": OURS | {"kills": kills, "failed": failed, "lost": lost}}, 7.0
+    ).rpartition("\n\nThe same for")
+    told = dict(zip(peers.COLUMNS, cells(counts, "another"), strict=True))
+    assert [told[name] for name in ("kills", "failed", "lost", "hung")] == [str(kills), str(failed), str(lost), "0"]
+    told = dict(zip(peers.BAD, cells(per_thousand, "another"), strict=True))
+    assert tuple(told[name] for name in ("failed", "lost", "hung")) == rates
+
+
+@pytest.mark.parametrize(
+    ("took", "share", "cut", "expected"),
+    [
+        ([], 0.5, [], ""),
+        ([0.001, 0.002, 0.003], 0.5, [], "2.0"),
+        ([0.001, 0.002, 0.003], 0.99, [], "max 3.0"),
+        ([0.001, 15.0], 0.99, [15.0], "max ≥ 15000.0"),
+        ([0.001, 0.002, 15.0], 0.5, [15.0], "2.0"),
+        ([0.001, 15.0, 15.1], 0.5, [15.0], "≥ 15000.0"),
+        ([0.001] * 99 + [math.inf], 0.99, [], "1.0"),
+        ([0.001, math.inf], 0.99, [], "never"),
+    ],
+)
+def test_times_that_we_have_cut_off_and_maxima_are_told_as_such(
+    took: list[float], share: float, cut: list[float], expected: str
+) -> None:
+    assert peers.after(took, share, cut) == expected
 
 
 @pytest.mark.parametrize(
@@ -393,7 +426,7 @@ def sums(**more: int) -> dict[str, Counter[str]]:
 
 
 def cells(text: str, figure: str) -> list[str]:
-    (line,) = (line for line in text.splitlines() if line.startswith(f"| {figure} |"))
+    line = next(line for line in text.splitlines() if line.startswith(f"| {figure} |"))
     return [cell.strip(" |") for cell in line.split(" | ")[1:]]
 
 

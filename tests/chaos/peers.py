@@ -17,7 +17,8 @@ docs/reliability.md:
     doubled     begun more than once
     rebuilt     times that the pool said that it was over, and a new one was made
     hung        times that it did not say so, but nothing came for so long, not even what it was given meanwhile
-    recovery    from a kill until a worker begins its first task, each such worker for one kill: median, 99 %
+    recovery    from a kill until a worker begins its first task, each such worker for one kill: median, and 99 % or,
+                of fewer than 100 kills, the maximum. ≥: we have cut it off, after 15 s of ending a pool, or as it hung
 
 A pool that goes on is never made anew, whatever it has lost: its later tasks overtake those.
 """
@@ -55,6 +56,7 @@ LOCKS = 190.0  # the same for pebble: its workers wait 60 s for a lock of the de
 KNOCK = 1.0  # then one more task is given, to see whether the pool goes on
 LOOK = 0.02
 END = 15.0  # seconds to end a pool that is over; mpire allows itself five for each of its three queues
+ENOUGH = 100  # kills, for rates and a 99th percentile
 LEDGER = "CHAOS_PEERS_LEDGER"  # variable of the environment: it reaches every kind of worker
 ENTRY = "=qqq8x"  # task, pid, ns; of a size that divides a page, so none is ever seen, or left, half
 
@@ -204,6 +206,7 @@ class Run:
         self._news = 0.0  # when a task has ended last
         self._knocked = False  # one more was given since
         self._read = 0
+        self._cuts: list[int] = []  # ns: when we did not wait for a pool any longer
         self._strangers = set(processes.children_of_all(os.getpid()))  # that were here before any pool
         self._spared = threading.Event()  # nobody is killed any more
         self._stop = threading.Event()
@@ -294,6 +297,7 @@ class Run:
         end.start()
         end.join(END)
         if hung or end.is_alive():
+            self._cuts.append(time.monotonic_ns())
             for pid in set(processes.children_of_all(os.getpid())) - self._strangers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -347,7 +351,13 @@ class Run:
         kills = len(self.killed)
         ends = {name: self.ends[name] for name in ("values", "wrong", "failed", "lost")}
         assert sum(ends.values()) == self.accepted, (self.accepted, ends)
-        took = recoveries(list(self.killed.values()), list(self._began.values()))
+        kills_at = sorted(self.killed.values())
+        took = recoveries(kills_at, list(self._began.values()))
+        cut = [
+            seconds
+            for at, seconds in zip(kills_at, took, strict=True)
+            if any(at < moment < at + seconds * 1e9 for moment in self._cuts)
+        ]
         return {
             "kills": kills,
             "accepted": self.accepted,
@@ -356,8 +366,8 @@ class Run:
             "doubled": sum(count > 1 for count in begun.values()),
             "rebuilt": self.rebuilt,
             "hung": self.hung,
-            "recovery ms p50": _after(took, 0.5),
-            "recovery ms p99": _after(took, 0.99),
+            "recovery ms p50": after(took, 0.5, cut),
+            "recovery ms p99": after(took, 0.99, cut),
         }
 
 
@@ -374,17 +384,23 @@ def recoveries(killed: Sequence[int], starts: Sequence[int]) -> list[float]:
     return [(next((at for at in later if at > kill), math.inf) - kill) / 1e9 for kill in sorted(killed)]
 
 
-def _after(took: Sequence[float], share: float) -> str:
-    """In milliseconds."""
-    seconds = figures.percentile(took, share) if took else math.nan
-    return figures.milliseconds(seconds) if math.isfinite(seconds) else "never" if took else ""
+def after(took: Sequence[float], share: float, cut: Sequence[float]) -> str:
+    """A percentile in milliseconds, of fewer than ENOUGH the median or the maximum, and says so. ``cut``: those of them
+    that would have been longer if we had waited; then it is a lower bound."""
+    if not took:
+        return ""
+    few = len(took) < ENOUGH and share > 0.5
+    seconds = max(took) if few else figures.percentile(took, share)
+    if not math.isfinite(seconds):
+        return "never"
+    return "max " * few + "≥ " * any(one <= seconds for one in cut) + figures.milliseconds(seconds)
 
 
 # ---- outside
 
 
-COUNTS = ("accepted", "values", "wrong", "failed", "lost", "innocent", "doubled", "rebuilt", "hung")
-COLUMNS = ("version", "kills", *COUNTS, "recovery ms p50", "recovery ms p99")
+BAD = ("wrong", "failed", "lost", "innocent", "doubled", "rebuilt", "hung")
+COLUMNS = ("version", "kills", "accepted", "values", *BAD, "recovery ms p50", "recovery ms p99")
 
 
 def is_fair(found: dict[str, Any]) -> bool:
@@ -399,8 +415,7 @@ def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
         f"The same kills for other pools: {WORKERS} workers, tasks of {TASK_SECONDS * 1e3:.0f} ms, {WAITING} of which"
         f" are kept waiting; every {KILL_EVERY * 1e3:.0f} ms, for at most {seconds:.0f} s, a worker that is alive and"
         " has begun a task before is killed, whatever it is at (with tasks so short, often the pool's own steps);"
-        " nobody asks for a task to be run again. From *accepted* to *hung* all are numbers for each 1,000 *kills*,"
-        " rounded up. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
+        " nobody asks for a task to be run again. *accepted* = *values* + *wrong* + *failed* (ended with an error) +"
         f" *lost* (had not ended when nothing had come for {HANG:.0f} s; of pebble {LOCKS:.0f} s, for it waits 60 s"
         " for a lock of the dead, up to thrice). *innocent*: failed or lost beyond one for each kill; as a worker"
         " runs one task at a time, at least so many were running in no killed one; of this pool, whose errors name the"
@@ -410,15 +425,25 @@ def text(results: dict[str, dict[str, Any]], seconds: float) -> str:
         " and was made anew; *hung*: it did not say so, but nothing came for so long, not even what it was given"
         " meanwhile. *recovery*: from a kill until a worker begins its first task, each such worker counted for one"
         f" kill; if the pool was over, with its end, for which it is given {END:.0f} s, and the start of the new one."
+        " *≥*: that we have cut off, or a pool that hung, so it would have been longer; *max*: of fewer than"
+        f" {ENOUGH} kills there is no 99th percentile."
     )
-    rows = [(pool, *(_cell(found, name) for name in COLUMNS)) for pool, found in results.items()]
-    return f"{what}\n\n{figures.table(('pool', *COLUMNS), rows)}"
+    rows = [(pool, *(found.get(name, "") for name in COLUMNS)) for pool, found in results.items()]
+    rates = [(pool, *(_rate(found, name) for name in BAD)) for pool, found in results.items()]
+    return (
+        f"{what}\n\n{figures.table(('pool', *COLUMNS), rows)}\n\n"
+        f"The same for each 1,000 kills, where there were at least {ENOUGH}:\n\n"
+        f"{figures.table(('for each 1,000 kills', *BAD), rates)}"
+    )
 
 
-def _cell(found: dict[str, Any], name: str) -> Any:
-    if name in COUNTS and name in found and found["kills"]:
-        return math.ceil(found[name] * 1000 / found["kills"])
-    return found.get(name, "")
+def _rate(found: dict[str, Any], name: str) -> str:
+    """To a tenth; what is not 0 is never shown as 0."""
+    kills = found["kills"]
+    if not isinstance(kills, int) or kills < ENOUGH:
+        return "-"
+    rate = found[name] * 1000 / kills
+    return "0" if not rate else f"{rate:,.1f}" if rate >= 0.1 else "< 0.1"
 
 
 def compared(names: Sequence[str], kills: int, seconds: float, seed: int) -> dict[str, dict[str, Any]]:
