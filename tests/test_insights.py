@@ -393,15 +393,15 @@ def slowest_of(run: Callable[[Pool], Any]) -> SlowItem:
 @pytest.mark.parametrize("chunksize", [1, 4])
 def test_the_slowest_items_are_named(chunksize: int) -> None:
     seconds = [0.0] * 40
-    seconds[7], seconds[21], seconds[33] = 0.4, 0.5, 0.3
+    seconds[7], seconds[21], seconds[33] = 1.1, 1.2, 1.0  # longer than anybody is kept from his core
     with Pool(2) as pool:
         list(pool.imap(tasks.sleep, seconds, chunksize=chunksize))
         slowest = pool.insights().slowest
     assert len(slowest) == 5
     assert {(s.index, s.item, s.function) for s in slowest[:3]} == {
-        (21, "0.5", "tasks.sleep"),
-        (7, "0.4", "tasks.sleep"),
-        (33, "0.3", "tasks.sleep"),
+        (21, "1.2", "tasks.sleep"),
+        (7, "1.1", "tasks.sleep"),
+        (33, "1.0", "tasks.sleep"),
     }
     assert all(s.seconds >= float(s.item) * 0.999 and s.slot in (0, 1) for s in slowest)
     assert slowest == sorted(slowest, key=lambda s: -s.seconds)

@@ -337,13 +337,14 @@ def test_however_it_ends_it_is_told_and_the_pool_goes_on(
     teardown: Callable[[], None], said: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     began = time.monotonic()
-    with processes.nothing_left(), Pool(2, name="ours", teardown=teardown, teardown_timeout=1) as pool:
+    seconds = 1 if teardown is _loop_in_c else 20
+    with processes.nothing_left(), Pool(2, name="ours", teardown=teardown, teardown_timeout=seconds) as pool:
         pool.start().restart()
         assert list(pool.imap(tasks.square, range(100))) == [x * x for x in range(100)]
         ends = restarts(pool)
         assert pool.crashes == 0
     assert ends == [{"SIGABRT" if teardown is _crash else "restarted": 1}] * 2
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     text = capfd.readouterr().err
     assert text.count("ours: the teardown of worker 0 (pid ") == 2, text
     assert all(text.count(part) == 4 for part in said), text

@@ -89,7 +89,7 @@ def test_map_refuses_wrong_sizes_with_the_texts_of_the_standard_library(pool: Po
 
 @pytest.mark.parametrize("chunksize", [1, 2])
 def test_the_timeout_of_map_is_how_long_the_caller_waits(pool: Pool, gate: tasks.Gate, chunksize: int) -> None:
-    results = pool.map(tasks.hold_if_first, [1, 1, 0, 1], [gate.path] * 4, timeout=0.3, chunksize=chunksize)
+    results = pool.map(tasks.hold_if_first, [1, 1, 0, 1], [gate.path] * 4, timeout=2.0, chunksize=chunksize)
     assert [next(results), next(results)] == [1, 1]
     gate.await_start()
     with pytest.raises(TimeoutError) as caught:

@@ -290,7 +290,7 @@ def test_a_further_attempt_gets_what_the_first_one_got(tmp_path: Path, how: str,
     value = array(1, length)
     wanted = digest(value)
     with small_pool(2, 64) as pool:
-        options = pool.options(retries=2, timeout=0.2 if how == "time out" else None)
+        options = pool.options(retries=2, timeout=1.0 if how == "time out" else None)
         future = options.submit(payloads.mutate_and_fail, value, str(tmp_path / "a"), how)
         value[...] = 3
         assert future.result(30) == wanted

@@ -484,7 +484,7 @@ def _poison(item: tuple[str, int]) -> int:
 
 def test_only_crashes_count_as_such(path: Path) -> None:
     """Three of them, with other failures in between."""
-    with Pool(1, retries=50, timeout=0.3) as pool:
+    with Pool(1, retries=50, timeout=1.5) as pool:
         error = pool.submit(_fail_in_turn, str(path)).exception()
         assert isinstance(error, errors.WorkerCrashed)
         assert (error.attempt, error.crashes, error.poison) == (8, 3, True)
