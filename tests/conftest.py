@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import processes
@@ -20,21 +21,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(trylast=True)  # so repeats of one case follow each other
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    count = repeats.count(f"{metafunc.module.__name__}.py::{metafunc.function.__name__}")
+    count = repeats.count(_name(metafunc.module, metafunc.function))
     if count > 1:
         metafunc.parametrize("_repeated", range(count), indirect=True)
 
 
 @pytest.fixture(autouse=True)
 def _repeated(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Around everything else of a repeat, see repeats.py."""
-    if not hasattr(request, "param"):
+    """Around everything else of a repeat, or of the one run that is all there is, see repeats.py."""
+    repeat = getattr(request, "param", 0)
+    if not repeats.is_looked_at(_name(request.module, request.function)):
         yield
         return
     folder = request.getfixturevalue("tmp_path_factory").mktemp("files")
-    case = request.node.nodeid.rpartition(str(request.param))[0]
-    with repeats.nothing_added(case, request.param, folder):
+    case = request.node.nodeid.rpartition(str(repeat))[0]
+    with repeats.nothing_added(case, repeat, folder):
         yield
+
+
+def _name(module: ModuleType, function: Callable[..., None]) -> str:
+    return f"{module.__name__}.py::{function.__name__}"
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,12 @@ _NAMED = frozenset(test for tests in named_tests(PAGE.read_text()).values() for 
 
 def count(test: str) -> int:
     """How often a test (``file.py::name``) runs."""
-    return FEWER.get(test, OFTEN) if LONG and test in _NAMED else ONCE
+    return FEWER.get(test, OFTEN) if is_looked_at(test) else ONCE
+
+
+def is_looked_at(test: str) -> bool:
+    """Whether nothing may be left after it."""
+    return LONG and test in _NAMED
 
 
 def times(short: int, long: int) -> Iterator[int]:

@@ -6,6 +6,8 @@ import errno
 import faulthandler
 import fcntl
 import functools
+import gc
+import locale
 import mmap
 import multiprocessing
 import os
@@ -554,6 +556,23 @@ def _change_limits() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
+def _leave_a_timer() -> None:
+    """That interrupts whatever runs later, a thousand times a second."""
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+
+
+def _change_the_language() -> None:
+    locale.setlocale(locale.LC_ALL, "C")
+    os.environ.update(LC_ALL="xx_YY", LANG="xx_YY")
+
+
+def _stop_collecting() -> None:
+    gc.set_threshold(1, 1, 1)
+    gc.freeze()
+    gc.disable()
+
+
 def _write_to_all() -> None:
     """Into whatever the pool has left open, at any offset and at the present one."""
     for fd, name in processes.open_files().items():
@@ -572,6 +591,9 @@ CHANGES = [
     _leave_threads,
     _leave_a_busy_thread,
     _change_limits,
+    _leave_a_timer,
+    _change_the_language,
+    _stop_collecting,
     _write_to_all,
 ]
 
@@ -601,6 +623,32 @@ def test_a_task_that_changes_its_process_stops_neither_the_pool_nor_a_deadline(c
         assert isinstance(error, WorkerCrashed)
         assert error.exitcode == 5
         assert isinstance(pool.options(timeout=0.2).submit(_change_and_hang, change).exception(20), TimeoutError)
+
+
+def _set_a_timer(path: str) -> None:
+    """It fires when the next task has begun, or after a minute."""
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    Path(path).touch()
+
+
+def _fire_the_timer(path: str) -> NoReturn:
+    assert os.path.exists(path), "it was set in this worker"
+    left, _ = signal.getitimer(signal.ITIMER_REAL)
+    assert left > 0, "it still runs"
+    signal.setitimer(signal.ITIMER_REAL, 0.001)
+    while True:
+        time.sleep(1)
+
+
+def test_a_timer_that_a_task_has_left_running_costs_the_task_that_it_meets(tmp_path: Path) -> None:
+    path = str(tmp_path / "set")
+    with bounded(Pool(1)) as pool:
+        pool.submit(_set_a_timer, path).result(20)
+        error = pool.submit(_fire_the_timer, path).exception(20)
+        assert isinstance(error, WorkerCrashed)
+        assert error.signal == signal.SIGALRM
+        assert (error.task, error.attempt) == (f"{__name__}._fire_the_timer", 1)
+        assert pool.submit(abs, -1).result(20) == 1
 
 
 def _close_all_and_write(folder: str) -> str:

@@ -76,6 +76,19 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
     assert (late if LONG else median) < 0.25
 
 
+def test_a_slot_that_was_emptied_four_times_while_nobody_used_the_pool_is_filled_by_its_next_use() -> None:
+    """Nobody but the client knows what the dead have left, and there is room for the records of so many of them."""
+    with Pool(WORKERS).start() as pool:
+        segment = pool._client.segment
+        for _ in range(_core.DEATHS - 1):
+            _kill_and_wait(segment, 0)
+        os.kill(_wait_until_ready(segment, 0), signal.SIGKILL)
+        processes.wait_until(lambda: _core.slot_info(segment, 0)["reaped"] == _core.DEATHS, "the death is noticed")
+        assert pool.submit(abs, -1).result(20) == 1
+        assert _wait_until_ready(segment, 0)
+        assert pool.crashes == 0
+
+
 def _kill_and_wait(segment: object, slot: int) -> float:
     """How long it took."""
     victim = _wait_until_ready(segment, slot)
