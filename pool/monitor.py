@@ -314,10 +314,14 @@ class Monitor:
         for w in self._workers:
             if not w.pid or w.status is not None or w.reason != _core.DIED:
                 continue  # nobody there, or its death is on its way
-            running = _core.running(self._segment, w.slot)  # of this generation
-            if running is not None and _core.row_word(self._segment, running[2])[0] == _core.CONDEMNED:
+            if self._is_condemned(w):
                 w.reason = _core.KILLED
                 process.kill_group(w.pid)
+
+    def _is_condemned(self, w: _Worker) -> bool:
+        """Whether the row that it has claimed is; until its death is settled it stays so."""
+        running = _core.running(self._segment, w.slot)  # of this generation
+        return running is not None and _core.row_word(self._segment, running[2])[0] == _core.CONDEMNED
 
     # ---- life and death of workers
 
@@ -393,6 +397,8 @@ class Monitor:
         # The task may have closed the log, or the teardown have ended in another way.
         if leaving and (change or status == left_changed != 0):
             w.reason = _core.CHANGED
+        elif leaving and self._is_condemned(w):  # it has found that its result is not wanted, before we have killed it
+            w.reason = _core.KILLED
         elif leaving and (status == 0 or late):
             w.reason = _core.RESTARTED if w.generation < w.retire else _core.RECYCLED
         elif w.reason == _core.DIED and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest import mock
 
 import processes
 import pytest
+import tasks
 
 from ipc import _core
 from pool import Failure, Future, Pool
@@ -330,6 +332,19 @@ def test_kill_stops_an_endless_loop_at_once_and_is_never_retried(tmp_path: Path)
         assert processes.named(marker) == []
         assert pool.submit(_brief, 0).result(20) == "done"
     assert took <= KILLED_WITHIN + jitter.margin
+
+
+def test_a_worker_that_finds_its_task_condemned_before_the_monitor_does_was_killed_too(gate: tasks.Gate) -> None:
+    """It leaves by itself; nobody had asked for workers that are replaced after so many tasks."""
+    with Pool(1) as pool:
+        future = pool.submit(tasks.hold, gate.path)
+        gate.await_start()
+        with mock.patch.object(pool._client, "_command"):  # the monitor hears of it later, here never
+            assert future.kill()
+        gate.open()
+        assert isinstance(future.exception(20), TaskKilled)
+        assert pool.submit(_brief, 0).result(20) == "done"
+        assert pool.insights().workers[0].restarts == {"killed": 1}
 
 
 @pytest.mark.timeout(60)

@@ -42,7 +42,7 @@ class Scale(NamedTuple):
     """How much of each part. An empty tuple, or text, chooses all."""
 
     campaign: float = 1800.0  # seconds at least; then on, until there were enough kills
-    soak: float = 7200.0  # seconds
+    soak: float = 5400.0  # seconds
     every: float = 5.0  # seconds between two counts of a soak
     kills: int = 300  # for times, on the machine as it is and on a busy one
     clients: int = 500  # the same
