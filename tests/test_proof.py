@@ -1,11 +1,14 @@
 """`make proof`: its pure parts, and the least of the whole. What matters is that it says no more than was found."""
 
+import json
 import math
 import os
 import re
 import runpy
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -363,6 +366,30 @@ def test_a_pool_that_stands_still_at_the_end_has_hung(tmp_path: Path) -> None:
     way = peers.Way("", lambda: Fake({1: "stop"}), Fake.give, Future.done, Future.result, lambda pool: None)
     found = peers.Run(way._replace(patience=0.2), str(path), 1).play(kills=0, seconds=9.0)
     assert (found["hung"], found["rebuilt"], found["lost"]) == (1, 0, found["accepted"] - 1)
+
+
+@pytest.mark.parametrize(("hung", "slow", "mark"), [(False, False, ""), (False, True, "≥ "), (True, False, "≥ ")])
+def test_a_recovery_is_cut_off_if_the_pool_hung_or_its_end_was_not_awaited(
+    hung: bool, slow: bool, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "END", 0.2 if slow else 9.0)
+    path = tmp_path / "ledger"
+    path.touch()
+    awaited = threading.Event()
+    end = awaited.wait if slow else lambda: None
+    way = peers.Way("", lambda: Fake({}), Fake.give, Future.done, Future.result, lambda pool: end())
+    run = peers.Run(way, str(path), 1)
+    run.killed = {1: time.monotonic_ns() - 3 * 10**9, 2: time.monotonic_ns() - 2 * 10**9}
+    run._began = {3: run.killed[1] + 10**6}  # before the pool was over: not cut off
+    run._give_up(Fake({}), hung)
+    awaited.set()
+    run._began[4] = time.monotonic_ns() + 10**6
+    found = json.loads(json.dumps(run._figures()))
+    assert found["recovery ms p50"] == "1.0"
+    assert re.fullmatch(rf"max {mark}\d{{4,}}\.\d", found["recovery ms p99"])
+    text = peers.text({"another": {"version": "1.0", **found}}, 7.0)
+    told = dict(zip(peers.COLUMNS, cells(text, "another"), strict=True))
+    assert told["recovery ms p99"] == found["recovery ms p99"]
 
 
 def test_a_pool_that_fails_its_tasks_though_nobody_is_killed_is_not_compared(tmp_path: Path) -> None:
