@@ -863,7 +863,7 @@ def miss(bug: Planted, folder: Path) -> str | None:
 def has_found(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether a check has ended because the core is not as it should be: by what it says, or by a signal (of its alarm,
     or because the core has crashed). A program that cannot run ends with another code, and says something else."""
-    said = re.search(r"broken promise: |(Thread|Address)Sanitizer: | runtime error: ", done.stderr)
+    said = re.search(r"broken promise: |(Thread|Address)Sanitizer: | runtime error: |ERROR: libFuzzer: ", done.stderr)
     return done.returncode < 0 or (done.returncode > 0 and said is not None)
 
 
@@ -898,6 +898,8 @@ def misses(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         (66, "WARNING: ThreadSanitizer: data race (pid=4)", True),
         (1, "==4==ERROR: AddressSanitizer: heap-use-after-free", True),
         (1, "x.c:9:3: runtime error: shift exponent 64 is too large", True),
+        (71, "==4== ERROR: libFuzzer: out-of-memory (malloc(4294967334))", True),
+        (1, "INFO: Running with entropic power schedule\nlibFuzzer: no such file", False),
         (-14, "", True),
     ],
 )
