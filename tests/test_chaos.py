@@ -239,13 +239,14 @@ def test_no_two_pages_of_large_values_are_the_same() -> None:
 
 @pytest.mark.timeout(60)
 def test_what_a_pool_without_monitor_refuses_has_no_outcome(capsys: pytest.CaptureFixture[str]) -> None:
-    """And only that: the batch before is told as always."""
+    """And only that: the batch before is told as always; some of it hangs, so it ends by that death, which is known."""
     events = [
-        batch("submit", 0, 20), Event("end by monitor", {}), batch("submit", 20, 5), batch("imap", 30, 5),
+        batch("submit", 0, 20, "late"), Event("end by monitor", {}), batch("submit", 20, 5), batch("imap", 30, 5),
     ]  # fmt: skip
     figures = played(Plan("ends", 1, 1, 0.0, False, events, "interrupt"), capsys)
     assert figures["tasks"] == 30
     assert figures["ended: not told"] == 10
+    assert figures["ended: broken"] > 0
 
 
 # ---- what is looked at, and episodes

@@ -1,5 +1,6 @@
 """A task that writes into the shared memory hurts what was published, and nothing else."""
 
+import contextlib
 import ctypes
 import itertools
 import re
@@ -41,7 +42,11 @@ def test_every_task_ends_and_the_pool_goes_on(part: str) -> None:
         assert kinds[errors.SegmentCorrupt] <= 1024  # no more than there are rows: the others were not published
         assert pool._client.unfinished == 0
         # If the task that did it was the last to end, nobody has looked since: what is published now may be hurt too.
-        assert type(pool.submit(tasks.square, 1).exception(timeout=30)) in {type(None), errors.SegmentCorrupt}
+        last = type(pool.submit(tasks.square, 1).exception(timeout=30))
+        assert last in {type(None), errors.SegmentCorrupt}
+        if errors.SegmentCorrupt not in {*kinds, last}:
+            with contextlib.suppress(errors.SegmentCorrupt):  # nor was that found by the one: now it is
+                list(pool.imap(tasks.square, range(100)))
         assert list(pool.imap(tasks.square, range(100))) == [x * x for x in range(100)]
 
 
